@@ -1,0 +1,56 @@
+"""EigenCache: from a model to the tables and figures of a paper. `snakemake -n` shows the jobs."""
+
+import json
+import os
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from eigencache.experiment import Experiment
+from eigencache.provenance import source_hash
+
+min_version("9.12")
+
+
+configfile: "config.yaml"
+
+
+try:
+    E = Experiment(config, workflow.source_path("workflow/schemas/config.schema.yaml"))
+except (ValueError, OSError) as error:
+    raise WorkflowError(f"configuration: {error}") from None
+
+# Jobs call `python`: let it be the one that runs this, whether or not its environment is active.
+python = os.path.dirname(sys.executable)
+os.environ.update(PATH=os.pathsep.join([python, *os.get_exec_path()]))
+shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
+
+
+wildcard_constraints:
+    experiment=E.config["experiment"],
+    label="|".join(E.labels),
+    shard="[0-9]{3}",
+
+
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/calibrate.smk"
+include: "workflow/rules/plan.smk"
+include: "workflow/rules/sample.smk"
+include: "workflow/rules/merge.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/table.smk"
+include: "workflow/rules/figure.smk"
+include: "workflow/rules/train.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        E.targets,
+
+
+onsuccess:
+    shell(
+        f"python -m eigencache.stages.timings results/{E.config['experiment']}/benchmarks"
+    )

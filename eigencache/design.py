@@ -1,0 +1,126 @@
+"""Optimal design: the full steps that make a predictor's expected sampling error smallest.
+
+Let C be the second-moment matrix of the tapped output, and let the sampler move by
+x_{s+1} = x_s + d_s f_s. If the steps strictly between two consecutive full steps c < d are
+forecast with weights w_s from the last M full steps, the sampler's error over that gap is
+e = sum_s d_s (sum_a w_sa f_a - f_s): linear in the features, so E|e|^2 = q^T C q with q the
+collected coefficients. The design minimises the sum over gaps of sqrt(E|e|^2). The state of the
+dynamic programme is the last M full steps, so that its optimum is exact and its budget too.
+"""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+
+from eigencache.plan import Plan
+from eigencache.predictors import Predictor
+
+# The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
+MAX_TABLE = 40_000_000
+
+
+def step_sizes(timesteps) -> np.ndarray:
+    """Return d, float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
+
+    Of flow matching, sigma = timestep / 1000, and the sampler ends at sigma 0.
+    """
+    return np.diff(np.append(np.asarray(timesteps, np.float64) / 1000, 0.0))
+
+
+def gap_coefficients(plan: Plan, stream: str = "output") -> np.ndarray:
+    """Return q, float64 `[gaps, T]`: the sampler's error over each gap as weights of the features.
+
+    The i-th row belongs to the gap after the i-th full step; it is zero where the next step is
+    full too. For one trajectory of features f `[T, D]`, the errors are `q @ f`.
+    """
+    sizes = step_sizes(plan.timesteps)
+    residual = np.where(plan.full[:, None], 0.0, plan.weights_of(stream) - np.eye(len(plan)))
+    gap = np.cumsum(plan.full) - 1
+    rows = np.zeros((plan.full.sum(), len(plan)))
+    np.add.at(rows, gap, sizes[:, None] * residual)
+    return rows
+
+
+def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> float:
+    """Return the design objective of any plan: the sum over its gaps of sqrt(q^T C q).
+
+    It is the root-mean-square error of a latent's element if the gaps' errors were to add up in
+    the same direction and were not fed back through the sampler; `matrix` is the kernel of the
+    output tap, float64 `[T, T]`.
+    """
+    q = gap_coefficients(plan, stream)
+    return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
+
+
+def optimal_steps(
+    predictor: Predictor, timesteps, matrix: np.ndarray, budgets: Iterable[int]
+) -> dict[int, tuple[int, ...]]:
+    """Return, for each budget, its optimal full steps, by one dynamic programme for all.
+
+    Args:
+        predictor: what fills the gaps.
+        timesteps: float `[T]`.
+        matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
+        budgets: numbers of full steps, each from 1 to T.
+
+    Raises:
+        ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table.
+    """
+    count, window = len(timesteps), predictor.window
+    budgets = sorted(set(budgets))
+    if not budgets or budgets[0] < 1 or budgets[-1] > count:
+        raise ValueError(f"budgets {budgets} must lie between 1 and the {count} steps")
+    if count ** (window + 1) > MAX_TABLE:
+        raise ValueError(f"a window of {window} over {count} steps is too large to design exactly")
+    errors = {m: gap_errors(predictor, timesteps, matrix, m) for m in range(1, window + 1)}
+    value = np.where(np.arange(count) == 0, 0.0, np.inf)  # one full step so far: step 0
+    dropped, designs = {}, {}
+    for used in range(1, budgets[-1] + 1):
+        gap = errors[min(used, window)]
+        if used in budgets:
+            state = np.unravel_index(np.argmin(value + gap[..., count]), value.shape)
+            designs[used] = _trace(state, dropped, used, window)
+        total = value[..., None] + gap[..., :count]
+        if used < window:
+            value = total
+        else:  # the oldest step leaves the window; remember which one it was
+            dropped[used + 1] = total.argmin(0).astype(np.int16)
+            value = np.take_along_axis(total, dropped[used + 1][None].astype(np.intp), 0)[0]
+    return designs
+
+
+def gap_errors(predictor: Predictor, timesteps, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Return the table of sqrt(E|e|^2) for every gap behind every window of `size` full steps.
+
+    Float64 `[T] * size + [T + 1]`: the window's steps ascending, then the next full step, or T
+    for a gap that runs to the end. Entries that are no ascending sequence are infinite.
+    """
+    count, sizes = len(timesteps), step_sizes(timesteps)
+    table = np.full((count,) * size + (count + 1,), np.inf)
+    for last in range(size - 1, count):
+        heads = list(combinations(range(last), size - 1))
+        windows = np.array([(*head, last) for head in heads])
+        skipped = np.arange(last + 1, count)
+        weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
+        moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
+        # q[:, k] is the gap that skips k steps; it moves along the window and misses the truth.
+        q = np.zeros((len(windows), len(skipped) + 1, count))
+        past = np.broadcast_to(windows[:, None, :], moved.shape)
+        np.put_along_axis(q[:, 1:], past, moved, axis=-1)
+        q[:, 1:, last + 1 :] -= np.tri(len(skipped)) * sizes[skipped]
+        table[(*windows.T, slice(last + 1, None))] = np.sqrt(np.maximum(_energy(q, matrix), 0))
+    return table
+
+
+def _energy(q: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return q^T C q of every row of q `[..., T]`."""
+    return ((q @ matrix) * q).sum(-1)
+
+
+def _trace(state, dropped, used: int, window: int) -> tuple[int, ...]:
+    """Walk back from the last window to step 0 through the steps that left the window."""
+    steps = [int(step) for step in state]
+    for k in range(used, window, -1):
+        steps.insert(0, int(dropped[k][tuple(steps[:window])]))
+    return tuple(steps)

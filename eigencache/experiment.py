@@ -1,0 +1,160 @@
+"""The experiment that a configuration describes: checked first, then asked for its parts."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+from eigencache.methods import METHODS
+from eigencache.plan import BASELINES, FULL, TAPS
+from eigencache.prompts import read_prompts, refuse_overlap
+
+# The kernel that every experiment has: of the network's output, as design wants it.
+OUTPUT_KERNEL = "output.full.second-moment"
+FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel"), (".pdf", ".png")
+
+
+class ConfigError(ValueError):
+    """The configuration has a mistake; the message names the key, the value and what is allowed."""
+
+
+class Experiment:
+    """One experiment, from a validated configuration.
+
+    Args:
+        config: as read from YAML; it is not changed.
+        schema: path of the JSON schema, which also holds the defaults.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not allowed.
+        FileNotFoundError, ValueError: a prompt file is missing or faulty.
+    """
+
+    def __init__(self, config: Mapping, schema: str | Path):
+        self.config = _with_defaults(config, yaml.safe_load(Path(schema).read_text()))
+        self._check_budgets()
+        for label, spec in self.config["methods"].items():
+            _check_method(label, spec)
+        calibration = self.config["calibration"]
+        self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
+        self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
+        # Whole files are compared: another `num_prompts` must not turn a leak on or off.
+        refuse_overlap(read_prompts(calibration["prompts"]), read_prompts(self.config["prompts"]))
+        if calibration["seed"] == self.config["seed"]:
+            raise ConfigError(
+                f"calibration.seed: {calibration['seed']} is the seed of the evaluation too; "
+                "choose another, so that calibration never sees evaluation noise"
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """What the methods are called here, the full run first."""
+        return [FULL, *self.config["methods"]]
+
+    @property
+    def planned(self) -> list[str]:
+        """The labels whose runs follow a plan."""
+        return [label for label in self.labels if self.spec(label)["method"] not in BASELINES]
+
+    @property
+    def shards(self) -> list[str]:
+        """The names of the shards of the evaluation prompts."""
+        return [f"{shard:03d}" for shard in range(self.config["shards"])]
+
+    @property
+    def kernels(self) -> list[str]:
+        """The kernels to calibrate, as TAP.FEATURES.NORMALISATION."""
+        return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
+
+    @property
+    def targets(self) -> list[str]:
+        """The files that the whole experiment is for: the summary and every figure."""
+        name = self.config["experiment"]
+        figures = [f"figures/{name}/{figure}" for figure in FIGURES]
+        return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
+
+    def spec(self, label: str) -> dict:
+        """Return the method of a label and its options: `{"method": name, option: value ...}`."""
+        return {"method": FULL} if label == FULL else self.config["methods"][label]
+
+    def kernel(self, label: str) -> str:
+        """Return the kernel from which the plans of a label are made.
+
+        A method that needs none is given the output kernel, for its timesteps alone.
+        """
+        spec = self.spec(label)
+        method = METHODS[spec["method"]]
+        if not method.needs_kernel:
+            return OUTPUT_KERNEL
+        return f"{spec.get('tap', method.tap)}.{method.features}.{method.normalisation}"
+
+    def plans(self, label: str) -> list[str]:
+        """Return the plan files of a label, one for each budget; none of a label without plans."""
+        if label not in self.planned:
+            return []
+        folder = f"results/{self.config['experiment']}/plans/{label}"
+        return [f"{folder}/{budget}.safetensors" for budget in self.config["budgets"]]
+
+    def _check_budgets(self) -> None:
+        steps = self.config["sampler"]["num_steps"]
+        for i, budget in enumerate(self.config["budgets"]):
+            if budget > steps:
+                raise ConfigError(f"budgets.{i}: {budget} exceeds the {steps} of sampler.num_steps")
+        for figure, settings in self.config["figures"].items():
+            budget = settings.get("budget")
+            if budget is not None and budget not in self.config["budgets"]:
+                raise ConfigError(
+                    f"figures.{figure}.budget: {budget} is not one of budgets "
+                    f"{self.config['budgets']}"
+                )
+
+
+def _check_method(label: str, spec: Mapping) -> None:
+    """Raise a ConfigError if a method or an option of it does not exist or has a bad value."""
+    where, name = f"methods.{label}", spec["method"]
+    if name == FULL or name not in {*METHODS, *BASELINES}:
+        allowed = [*METHODS, *(b for b in BASELINES if b != FULL)]
+        raise ConfigError(f"{where}.method: {name!r} is unknown; there are {allowed}")
+    if "tap" in spec and spec["tap"] not in TAPS:
+        raise ConfigError(f"{where}.tap: {spec['tap']!r} is unknown; there are {list(TAPS)}")
+    options = {key: value for key, value in spec.items() if key not in ("method", "tap")}
+    allowed = METHODS[name].options if name in METHODS else ()
+    for key, value in options.items():
+        if key not in allowed:
+            raise ConfigError(f"{where}.{key}: {name} has no such option; it has {list(allowed)}")
+        try:
+            METHODS[name].parts(full_steps=1, **{key: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}.{key}: {value!r} is not allowed: {error}") from error
+
+
+def _with_defaults(config: Mapping, schema: Mapping) -> dict:
+    """Return a copy of `config` with the schema's defaults, or raise a ConfigError."""
+    config = copy.deepcopy(dict(config))
+    _fill(config, schema)
+    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: e.json_path)
+    if errors:
+        raise ConfigError("; ".join(_explain(error) for error in errors))
+    return config
+
+
+def _fill(values: dict, schema: Mapping) -> None:
+    for key, part in schema.get("properties", {}).items():
+        if "default" in part and key not in values:
+            values[key] = copy.deepcopy(part["default"])
+        if isinstance(values.get(key), dict):
+            _fill(values[key], part)
+
+
+def _explain(error: ValidationError) -> str:
+    where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
+    if error.validator == "additionalProperties" and "properties" in error.schema:
+        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
+        return f"{where}: unknown keys {unknown}; allowed are {sorted(error.schema['properties'])}"
+    if error.validator == "required":
+        return f"{where}: {error.message}"
+    rule = f"{error.validator} {error.validator_value}"
+    return f"{where}: {error.instance!r} is not allowed; it must have {rule}"

@@ -1,0 +1,177 @@
+"""The kernel: how a model's features at any two sampler steps go together, by calibration."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from eigencache.files import read_arrays, write_arrays
+
+FORMAT = "eigencache-kernel-1"
+NORMALISATIONS = ("second-moment", "cosine")
+
+
+class KernelError(ValueError):
+    """A kernel is malformed or damaged, or two kernels do not belong together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """Second-moment matrices over the `T` sampler steps, one for each tapped stream.
+
+    With `f_s` the feature at step `s` as a vector of `D` numbers, the matrix of a stream is
+    `C[s, t] = mean over runs of <f_s, f_t> / D`. It is uncentred on purpose: the best linear
+    forecast of a raw feature needs the second moment. `normalisation="cosine"` is what the
+    EigenCache authors describe instead: the mean over runs of the cosine between f_s and f_t.
+
+    Sums over runs are kept, in float64, so that kernels of different runs merge by addition.
+
+    Attributes:
+        sums: stream name to float64 `[T, T]`, the sum over runs; divide by `runs` for the mean.
+        runs: how many calibration runs (prompt, seed) were summed.
+        timesteps: float64 `[T]`; the sampler's timesteps.
+        tap: where the features were taken; one of `eigencache.plan.TAPS`.
+        features: what was kept of them: "full" or "token-mean" (`eigencache.taps.FEATURES`).
+        normalisation: "second-moment" or "cosine".
+        model: fingerprint of the calibrated model (`eigencache.taps.fingerprint`).
+        source: where it came from: prompt file, seed ... (text to text).
+
+    Raises:
+        KernelError: a shape or a value is wrong; the message says which.
+    """
+
+    sums: Mapping[str, np.ndarray]
+    runs: int
+    timesteps: np.ndarray
+    tap: str
+    features: str = "full"
+    normalisation: str = "second-moment"
+    model: str | None = None
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        timesteps = np.array(self.timesteps, np.float64)
+        sums = {name: np.array(matrix, np.float64) for name, matrix in self.sums.items()}
+        for array in (timesteps, *sums.values()):
+            array.setflags(write=False)
+        object.__setattr__(self, "timesteps", timesteps)
+        object.__setattr__(self, "sums", MappingProxyType(sums))
+        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+        self._check()
+
+    def _check(self) -> None:
+        steps = len(self.timesteps)
+        if not self.sums or self.runs < 1:
+            raise KernelError("a kernel needs at least one stream and one run")
+        if self.normalisation not in NORMALISATIONS:
+            raise KernelError(f"normalisation {self.normalisation!r} is not in {NORMALISATIONS}")
+        for name, matrix in self.sums.items():
+            if matrix.shape != (steps, steps):
+                raise KernelError(f"stream {name!r}: shape {matrix.shape}, not {(steps, steps)}")
+            if not np.isfinite(matrix).all():
+                raise KernelError(f"stream {name!r}: not finite; a calibration run diverged")
+            if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-12):
+                raise KernelError(f"stream {name!r}: not symmetric")
+
+    @classmethod
+    def of_run(
+        cls, trajectory: Mapping[str, np.ndarray], timesteps, normalisation="second-moment", **kept
+    ) -> "Kernel":
+        """Return the kernel of one run from its trajectory: stream name to float `[T, D]`.
+
+        Other keywords (`tap`, `features`, `model`, `source`) become the attributes of that name.
+
+        Raises:
+            KernelError: a feature is all zero where a cosine is asked for, or not finite.
+        """
+        sums = {}
+        for name, matrix in trajectory.items():
+            matrix = np.asarray(matrix, np.float64)
+            gram = matrix @ matrix.T / matrix.shape[1]
+            if normalisation == "cosine":
+                norm = np.sqrt(np.diag(gram))
+                if not (norm > 0).all():
+                    raise KernelError(f"stream {name!r}: a feature is zero and has no cosine")
+                gram = gram / np.outer(norm, norm)
+            sums[name] = gram
+        return cls(sums, 1, timesteps, normalisation=normalisation, **kept)
+
+    def __add__(self, other: "Kernel") -> "Kernel":
+        """Return the kernel of both sets of runs.
+
+        Raises:
+            KernelError: the two differ in anything but their runs.
+        """
+        for name in ("tap", "features", "normalisation", "model"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise KernelError(f"kernels differ in {name}: {mine!r} and {theirs!r}")
+        if self.sums.keys() != other.sums.keys():
+            raise KernelError("kernels differ in their streams")
+        if not np.array_equal(self.timesteps, other.timesteps):
+            raise KernelError("kernels differ in their timesteps")
+        sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
+        return Kernel(
+            sums, self.runs + other.runs, self.timesteps, self.tap, self.features,
+            self.normalisation, self.model, self.source,
+        )  # fmt: skip
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of the tapped streams."""
+        return tuple(self.sums)
+
+    def matrix(self, stream: str | None = None) -> np.ndarray:
+        """Return the float64 `[T, T]` matrix of a stream; of None, the mean over all streams.
+
+        Raises:
+            KernelError: there is no such stream.
+        """
+        if stream is None:
+            return sum(self.sums.values()) / (self.runs * len(self.sums))
+        if stream not in self.sums:
+            raise KernelError(f"no stream {stream!r} in the kernel; it has {self.streams}")
+        return self.sums[stream] / self.runs
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata."""
+        metadata = {
+            "runs": str(self.runs),
+            "tap": self.tap,
+            "features": self.features,
+            "normalisation": self.normalisation,
+            "model": json.dumps(self.model),
+            "source": json.dumps(dict(self.source), sort_keys=True),
+        }
+        arrays = {f"sums/{name}": matrix for name, matrix in self.sums.items()}
+        write_arrays(path, arrays | {"timesteps": self.timesteps}, FORMAT, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Kernel":
+        """Read a kernel that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            KernelError: the file is truncated, is not a kernel, or holds an invalid one.
+        """
+        arrays, metadata = read_arrays(path, FORMAT, KernelError)
+        try:
+            return cls(
+                {
+                    name.removeprefix("sums/"): matrix
+                    for name, matrix in arrays.items()
+                    if name.startswith("sums/")
+                },
+                int(metadata["runs"]),
+                arrays["timesteps"],
+                tap=metadata["tap"],
+                features=metadata["features"],
+                normalisation=metadata["normalisation"],
+                model=json.loads(metadata["model"]),
+                source=json.loads(metadata["source"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error

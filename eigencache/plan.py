@@ -1,0 +1,174 @@
+"""The plan: which steps are computed in full, and how every other step is forecast from them.
+
+Almost every published caching method is a plan: it forecasts the feature of a skipped step as a
+fixed weighted sum of the features of earlier full steps. Methods differ in the weights alone, and
+the weights depend on nothing but which steps are full. See `eigencache.methods` for the table.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from eigencache.files import read_arrays, write_arrays
+
+FORMAT = "eigencache-plan-1"
+# Where features can be taken; `eigencache.taps` finds the modules.
+TAPS = ("output", "modules")
+# Runs without a plan: every step in full, and the same sampler with fewer steps.
+FULL, FEWER_STEPS = "full", "fewer-steps"
+BASELINES = (FULL, FEWER_STEPS)
+
+
+class PlanError(ValueError):
+    """A plan is malformed, damaged, or does not belong to this sampler or model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which of `T` sampler steps are full, and the weights that forecast the others.
+
+    Attributes:
+        full: bool `[T]`; step 0 is always full.
+        weights: float64 `[T, T]`, one matrix for every tapped stream, or `[S, T, T]`, one for each
+            of `streams`. Row `s` of a skipped step holds its weights over the full steps before
+            `s`; it is zero elsewhere, and the row of a full step is zero.
+        timesteps: float64 `[T]`; the sampler's timesteps (`scheduler.timesteps`) it was made for.
+        tap: where in the network features are taken; one of `TAPS`.
+        streams: the `S` stream names of `weights`; empty when one matrix serves all.
+        model: fingerprint of the model it was calibrated on (`eigencache.taps.fingerprint`);
+            None when the weights do not depend on a model.
+        source: where the plan came from: method, schedule, predictor, kernel ... (text to text).
+
+    Raises:
+        PlanError: a shape, a value or the causal structure is wrong; the message says which.
+    """
+
+    full: np.ndarray
+    weights: np.ndarray
+    timesteps: np.ndarray
+    tap: str
+    streams: tuple[str, ...] = ()
+    model: str | None = None
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        full = _frozen(self.full, bool)
+        weights = _frozen(self.weights, np.float64)
+        timesteps = _frozen(self.timesteps, np.float64)
+        object.__setattr__(self, "full", full)
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "timesteps", timesteps)
+        object.__setattr__(self, "streams", tuple(self.streams))
+        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+        if self.tap not in TAPS:
+            raise PlanError(f"unknown tap {self.tap!r}; there are {TAPS}")
+        _check(full, weights, timesteps, self.streams)
+
+    def __len__(self) -> int:
+        """The number of sampler steps, `T`."""
+        return len(self.full)
+
+    @property
+    def full_steps(self) -> tuple[int, ...]:
+        """The indices of the full steps, ascending; the first is 0."""
+        return tuple(int(s) for s in np.flatnonzero(self.full))
+
+    def weights_of(self, stream: str) -> np.ndarray:
+        """Return the float64 `[T, T]` weights of one stream.
+
+        Raises:
+            PlanError: the plan has one matrix per stream and none for `stream`.
+        """
+        if self.weights.ndim == 2:
+            return self.weights
+        if stream not in self.streams:
+            raise PlanError(f"the plan has no weights for stream {stream!r}; it has {self.streams}")
+        return self.weights[self.streams.index(stream)]
+
+    def check_timesteps(self, timesteps) -> None:
+        """Refuse a sampler whose timesteps (float `[T]`) are not those the plan was made for.
+
+        Raises:
+            PlanError: the number of steps or a timestep differs; the message names the first.
+        """
+        timesteps = np.asarray(timesteps, np.float64)
+        if timesteps.shape != self.timesteps.shape:
+            raise PlanError(
+                f"the plan was made for {len(self)} steps, the sampler takes {len(timesteps)}: "
+                "sample with the plan's number of steps, or make a plan for this one"
+            )
+        wrong = np.flatnonzero(~np.isclose(timesteps, self.timesteps, rtol=1e-4, atol=1e-4))
+        if len(wrong):
+            s = wrong[0]
+            raise PlanError(
+                f"the plan was made for timestep {self.timesteps[s]:g} at step {s}, the sampler is "
+                f"at {timesteps[s]:g}: the scheduler, its shift or the resolution differs from "
+                "the one that the plan was made for"
+            )
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata."""
+        metadata = {
+            "tap": self.tap,
+            "streams": json.dumps(self.streams),
+            "model": json.dumps(self.model),
+            "source": json.dumps(dict(self.source), sort_keys=True),
+        }
+        arrays = {"full": self.full, "weights": self.weights, "timesteps": self.timesteps}
+        write_arrays(path, arrays, FORMAT, metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            PlanError: the file is truncated, is not a plan, or holds an invalid one.
+        """
+        arrays, metadata = read_arrays(path, FORMAT, PlanError)
+        try:
+            return cls(
+                **arrays,
+                tap=metadata["tap"],
+                streams=json.loads(metadata["streams"]),
+                model=json.loads(metadata["model"]),
+                source=json.loads(metadata["source"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
+
+
+def _frozen(values, dtype) -> np.ndarray:
+    array = np.array(values, dtype)
+    array.setflags(write=False)
+    return array
+
+
+def _check(full, weights, timesteps, streams) -> None:
+    """Raise a PlanError that names the first thing wrong with a plan's arrays."""
+    steps = len(full) if full.ndim == 1 else 0
+    if steps == 0:
+        raise PlanError(f"`full` must be a vector with one entry a step, got shape {full.shape}")
+    expected = (len(streams), steps, steps) if streams else (steps, steps)
+    if weights.shape != expected:
+        raise PlanError(f"`weights` must have shape {expected}, got {weights.shape}")
+    if timesteps.shape != (steps,):
+        raise PlanError(f"`timesteps` must have shape {(steps,)}, got {timesteps.shape}")
+    if len(set(streams)) != len(streams):
+        raise PlanError(f"stream names must differ, got {streams}")
+    if not full[0]:
+        raise PlanError("step 0 must be full: there is nothing earlier to forecast it from")
+    for name, array in (("weights", weights), ("timesteps", timesteps)):
+        if not np.isfinite(array).all():
+            raise PlanError(f"`{name}` must be finite")
+    allowed = ~full[:, None] & full[None, :] & np.tri(steps, k=-1, dtype=bool)
+    if (weights != 0)[..., ~allowed].any():
+        s, a = np.argwhere(((weights != 0) & ~allowed).reshape(-1, steps, steps).any(0))[0]
+        raise PlanError(
+            f"weights[{s}, {a}] must be zero: only skipped steps have weights, and only over "
+            "full steps before them"
+        )

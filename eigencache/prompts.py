@@ -1,0 +1,50 @@
+"""Prompt files: one prompt a line."""
+
+import os
+from pathlib import Path
+
+
+def read_prompts(path: str | os.PathLike, count: int | None = None) -> list[str]:
+    """Return the first `count` prompts of a UTF-8 file (all of them by default), in its order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is empty or occurs twice, or the file has fewer than `count` prompts.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such prompt file")
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        prompt = line.strip()
+        if not prompt:
+            raise ValueError(f"{path}, line {number}: empty; write one prompt a line")
+        if prompt in seen:
+            raise ValueError(f"{path}, line {number}: the same prompt as line {seen[prompt]}")
+        seen[prompt] = number
+    if not seen:
+        raise ValueError(f"{path}: no prompts; write one a line")
+    if count is not None and count > len(seen):
+        raise ValueError(f"{path}: {count} prompts are asked for, it has {len(seen)}")
+    return list(seen)[:count]
+
+
+def refuse_overlap(calibration: list[str], evaluation: list[str]) -> None:
+    """Raise a ValueError that names a prompt which stands in both lists, if there is one."""
+    both = set(calibration) & set(evaluation)
+    if both:
+        raise ValueError(
+            f"{len(both)} calibration prompts are evaluation prompts too, for instance "
+            f"{min(both)!r}: calibration must never see evaluation prompts; remove them from one"
+        )
+
+
+def shard_indices(count: int, shard: int, shards: int) -> range:
+    """Return the prompt indices of one shard: contiguous, sizes differing by one at most.
+
+    Raises:
+        ValueError: the shard does not exist.
+    """
+    if not 0 <= shard < shards:
+        raise ValueError(f"shard {shard} is not one of the {shards} shards 0 to {shards - 1}")
+    return range(count * shard // shards, count * (shard + 1) // shards)

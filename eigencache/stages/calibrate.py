@@ -1,0 +1,104 @@
+"""Calibrate: run the model on calibration prompts and sum up the kernels of its features."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from eigencache.kernel import Kernel
+from eigencache.prompts import read_prompts
+from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
+from eigencache.stages import run
+from eigencache.stages.fetch import verified
+from eigencache.taps import FEATURES, fingerprint, tapped
+
+
+@contextlib.contextmanager
+def recording(transformer, tap: str, features: str) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Record what a tap's modules return inside a `with` block.
+
+    Yields:
+        stream name to one float32 `[D]` tensor a call, compressed as `features` says
+        (`eigencache.taps.FEATURES`), on the CPU.
+    """
+    compress = FEATURES[features]
+    streams = tapped(transformer, tap).streams
+    trajectory = {stream: [] for stream in streams}
+
+    def keep(record, module, args, output):
+        record.append(compress(output).cpu())
+
+    with contextlib.ExitStack() as stack:
+        for stream, module in streams.items():
+            hook = module.register_forward_hook(partial(keep, trajectory[stream]))
+            stack.callback(hook.remove)
+        yield trajectory
+
+
+def calibrate(
+    pipe, prompts: list[str], settings: Settings, seed: int, kinds: list[tuple[str, str, str]]
+) -> list[Kernel]:
+    """Return one kernel for each kind, from full runs of every prompt.
+
+    Only one trajectory is held at a time, so memory does not grow with the number of prompts.
+
+    Args:
+        pipe: from `eigencache.sampler.load_pipeline`.
+        prompts: calibration prompts; run `i` has the noise of `image_seed(seed, i)`.
+        settings: how to call the pipeline.
+        seed: of the calibration; it must differ from every evaluation seed.
+        kinds: (tap, features, normalisation) of each kernel.
+    """
+    kernels: list[Kernel | None] = [None] * len(kinds)
+    source = {"prompts": str(len(prompts)), "seed": str(seed)}
+    for index, prompt in enumerate(tqdm(prompts, desc="calibrate", unit="run")):
+        text = encode(pipe, prompt, settings)
+        with contextlib.ExitStack() as stack:
+            recorded = {
+                kind[:2]: stack.enter_context(recording(pipe.transformer, *kind[:2]))
+                for kind in kinds
+            }
+            sample(pipe, text, settings, image_seed(seed, index))
+        timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
+        for i, (tap, features, normalisation) in enumerate(kinds):
+            trajectory = {
+                stream: torch.stack(steps).numpy()
+                for stream, steps in recorded[tap, features].items()
+            }
+            kernel = Kernel.of_run(
+                trajectory, timesteps, normalisation, tap=tap, features=features,
+                model=fingerprint(pipe.transformer), source=source,
+            )  # fmt: skip
+            kernels[i] = kernel if kernels[i] is None else kernels[i] + kernel
+    return kernels
+
+
+def main(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    kinds = [tuple(Path(path).stem.split(".")) for path in arguments.kernels]
+    settings = Settings(**json.loads(arguments.sampler))
+    prompts = read_prompts(arguments.prompts, arguments.num_prompts)
+    pipe = load_pipeline(verified(arguments.model), settings.dtype)
+    kernels = calibrate(pipe, prompts, settings, arguments.seed, kinds)
+    for path, kernel in zip(arguments.kernels, kernels, strict=True):
+        kernel.save(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("calibrate", description=__doc__)
+    parser.add_argument("--model", required=True, help="the manifest of a fetched model")
+    parser.add_argument("--prompts", required=True)
+    parser.add_argument("--num-prompts", type=int)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--sampler", required=True, help="the settings, as JSON")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--kernels", nargs="+", required=True,
+        help="files to write, named TAP.FEATURES.NORMALISATION.safetensors",
+    )  # fmt: skip
+    run(main, parser)

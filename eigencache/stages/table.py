@@ -1,0 +1,53 @@
+"""Table: one row per run, from the records and scores of every method."""
+
+import argparse
+
+import pandas as pd
+
+from eigencache.files import replacing
+from eigencache.plan import FULL
+from eigencache.stages import run
+
+
+def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per run, in the order in which runs first occur.
+
+    Quality and `seconds` are means over images. `speedup` is the median of paired ratios: of the
+    full run's seconds to this run's, both of the same image and measured in the same job.
+    """
+    images = records.merge(scores, on=["run", "prompt_index"], validate="one_to_one")
+    images["ratio"] = images["reference_seconds"] / images["seconds"]
+    table = images.groupby("run", sort=False).agg(
+        method=("method", "first"),
+        num_steps=("num_steps", "first"),
+        full_steps=("full_steps", "max"),
+        psnr=("psnr", "mean"),
+        ssim=("ssim", "mean"),
+        clip_score=("clip_score", "mean"),
+        seconds=("seconds", "mean"),
+        speedup=("ratio", "median"),
+        decode_seconds=("decode_seconds", "mean"),
+        peak_memory_mb=("peak_memory_mb", "max"),
+        images=("prompt_index", "size"),
+        timed_images=("ratio", "count"),
+    )
+    table.loc[table.index == FULL, "speedup"] = 1.0  # it is what the others are timed against
+    return table.reset_index()
+
+
+def main(arguments: argparse.Namespace) -> None:
+    records = pd.concat(map(pd.read_csv, arguments.records), ignore_index=True)
+    scores = pd.concat(map(pd.read_csv, arguments.scores), ignore_index=True)
+    summary = summarise(records, scores)
+    with replacing(arguments.summary) as part:
+        summary.to_csv(part, index=False)
+    columns = ["run", "full_steps", "psnr", "ssim", "clip_score", "seconds", "speedup"]
+    print(summary[columns].to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("table", description=__doc__)
+    parser.add_argument("--records", nargs="+", required=True, help="one a method, in their order")
+    parser.add_argument("--scores", nargs="+", required=True, help="one a method")
+    parser.add_argument("--summary", required=True, help="CSV to write")
+    run(main, parser)

@@ -1,0 +1,121 @@
+"""The configuration: its defaults, and a message for every mistake."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eigencache.experiment import ConfigError, Experiment
+from eigencache.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def experiment(config):
+    return Experiment(config, SCHEMA)
+
+
+def test_default_config_is_valid_and_full_comes_first(config):
+    ours = experiment(config)
+    assert ours.labels == ["full", *config["methods"]]
+    assert set(ours.planned) == set(config["methods"]) - {"fewer-steps"}
+
+
+def test_every_evaluation_prompt_is_left_out_of_calibration(config):
+    ours = experiment(config)
+    assert len(ours.prompts) >= 16
+    assert not set(ours.prompts) & set(ours.calibration_prompts)
+
+
+def test_defaults_come_from_the_schema(config):
+    for key in ("num_prompts", "shards", "threads", "timed_prompts"):
+        del config[key]
+    assert experiment(config).config["shards"] == 1
+
+
+def test_config_given_is_not_changed(config):
+    before = copy.deepcopy(config)
+    experiment(config)
+    assert config == before
+
+
+def test_kernel_is_calibrated_at_the_tap_that_a_method_uses(config):
+    config["methods"] = {
+        "a": {"method": "EigenCache-published"},
+        "b": {"method": "EigenCache-published", "tap": "output"},
+        "c": {"method": "TaylorSeer"},
+    }
+    ours = experiment(config)
+    assert ours.kernel("a") == "modules.token-mean.cosine"
+    assert ours.kernel("b") == "output.token-mean.cosine"
+    assert ours.kernel("c") == "output.full.second-moment"
+    assert set(ours.kernels) == {ours.kernel(label) for label in "abc"}
+
+
+def change(config, path, value):
+    *parents, last = path.split("/")
+    for key in parents:
+        config = config[key]
+    config[last] = value
+
+
+MISTAKES = [
+    ("sampler/num_stepz", 5, r"sampler: unknown keys \['num_stepz'\]; allowed are"),
+    ("sampler/num_steps", "fifty", "sampler.num_steps: 'fifty' is not allowed"),
+    ("sampler/dtype", "int8", r"sampler.dtype: 'int8' is not allowed.*bfloat16"),
+    ("shards", 0, "shards: 0 is not allowed.*minimum 1"),
+    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of sampler.num_steps"),
+    ("methods/FORA/method", "Fora", "methods.FORA.method: 'Fora' is unknown; there are"),
+    ("methods/FORA/order", 2, "methods.FORA.order: FORA has no such option"),
+    ("methods/FORA/tap", "blocks", "methods.FORA.tap: 'blocks' is unknown"),
+    ("methods/TaylorSeer-1/order", -1, "methods.TaylorSeer-1.order: -1 is not allowed"),
+    ("methods/TaylorSeer-1/order", "x", "methods.TaylorSeer-1.order: 'x' is not allowed"),
+    ("methods/fewer-steps/order", 1, "methods.fewer-steps.order: fewer-steps has no such option"),
+    ("methods/bad label", {"method": "FORA"}, "bad label"),
+    ("calibration/seed", 2026, "calibration.seed: 2026 is the seed of the evaluation too"),
+    ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), MISTAKES)
+def test_mistake_names_key_value_and_what_is_allowed(config, path, value, message):
+    change(config, path, value)
+    with pytest.raises(ConfigError, match=message):
+        experiment(config)
+
+
+def test_missing_key_is_named(config):
+    del config["sampler"]["height"]
+    with pytest.raises(ConfigError, match="sampler: 'height' is a required property"):
+        experiment(config)
+
+
+def test_missing_prompt_file_is_named(config):
+    config["prompts"] = "data/prompts/none.txt"
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such prompt file"):
+        experiment(config)
+
+
+def test_prompt_in_both_files_is_an_error(config, tmp_path):
+    both = tmp_path / "both.txt"
+    both.write_text("\n".join(experiment(config).calibration_prompts) + "\nand one more\n")
+    config["prompts"] = str(both)
+    config["num_prompts"] = 1
+    with pytest.raises(ValueError, match="calibration must never see evaluation prompts"):
+        experiment(config)
+
+
+def test_every_method_has_its_options_checked(config):
+    for name, method in METHODS.items():
+        config["methods"] = {"x": {"method": name, "nonsense": 1}}
+        with pytest.raises(ConfigError, match="has no such option"):
+            experiment(config)
+        assert method.cite

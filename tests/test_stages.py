@@ -1,0 +1,468 @@
+"""The stages and what they stand on: files, prompts, fetching, merging, the table, the metrics."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import flow_timesteps, sampling
+from PIL import Image
+
+from eigencache.files import replacing, sha256
+from eigencache.prompts import read_prompts, refuse_overlap, shard_indices
+from eigencache.stages import run
+from eigencache.stages.fetch import FetchError, fetch, pin, verified
+from eigencache.stages.merge import MergeError, merge
+from eigencache.stages.table import summarise
+
+# ---- Files
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "table.csv"
+    with replacing(path) as part:
+        assert part.suffix == ".csv"
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as part:
+        part.write_text("half a ne")
+        raise error
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_a_replaced_file(tmp_path):
+    umask = os.umask(0o022)
+    try:
+        with replacing(tmp_path / "x") as part:
+            part.write_text("x")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_sha256_is_of_the_bytes(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256(tmp_path / "x").startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+# ---- Prompts
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    def write(text: str):
+        path = tmp_path / "prompts.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_prompts_are_read_in_order(prompts):
+    path = prompts("a cat\n  a dog, süß \na fish")
+    assert read_prompts(path) == ["a cat", "a dog, süß", "a fish"]
+    assert read_prompts(path, 2) == ["a cat", "a dog, süß"]
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "message"),
+    [
+        ("", None, "no prompts"),
+        ("a\n\nb\n", None, "line 2: empty"),
+        ("a\n   \n", None, "line 2: empty"),
+        ("a\nb\n a \n", None, "line 3: the same prompt as line 1"),
+        ("a\nb\n", 3, "3 prompts are asked for, it has 2"),
+    ],
+)
+def test_a_faulty_prompt_file_is_named(prompts, text, count, message):
+    with pytest.raises(ValueError, match=rf"prompts\.txt.*{message}"):
+        read_prompts(prompts(text), count)
+
+
+def test_a_missing_prompt_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such prompt file"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_a_leak_of_prompts_is_refused():
+    refuse_overlap(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match=r"2 calibration prompts are evaluation prompts.*'b'"):
+        refuse_overlap(["a", "c", "b"], ["b", "c"])
+
+
+@pytest.mark.parametrize("count", [1, 7, 24])
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_shards_cover_every_prompt_once_and_evenly(count, shards):
+    parts = [list(shard_indices(count, shard, shards)) for shard in range(shards)]
+    assert [index for part in parts for index in part] == list(range(count))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("shard", "shards"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(shard, shards):
+    with pytest.raises(ValueError, match=f"shard {shard} is not one of the {shards}"):
+        shard_indices(10, shard, shards)
+
+
+# ---- Fetch
+
+
+@pytest.fixture
+def pinned(tmp_path):
+    """Return (table, folder of the model's source, folder to fetch into) of a model `m`."""
+    source, table = tmp_path / "source", tmp_path / "models.tsv"
+    (source / "part").mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    (source / "part" / "weights.bin").write_bytes(bytes(range(200)))
+    pin("m", source).to_csv(table, sep="\t", index=False)
+    return table, source, tmp_path / "models" / "m"
+
+
+def test_a_model_is_fetched_whole_and_its_manifest_written(pinned):
+    table, source, folder = pinned
+    fetch(table, "m", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(manifest) == ["config.json", "part/weights.bin"]
+    for name, facts in manifest.items():
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+        assert facts == {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    assert verified(folder / "manifest.json") == folder
+
+
+def altered(path):
+    path.write_bytes(b"\1" + path.read_bytes()[1:])
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def missing(path):
+    path.unlink()
+
+
+SPOILT = pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (altered, "its sha256 is not the pinned"),
+        (truncated, "has 199 bytes, 200 are pinned"),
+        (missing, "missing"),
+    ],
+)
+
+
+@SPOILT
+def test_a_spoilt_source_is_named_and_not_put_in_place(pinned, spoil, message):
+    table, source, folder = pinned
+    spoil(source / "part" / "weights.bin")
+    with pytest.raises(FetchError, match=rf"source/part/weights\.bin: {message}.*restore it"):
+        fetch(table, "m", folder)
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert left <= {"config.json"}
+
+
+@SPOILT
+def test_a_spoilt_copy_is_found_out_and_fetched_anew(pinned, spoil, message):
+    table, _, folder = pinned
+    fetch(table, "m", folder)
+    spoil(folder / "part" / "weights.bin")
+    with pytest.raises(FetchError, match=rf"m/part/weights\.bin: {message}.*delete .*manifest"):
+        verified(folder / "manifest.json")
+    fetch(table, "m", folder)
+    assert (folder / "part" / "weights.bin").read_bytes() == bytes(range(200))
+
+
+def test_a_file_that_is_right_is_not_copied_again(pinned):
+    table, source, folder = pinned
+    fetch(table, "m", folder)
+    before = (folder / "part" / "weights.bin").stat()
+    shutil.rmtree(source)  # nor is its source needed any more
+    fetch(table, "m", folder)
+    after = (folder / "part" / "weights.bin").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_an_unknown_model_lists_the_known(pinned):
+    table, _, folder = pinned
+    with pytest.raises(FetchError, match=r"no model 'x'; it has \['m'\]"):
+        fetch(table, "x", folder)
+    assert not folder.exists()
+
+
+# ---- Merge
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Write shards of records and images, and return their paths.
+
+    Each argument is one shard: pairs of a run and a prompt's index.
+    """
+
+    def write(*parts):
+        paths = []
+        for number, part in enumerate(parts):
+            rows = []
+            for name, index in part:
+                image = tmp_path / f"{name}-{index}.png"
+                image.write_bytes(f"{name} {index}".encode())
+                rows.append((name, index, image.as_posix(), sha256(image)))
+            paths.append(tmp_path / f"{number:03d}.csv")
+            table = pd.DataFrame(rows, columns=["run", "prompt_index", "image", "sha256"])
+            table.to_csv(paths[-1], index=False)
+        return [path.as_posix() for path in paths]
+
+    return write
+
+
+def test_shards_in_any_order_merge_to_the_same_records(shards):
+    paths = shards([("b", 0), ("a", 0)], [("a", 2), ("b", 2)], [("b", 1), ("a", 1)])
+    records = merge(paths, 3)
+    assert list(zip(records["run"], records["prompt_index"], strict=True)) == [
+        ("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2),
+    ]  # fmt: skip
+    backwards = merge(paths[::-1], 3)
+    pd.testing.assert_frame_equal(records.reset_index(drop=True), backwards.reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([[("a", 0), ("a", 2)]], r"run a: prompts \[1\] are in none"),
+        ([[("a", 0), ("a", 1), ("b", 0)], [("a", 2), ("b", 2)]], r"run b: prompts \[1\]"),
+        ([[("a", 0), ("a", 1)], [("a", 1), ("a", 2)]], r"prompts \[1\] occur more than once"),
+        ([[("a", i) for i in range(4)]], r"run a: prompts \[3\] are not among the 3"),
+    ],
+)
+def test_a_gap_a_double_or_a_stranger_is_named(shards, parts, message):
+    with pytest.raises(MergeError, match=message):
+        merge(shards(*parts), 3)
+
+
+@pytest.mark.parametrize("spoil", [missing, altered, truncated])
+def test_a_missing_or_altered_image_is_named_with_its_shard(shards, tmp_path, spoil):
+    paths = shards([("a", 0)], [("a", 1)])
+    spoil(tmp_path / "a-1.png")
+    with pytest.raises(MergeError, match=r"a-1\.png: missing or altered.* delete .*001\.csv"):
+        merge(paths, 2)
+
+
+# ---- Table
+
+
+def records_and_scores():
+    records = pd.DataFrame(
+        [
+            ("full", 0, "full", 50, 4.0, None, 100.0),
+            ("full", 1, "full", 50, 5.0, None, 300.0),
+            ("full", 2, "full", 50, 9.0, None, 200.0),
+            ("x-09", 0, "x", 9, 1.0, 4.0, 100.0),
+            ("x-09", 1, "x", 9, 1.0, 10.0, 300.0),
+            ("x-09", 2, "x", 9, 4.0, 8.0, 200.0),
+        ],
+        columns=[
+            "run", "prompt_index", "method", "full_steps", "seconds", "reference_seconds",
+            "peak_memory_mb",
+        ],
+    ).assign(num_steps=50, decode_seconds=0.5)  # fmt: skip
+    scores = records[["run", "prompt_index"]].assign(ssim=0.5, clip_score=25.0)
+    scores["psnr"] = [np.inf] * 3 + [30.0, 40.0, 20.0]
+    return records, scores
+
+
+def test_speed_up_is_the_median_of_paired_ratios():
+    table = summarise(*records_and_scores()).set_index("run")
+    assert table.loc["x-09", "speedup"] == 4.0  # of 4, 10 and 2; the ratio of means is 3.67
+    assert table.loc["x-09", "timed_images"] == 3
+
+
+def test_the_full_run_is_as_fast_as_itself():
+    table = summarise(*records_and_scores()).set_index("run")
+    assert table.loc["full", "speedup"] == 1
+
+
+def test_images_without_a_timed_pair_do_not_count_for_speed_up():
+    records, scores = records_and_scores()
+    records.loc[4, "reference_seconds"] = np.nan  # the ratio of 10
+    row = summarise(records, scores).set_index("run").loc["x-09"]
+    assert (row["speedup"], row["timed_images"], row["images"]) == (3.0, 2, 3)
+
+
+def test_quality_and_seconds_are_means_and_memory_is_the_largest():
+    row = summarise(*records_and_scores()).set_index("run").loc["x-09"]
+    assert (row["psnr"], row["seconds"], row["peak_memory_mb"]) == (30.0, 2.0, 300.0)
+    assert (row["full_steps"], row["num_steps"], row["images"]) == (9, 50, 3)
+
+
+def test_runs_keep_the_order_of_their_records():
+    records, scores = records_and_scores()
+    backwards = summarise(records[::-1], scores)
+    assert list(backwards["run"]) == ["x-09", "full"]
+
+
+def test_scores_are_matched_by_run_and_prompt_not_by_place():
+    records, scores = records_and_scores()
+    pd.testing.assert_frame_equal(summarise(records, scores[::-1]), summarise(records, scores))
+
+
+def test_an_image_scored_twice_is_refused():
+    records, scores = records_and_scores()
+    with pytest.raises(ValueError, match=r"not a one-to-one merge"):
+        summarise(records, pd.concat([scores, scores[:1]]))
+
+
+# ---- The command line
+
+
+def test_a_fault_of_the_input_ends_in_one_plain_line(monkeypatch):
+    def main(arguments):
+        raise FetchError("weights.bin: missing")
+
+    monkeypatch.setattr(sys, "argv", ["fetch.py"])
+    with pytest.raises(SystemExit) as ended:
+        run(main, argparse.ArgumentParser("fetch"))
+    assert ended.value.code == "eigencache fetch: FetchError: weights.bin: missing"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fetch.py"])
+    with pytest.raises(ZeroDivisionError):
+        run(lambda arguments: 1 / 0, argparse.ArgumentParser("fetch"))
+
+
+# ---- Metrics
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    """Write uint8 pixels as a PNG and return its path."""
+
+    def write(name: str, pixels):
+        Image.fromarray(np.asarray(pixels, np.uint8)).save(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def noise(seed, size=32):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def test_psnr_is_on_the_true_scale(image_file):
+    from eigencache.metrics import load_image, psnr
+
+    one, two = noise(1), noise(2)
+    squares = [(float(a) - float(b)) ** 2 for a, b in zip(one.flat, two.flat, strict=True)]
+    expected = 10 * np.log10(255**2 / np.mean(squares))
+    measured = psnr(load_image(image_file("1.png", one)), load_image(image_file("2.png", two)))
+    assert measured == pytest.approx(expected, rel=1e-9)
+    wrapped = 10 * np.log10(255**2 / np.mean((one - two) ** 2))  # uint8 less uint8 wraps around
+    assert measured < 10 < 20 < wrapped
+
+
+def test_identical_images_agree_wholly(image_file):
+    from eigencache.metrics import load_image, psnr, ssim
+
+    image = load_image(image_file("1.png", noise(1)))
+    assert psnr(image, image) == np.inf
+    assert ssim(image, image) == pytest.approx(1, abs=1e-9)
+
+
+def test_ssim_falls_as_noise_grows(image_file):
+    from eigencache.metrics import load_image, ssim
+
+    image = load_image(image_file("1.png", noise(1)))
+    other = load_image(image_file("2.png", noise(2)))
+    values = [ssim((1 - share) * image + share * other, image) for share in (0, 0.1, 0.3, 1)]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.2
+
+
+def test_an_image_is_loaded_as_channels_rows_columns(image_file):
+    from eigencache.metrics import load_image
+
+    pixels = noise(1)[:20]
+    image = load_image(image_file("1.png", pixels))
+    assert image.shape == (1, 3, 20, 32)
+    assert image[0, 2, 5, 7].item() == pixels[5, 7, 2] / 255
+
+
+def score_of(paths, **changes):
+    from eigencache.stages.score import score_records
+
+    row = {"run": "x", "prompt_index": 0, "prompt": "a cat", "seed": 5}
+    reference = pd.DataFrame([row | {"run": "full", "image": paths[0]}])
+    records = pd.DataFrame([row | {"image": paths[1]} | changes])
+    return score_records(records, reference, lambda path, prompt: float(len(prompt)))
+
+
+def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
+    from eigencache.metrics import load_image, psnr
+
+    paths = image_file("1.png", noise(1)), image_file("2.png", noise(2))
+    scores = score_of(paths).iloc[0]
+    assert scores["psnr"] == psnr(*map(load_image, paths))
+    assert (scores["run"], scores["prompt_index"], scores["clip_score"]) == ("x", 0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a dog"}, "prompt or noise differ"),
+        ({"seed": 6}, "prompt or noise differ"),
+        ({"prompt_index": 3}, r"no reference image of prompts \[3\]"),
+    ],
+)
+def test_an_image_of_another_prompt_or_noise_is_not_scored(image_file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        score_of((image_file("1.png", noise(1)), image_file("2.png", noise(2))), **changes)
+
+
+# ---- Sampling and calibration
+
+
+def test_image_seeds_are_stable_and_fit_a_signed_integer():
+    from eigencache.sampler import image_seed
+
+    assert image_seed(2026, 0) == 4739820308868465158
+    assert image_seed(7, 15) == 4524261756309493582
+    assert 0 <= image_seed(2026, 0) < 2**63
+
+
+def test_image_seeds_differ_between_prompts_and_experiments():
+    from eigencache.sampler import image_seed
+
+    seeds = {image_seed(seed, index) for seed in range(20) for index in range(50)}
+    assert len(seeds) == 20 * 50
+
+
+@pytest.mark.parametrize("tap", ["output", "modules"])
+def test_calibration_records_every_stream_at_every_step(flux, tap):
+    import torch
+
+    from eigencache.stages.calibrate import recording
+
+    timesteps = flow_timesteps(5)
+    with recording(flux, tap, "full") as trajectory:
+        velocities = list(sampling(flux, timesteps))
+    assert len(list(sampling(flux, timesteps))) == 5  # no longer recorded
+    assert {len(features) for features in trajectory.values()} == {5}
+    stream = "output" if tap == "output" else "single_transformer_blocks.1.proj_out"
+    size = {"output": 4 * 16, "modules": (3 + 4) * 32}[tap]
+    assert trajectory[stream][0].shape == (size,)
+    if tap == "output":
+        assert all(map(torch.equal, trajectory["output"], (v.flatten() for v in velocities)))

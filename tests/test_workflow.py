@@ -1,0 +1,186 @@
+"""The workflow, run as a user runs it: on a copy of the project, through the command line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PARTS = "Snakefile config.yaml workflow envs profiles eigencache data models results figures"
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+FIGURES = [f"{name}.{kind}" for name in ("pareto", "samples", "plans", "kernel")
+           for kind in ("pdf", "png")]  # fmt: skip
+
+
+def copy_of_project(folder: Path) -> Path:
+    """Copy what git holds of the project's parts, without anything that was computed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PARTS.split()],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in listed:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+    """Run snakemake in a folder; return what it printed."""
+    done = subprocess.run(
+        [*SNAKEMAKE, *arguments],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(folder)},
+    )  # fmt: skip
+    assert not check or done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def planned_jobs(printed: str) -> set[str]:
+    """Return the rules that a dry run would execute."""
+    lines = printed.split("Job stats:")[1].splitlines()[3:] if "Job stats:" in printed else []
+    rules = set()
+    for line in lines:
+        if not line.strip() or line.startswith("total"):
+            break
+        rules.add(line.split()[0])
+    return rules
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a very small experiment."""
+    folder = copy_of_project(tmp_path_factory.mktemp("project"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
+    config["sampler"]["num_steps"] = 8
+    config["calibration"]["num_prompts"] = 2
+    config["methods"] = {
+        "fewer-steps": {"method": "fewer-steps"},
+        "EigenCache": {"method": "EigenCache"},
+    }
+    config["figures"] = {"samples": {"budget": 3, "prompts": [0, 2]}, "plans": {"budget": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    """The small experiment, killed at its first sampled image, unlocked, and run to its end."""
+    running = subprocess.Popen(
+        [*SNAKEMAKE, "--cores", "2"], cwd=project, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(project)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(project.glob("results/*/images/*/*.png")):
+        assert running.poll() is None and time.monotonic() < deadline, "it sampled nothing"
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not list(project.glob("results/*/summary.csv"))
+    snakemake(project, "--unlock")
+    snakemake(project, "--cores", "2")
+    return project
+
+
+def test_rules_are_formatted():
+    files = ["Snakefile", *map(str, sorted(ROOT.glob("workflow/rules/*.smk")))]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls shfmt
+    subprocess.run(
+        [sys.executable, "-m", "snakefmt", "--check", *files],
+        cwd=ROOT, check=True, env=os.environ | {"PATH": path},
+    )  # fmt: skip
+
+
+def test_snakefile_is_short():
+    assert len((ROOT / "Snakefile").read_text().splitlines()) < 60
+
+
+def test_lint():
+    folder = ROOT
+    assert "Congratulations" in snakemake(folder, "--lint")
+
+
+@pytest.mark.parametrize("target", ["all", "results/emoji-flux/summary.csv",
+                                    *(f"figures/emoji-flux/{name}" for name in FIGURES)])  # fmt: skip
+def test_every_target_has_a_plan_of_jobs(target, tmp_path):
+    assert planned_jobs(snakemake(copy_of_project(tmp_path), "-n", target)) >= {"calibrate"}
+
+
+def test_mistake_in_the_config_stops_before_anything_runs(tmp_path):
+    folder = copy_of_project(tmp_path)
+    printed = snakemake(folder, "-n", "--config", "sead=3", check=False)
+    assert "unknown keys ['sead']" in printed
+    assert "Traceback" not in printed
+
+
+def test_killed_run_continues_and_finishes(finished):
+    assert {path.name for path in finished.glob("figures/emoji-flux/*.p*")} == set(FIGURES)
+    assert all(path.stat().st_size > 5000 for path in finished.glob("figures/emoji-flux/*.p*"))
+
+
+def test_summary_has_a_row_for_every_run(finished):
+    summary = pd.read_csv(finished / "results/emoji-flux/summary.csv").set_index("run")
+    runs = {f"{label}-{budget:02d}" for label in ("fewer-steps", "EigenCache") for budget in (3, 4)}
+    assert set(summary.index) == runs | {"full"}
+    assert summary.loc["EigenCache-03", "num_steps"] == 8
+    assert summary.loc["EigenCache-03", "full_steps"] == 3
+    assert summary.loc["fewer-steps-04", "num_steps"] == 4
+    assert summary.loc["full", "speedup"] == 1 and summary.loc["full", "psnr"] == float("inf")
+    assert (summary["images"] == 3).all()
+    cached = summary.drop("full")
+    assert cached[["psnr", "ssim", "clip_score", "seconds", "speedup"]].notna().all(axis=None)
+    assert (cached["speedup"] > 1).all()
+
+
+def test_nothing_is_left_to_do(finished):
+    assert planned_jobs(snakemake(finished, "-n")) == set()
+
+
+def test_no_temporary_file_is_left_behind(finished):
+    # Of the killed jobs' own half-written files only hidden ones may remain, and none as a result.
+    assert not [p for p in finished.glob("results/**/*.part*") if not p.name.startswith(".")]
+
+
+def test_plot_setting_redraws_only_that_plot(finished):
+    printed = snakemake(finished, "-n", "--config", "figures={samples: {budget: 4, prompts: [1]}, "
+                        "plans: {budget: 3}}")  # fmt: skip
+    assert planned_jobs(printed) <= {"samples", "all"} and "samples" in planned_jobs(printed)
+
+
+def test_edit_of_a_module_runs_what_used_it(finished):
+    module = finished / "eigencache/metrics.py"
+    before = module.read_text()
+    module.write_text(before + "\n# an edit\n")
+    try:
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    finally:
+        module.write_text(before)
+    assert {"score", "table"} <= jobs
+    assert not {"sample", "calibrate", "plan"} & jobs
+
+
+def test_truncated_weights_are_named(finished):
+    weights = finished / "models/emoji-flux/vae/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    record = finished / "results/emoji-flux/shards/full/000.csv"
+    kept = record.read_bytes()
+    record.unlink()
+    try:
+        printed = snakemake(
+            finished, "--cores", "1", str(record.relative_to(finished)), check=False
+        )
+    finally:
+        weights.write_bytes(whole)
+    assert "diffusion_pytorch_model.safetensors: has 1000 bytes" in printed
+    assert not record.exists()
+    record.write_bytes(kept)

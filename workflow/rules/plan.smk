@@ -1,0 +1,20 @@
+rule plan:
+    input:
+        kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
+    output:
+        expand(
+            "results/{{experiment}}/plans/{{label}}/{budget}.safetensors",
+            budget=E.config["budgets"],
+        ),
+    log:
+        "logs/{experiment}/plan-{label}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/plan-{label}.tsv"
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        method=lambda w: json.dumps(E.spec(w.label)),
+        code=source_hash("eigencache.stages.plan"),
+    shell:
+        "python -m eigencache.stages.plan --kernel {input.kernel} --method {params.method:q} "
+        "--plans {output} > {log} 2>&1"
