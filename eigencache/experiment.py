@@ -10,7 +10,7 @@ from jsonschema.exceptions import ValidationError
 
 from eigencache.methods import METHODS
 from eigencache.plan import BASELINES, FULL, TAPS
-from eigencache.prompts import read_prompts, refuse_overlap
+from eigencache.prompts import read_prompts, refuse_overlap, shard_indices
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
@@ -43,6 +43,7 @@ class Experiment:
         self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
         refuse_overlap(read_prompts(calibration["prompts"]), read_prompts(self.config["prompts"]))
+        shard_indices(len(self.prompts), 0, self.config["shards"])
         if calibration["seed"] == self.config["seed"]:
             raise ConfigError(
                 f"calibration.seed: {calibration['seed']} is the seed of the evaluation too; "

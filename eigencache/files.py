@@ -51,6 +51,8 @@ def write_arrays(
 ) -> None:
     """Write arrays and metadata as safetensors; `format` names what the file holds."""
     with replacing(path) as part:
+        # A transposed view would be written as the array it is a view of.
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(arrays, part, metadata | {"format": format})
 
 

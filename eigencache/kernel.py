@@ -91,6 +91,8 @@ class Kernel:
         for name, matrix in trajectory.items():
             matrix = np.asarray(matrix, np.float64)
             gram = matrix @ matrix.T / matrix.shape[1]
+            if not np.isfinite(gram).all():
+                raise KernelError(f"stream {name!r}: a feature is not finite; the run diverged")
             if normalisation == "cosine":
                 norm = np.sqrt(np.diag(gram))
                 if not (norm > 0).all():

@@ -67,6 +67,12 @@ class Method:
             PlanError: a kernel is missing, or is not of the kind that the method was given for.
         """
         schedule, predictor = self.parts(full_steps, **options)
+        kind = (self.features, self.normalisation)
+        if self.needs_kernel and kernel and (kernel.features, kernel.normalisation) != kind:
+            raise PlanError(
+                f"the kernel is of {kernel.features} {kernel.normalisation}, the method wants "
+                f"{' '.join(kind)}: calibrate one of that kind"
+            )
         return make_plan(schedule, predictor, timesteps, kernel, tap=tap or self.tap)
 
 

@@ -143,7 +143,7 @@ class Plan:
 
 
 def _frozen(values, dtype) -> np.ndarray:
-    array = np.array(values, dtype)
+    array = np.array(values, dtype, order="C")
     array.setflags(write=False)
     return array
 
@@ -165,6 +165,10 @@ def _check(full, weights, timesteps, streams) -> None:
     for name, array in (("weights", weights), ("timesteps", timesteps)):
         if not np.isfinite(array).all():
             raise PlanError(f"`{name}` must be finite")
+    empty = ~full & (weights == 0).all(axis=-1)
+    if empty.any():
+        step = np.argwhere(np.atleast_2d(empty).any(axis=0))[0, 0]
+        raise PlanError(f"step {step} is skipped and has no weights to be forecast with")
     allowed = ~full[:, None] & full[None, :] & np.tri(steps, k=-1, dtype=bool)
     if (weights != 0)[..., ~allowed].any():
         s, a = np.argwhere(((weights != 0) & ~allowed).reshape(-1, steps, steps).any(0))[0]

@@ -13,7 +13,7 @@ def read_prompts(path: str | os.PathLike, count: int | None = None) -> list[str]
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such prompt file")
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         prompt = line.strip()
@@ -43,8 +43,10 @@ def shard_indices(count: int, shard: int, shards: int) -> range:
     """Return the prompt indices of one shard: contiguous, sizes differing by one at most.
 
     Raises:
-        ValueError: the shard does not exist.
+        ValueError: the shard does not exist, or some shard would be empty.
     """
+    if shards > count:
+        raise ValueError(f"{shards} shards for {count} prompts: take at most one shard a prompt")
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} is not one of the {shards} shards 0 to {shards - 1}")
     return range(count * shard // shards, count * (shard + 1) // shards)

@@ -6,6 +6,7 @@ it; at a skipped step the module does not run and one weighted sum is returned i
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -96,29 +97,33 @@ class _StepHook(ModelHook):
             PlanError: the timestep is neither; the state is reset, nothing is kept of it.
         """
         value = timestep.flatten()[0]
-        # A pipeline in half precision rounds its timesteps; half a unit in the last place is due.
-        rounding = torch.finfo(value.dtype).eps / 2 if value.is_floating_point() else 0.0
+        # A pipeline in half precision rounds twice: to its dtype, and once more divided by 1000.
+        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
         value, timesteps = float(value), self.plan.timesteps
 
-        def at(step: int, scale: float) -> bool:
+        def miss(step: int, scale: float) -> float:
+            """How far the timestep is from a step's; infinite beyond what rounding explains."""
             expected = timesteps[step]
-            return abs(value * scale - expected) <= 1.1 * rounding * abs(expected) + 2e-3
+            distance = abs(value * scale - expected)
+            return distance if distance <= 1.1 * rounding * abs(expected) + 2e-3 else math.inf
 
-        if 0 <= state.step < len(timesteps) - 1 and at(state.step + 1, state.scale):
+        has_next = 0 <= state.step < len(timesteps) - 1
+        onward = miss(state.step + 1, state.scale) if has_next else math.inf
+        # FLUX's transformer is given timestep / 1000.
+        anew, scale = min((miss(0, scale), scale) for scale in (1.0, 1000.0))
+        if onward < math.inf and onward <= anew:
             state.step += 1
             return
-        for scale in (1.0, 1000.0):  # FLUX's transformer is given timestep / 1000
-            if at(0, scale):
-                state.reset()
-                state.step, state.scale = 0, scale
-                return
-        step, scale = state.step + 1, state.scale
+        if anew < math.inf:
+            state.reset()
+            state.step, state.scale = 0, scale
+            return
+        step, scale = (state.step + 1) % len(timesteps), state.scale
         state.reset()
-        wanted = f"{timesteps[step]:g}" if step < len(timesteps) else "no further step"
         raise PlanError(
-            f"the plan, made for {len(timesteps)} steps, expects timestep {wanted} at step {step}, "
-            f"the sampler is at {value * scale:g}: sample with the number of steps, scheduler and "
-            "resolution that the plan was made for, or make a plan for these"
+            f"the plan, made for {len(timesteps)} steps, expects timestep {timesteps[step]:g} at "
+            f"step {step}, the sampler is at {value * scale:g}: sample with the number of steps, "
+            "scheduler and resolution that the plan was made for, or make a plan for these"
         )
 
 

@@ -1,6 +1,7 @@
 """The figures: what is drawn are the tables' values, files repeat to the byte, faults are named."""
 
 import itertools
+import subprocess
 import sys
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from eigencache.figures import FULL, OURS, kernel, looks, pareto, plans, samples, save, wrapped
+from eigencache.figures import OURS, kernel, looks, pareto, plans, samples, save, wrapped
 from eigencache.methods import METHODS
-from eigencache.plan import FEWER_STEPS, Plan
+from eigencache.plan import FEWER_STEPS, FULL, Plan
 
 METHOD_LABELS = [FEWER_STEPS, "FORA", OURS]
 STEPS = 12
@@ -210,7 +211,7 @@ def test_kernel_names_the_number_of_streams(matrix):
 
 @pytest.mark.parametrize("faulty", [np.zeros((0, 0)), np.ones((2, 3)), np.zeros((3, 3))])
 def test_kernel_refuses_a_faulty_matrix(faulty):
-    with pytest.raises(ValueError, match="square|positive"):
+    with pytest.raises(ValueError, match=r"square|positive"):
         kernel.draw(faulty)
 
 
@@ -258,11 +259,9 @@ def test_wrapped_text_loses_nothing_unless_told():
 
 
 def test_figures_do_not_load_torch():
-    # In a fresh process, since other tests load it.
-    import subprocess
-
     code = (
         "import sys, eigencache.figures.pareto, eigencache.figures.samples, "
         "eigencache.figures.plans, eigencache.figures.kernel; assert 'torch' not in sys.modules"
     )
+    # A fresh process, since other tests load it.
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,8 +1,9 @@
 """The runtime, on a tiny random FLUX: what it computes, skips, holds, forgets and refuses."""
 
+import gc
 import re
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from itertools import islice
 
@@ -197,7 +198,7 @@ def test_a_bfloat16_model_forecasts_in_single_precision(flux, tap):
         assert ((outputs[step] - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shift", [1.0, 1.5, 2.0, 3.0, np.exp(0.5), np.exp(1.15)])
 def test_timesteps_rounded_by_a_pipeline_in_half_precision_are_recognised(flux, dtype, shift):
     """The pipeline rounds twice: `t.to(dtype)`, then `/ 1000`. exp(1.15) is FLUX's at 1024^2."""
@@ -205,6 +206,16 @@ def test_timesteps_rounded_by_a_pipeline_in_half_precision_are_recognised(flux, 
     with cached(flux.to(dtype), plan_of(Reuse(), [0, 1, 20], timesteps)) as stats:
         sampled(flux, timesteps)
     assert (stats.full, stats.skipped) == (3, 47)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_new_image_in_half_precision_is_not_taken_for_the_next_step(flux, dtype):
+    """The first two timesteps of FLUX at 1024^2 are 6.4 apart, bfloat16 is as coarse as 4."""
+    timesteps = flow_timesteps(50, np.exp(1.15))
+    with cached(flux.to(dtype), plan_of(Reuse(), [0, 1], timesteps)) as stats:
+        next(sampling(flux, timesteps))
+        assert len(list(islice(sampling(flux, timesteps), 4))) == 4
+    assert (stats.full, stats.skipped) == (3, 2)
 
 
 # ---- What it counts and skips
@@ -295,6 +306,20 @@ def test_only_outputs_that_a_later_step_needs_are_alive(flux, predictor, stream)
             assert alive == needed_later(plan, step) - {step}
         del _
         assert len(outputs) == STEPS
+        assert all(output() is None for output in outputs)
+
+
+@pytest.mark.parametrize("first", [0, 6], ids=["a new image", "a wrong step"])
+def test_outputs_of_an_interrupted_image_die_with_the_next_call(flux, first):
+    outputs = []
+    hook = flux.register_forward_hook(lambda m, a, output: outputs.append(weakref.ref(output[0])))
+    with cached(flux, plan_of(Taylor(2))):
+        list(islice(sampling(flux, TIMESTEPS), 4))
+        assert [output() is not None for output in outputs] == [False, True, True, False]
+        hook.remove()
+        with suppress(PlanError):
+            next(sampling(flux, TIMESTEPS[first:]))
+        gc.collect()
         assert all(output() is None for output in outputs)
 
 

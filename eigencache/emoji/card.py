@@ -62,18 +62,18 @@ each of the {count} emoji on the named background shows the named emoji.
 | part | parameters | iterations | batch | minutes | result |
 |---|---|---|---|---|---|
 | autoencoder (f = 8, 16 channels) | {vae_parameters:,} | {vae_iterations} | {vae_batch} | \
-{vae_minutes:.0f} | {vae_psnr:.1f} dB on held-out pictures |
+{vae_minutes:.0f} | {vae_psnr:.1f} dB on held-out pictures, with latent noise of 0.1 std \
+{vae_noisy:.1f} dB |
 | transformer (2 double, 6 single blocks, width 192) | {transformer:,} | {flow_iterations} | \
 {flow_batch} | {flow_minutes:.0f} | loss {flow_loss:.4f}, held-out captions {held_out_loss:.4f} |
 | CLIP text encoder (2 layers, width 128) | {text_encoder:,} | | | | trained with the transformer |
 | T5 encoder (2 layers, width 128) | {text_encoder_2:,} | | | | trained with the transformer |
-| decoder, tuned afterwards | | {decoder_iterations} | {decoder_batch} | {decoder_minutes:.0f} | \
-{decoder_psnr:.1f} dB, with latent noise of 0.1 std {decoder_noisy:.1f} dB |
 
-Autoencoder: L1 + MSE + a small KL term, Muon (AdamW for vectors). Flow: `noise - latent` matched
-at logit-normal times, AdamW at a peak of {rate:g} with warm-up and cosine decay, averaged weights
-(EMA 0.999), a pool of {pool:,} encoded pictures. Two CPU cores. The scheduler has FLUX.1-dev's
-settings. `workflow/rules/train.smk` holds the rules; the reports are in `reports/`.
+All trainings use Muon, with AdamW for vectors and embeddings, warm-up and a cosine decay.
+Autoencoder: L1 + MSE + a small KL term. Flow: `noise - latent` matched at logit-normal times, a
+peak rate of {rate:g}, averaged weights (EMA), a pool of {pool:,} encoded pictures. Everything ran
+on two CPU cores. The scheduler has FLUX.1-dev's settings. `workflow/rules/train.smk` holds the
+rules; the reports are in `reports/`.
 {notes}
 """
 
@@ -95,11 +95,11 @@ pixels) and a text tower (2 layers, width 128), {parameters:,} parameters, {mega
 
 ## Recipe and result
 
-{iterations} iterations of AdamW (peak {rate:g}) on batches of {batch} pictures with different
-captions, from a pool of {pool:,} renderings; {minutes:.0f} minutes on two CPU cores; final loss
-{loss:.3f}. On {pictures} pictures of held-out captions, the nearest caption is the picture's own in
-**{among_all:.1%}** of cases among all {all_captions:,} captions, and in **{among_held_out:.1%}**
-among the held-out captions alone.
+{iterations} iterations of Muon, with AdamW for vectors and embeddings (peak rate {rate:g}), on
+batches of {batch} pictures with different captions, from a pool of {pool:,} renderings;
+{minutes:.0f} minutes on two CPU cores; final loss {loss:.3f}. Of {pictures} pictures of held-out
+captions, **{among_all:.1%}** have their own caption as the nearest among all {all_captions:,}
+captions, and **{among_held_out:.1%}** among the held-out captions alone.
 """
 
 
@@ -117,8 +117,8 @@ def describe_mistakes(mistakes: list[dict]) -> str:
 
 
 def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -> str:
-    """Text of the card of emoji-flux from the reports of vae, flow, decoder and proof."""
-    vae, flow, decoder, proof = (reports[name] for name in ("vae", "flow", "decoder", "proof"))
+    """Text of the card of emoji-flux from the reports of vae, flow and proof."""
+    vae, flow, proof = (reports[name] for name in ("vae", "flow", "proof"))
     notes = [report["note"] for report in reports.values() if "note" in report]
     recipe = FLUX.format(
         megabytes=megabytes(folder),
@@ -134,6 +134,7 @@ def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -
         vae_batch=vae["batch"],
         vae_minutes=vae["minutes"],
         vae_psnr=vae["held_out_psnr_db"],
+        vae_noisy=vae["held_out_psnr_db_noise_0.1"],
         flow_iterations=flow["iterations"],
         flow_batch=flow["batch"],
         flow_minutes=flow["minutes"],
@@ -141,11 +142,6 @@ def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -
         held_out_loss=flow["held_out_loss"],
         rate=flow["peak_rate"],
         pool=flow["pool"],
-        decoder_iterations=decoder["iterations"],
-        decoder_batch=decoder["batch"],
-        decoder_minutes=decoder["minutes"],
-        decoder_psnr=decoder["held_out_psnr_db"],
-        decoder_noisy=decoder["held_out_psnr_db_noise_0.1"],
         notes="\n".join(["", *notes]) if notes else "",
         **flow["parameters"],
     )
@@ -189,11 +185,11 @@ def main() -> None:
     credit = CREDIT.format(count=len(selection), colours=", ".join(data.COLOURS))
     train, flux, clip = arguments.train, arguments.flux, arguments.clip
 
-    shutil.copytree(train / "pipeline", flux, dirs_exist_ok=True)
+    shutil.copytree(train / "flow" / "pipeline", flux, dirs_exist_ok=True)
     shutil.copy(train / "proof" / "contact-sheet.png", flux)
     (flux / "reports").mkdir(exist_ok=True)
     reports = {}
-    for name in ("vae", "flow", "decoder", "proof"):
+    for name in ("vae", "flow", "proof"):
         shutil.copy(train / name / "report.json", flux / "reports" / f"{name}.json")
         reports[name] = json.loads((train / name / "report.json").read_text(encoding="utf-8"))
     card = flux_card(reports, flux, credit, len(selection))

@@ -123,7 +123,7 @@ def train(
     model: open_clip.CLIP, pictures: Pictures, table: torch.Tensor, arguments: argparse.Namespace
 ) -> dict:
     """Train to the end of the budget; returns iterations, minutes and final loss."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.rate, weight_decay=0.05)
+    optimizer = training.MuonAndAdamW(model, arguments.rate)
     checkpoint, iteration, elapsed = arguments.out / "checkpoint.pt", 0, 0.0
     if arguments.resume:
         state = training.load_checkpoint(checkpoint)

@@ -100,15 +100,15 @@ def load_icons(selection: list[Emoji], assets: Path) -> list[Image.Image]:
 def render(icon: Image.Image, colour: str, random: np.random.Generator) -> Image.Image:
     """Draw an RGBA icon on a background with jitter from ``random``; returns RGB, 64 x 64.
 
-    Jitter: size 0.80 to 0.95 of the picture, shift of up to 3 pixels, mirrored half the time,
-    turned by up to 10 degrees, and the background's shade moved by up to 12 of 255 levels.
+    Jitter: size 0.84 to 0.95 of the picture, shift of up to 2 pixels, mirrored half the time,
+    turned by up to 6 degrees, and the background's shade moved by up to 10 of 255 levels.
     """
-    side = round(SIZE * random.uniform(0.80, 0.95))
-    left, top = (SIZE - side) // 2 + random.integers(-3, 4, size=2)
+    side = round(SIZE * random.uniform(0.84, 0.95))
+    left, top = (SIZE - side) // 2 + random.integers(-2, 3, size=2)
     if random.random() < 0.5:
         icon = icon.transpose(Image.FLIP_LEFT_RIGHT)
-    icon = icon.rotate(random.uniform(-10, 10), Image.BICUBIC).resize((side, side), Image.LANCZOS)
-    shade = np.clip(np.array(BACKGROUNDS[colour]) + random.uniform(-12, 12), 0, 255)
+    icon = icon.rotate(random.uniform(-6, 6), Image.BICUBIC).resize((side, side), Image.LANCZOS)
+    shade = np.clip(np.array(BACKGROUNDS[colour]) + random.uniform(-10, 10), 0, 255)
     picture = Image.new("RGB", (SIZE, SIZE), tuple(int(level) for level in shade))
     picture.paste(icon, (int(left), int(top)), icon)
     return picture

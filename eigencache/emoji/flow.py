@@ -287,9 +287,7 @@ class Run:
 
     def __init__(self, model: FlowModel, rate: float):
         self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01
-        )
+        self.optimizer = training.MuonAndAdamW(model, rate)
         self.iteration, self.elapsed, self.history = 0, 0.0, []
 
     def save(self, path: Path) -> None:
@@ -357,11 +355,11 @@ def main() -> None:
     """Train on a pool of encoded pictures; write ``pipeline``, ``samples.png``, ``report.json``."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     data.add_data_arguments(parser)
-    training.add_training_arguments(parser, iterations=8000, batch=64)
+    training.add_training_arguments(parser, iterations=3000, batch=64)
     parser.add_argument("--vae", type=Path, required=True, help="trained autoencoder directory")
-    parser.add_argument("--pool", type=int, default=20000, help="pictures to render and encode")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--every", type=int, default=500, help="iterations between checkpoints")
+    parser.add_argument("--pool", type=int, default=14000, help="pictures to render and encode")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--every", type=int, default=200, help="iterations between checkpoints")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

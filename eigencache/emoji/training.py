@@ -48,23 +48,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Move the singular values of a matrix close to one (Newton-Schulz, Muon's coefficients)."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
+def orthogonalise(matrices: torch.Tensor, steps: int = 4) -> torch.Tensor:
+    """Move the singular values of matrices ``(..., m, n)`` close to one.
+
+    Newton-Schulz iterations with Muon's coefficients.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    matrices = matrices.mT if tall else matrices
+    matrices = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
-        gram = matrix @ matrix.T
-        mixed = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        matrix = torch.addmm(matrix, mixed, matrix, beta=3.4445)
-    return matrix.T if tall else matrix
+        gram = matrices @ matrices.mT
+        mixed = torch.add(2.0315 * (gram @ gram), gram, alpha=-4.7750)
+        matrices = torch.add(mixed @ matrices, matrices, alpha=3.4445)
+    return matrices.mT if tall else matrices
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for convolutions as well: every weight is a matrix (outputs, everything else).
 
-    ``torch.optim.Muon`` takes matrices only.  Vectors are left to AdamW, with the same learning
-    rate: the updates are scaled to the size that AdamW's usually have.
+    ``torch.optim.Muon`` takes matrices only.  The updates are scaled to the size that AdamW's
+    usually have, so that both can share a learning rate.  Weights of one shape move together.
     """
 
     def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 1e-4):
@@ -74,27 +77,39 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Move every weight by its orthogonalised momentum."""
         for group in self.param_groups:
+            shapes = {}
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["velocity"] = torch.zeros_like(weight)
-                velocity = state["velocity"].lerp_(weight.grad, 1 - group["momentum"])
-                ahead = torch.lerp(weight.grad, velocity, group["momentum"]).flatten(1)
-                update = orthogonalise(ahead) * (0.2 * max(ahead.shape) ** 0.5)
-                weight.mul_(1 - group["lr"] * group["decay"])
-                weight.sub_(update.view_as(weight), alpha=group["lr"])
+                if weight.grad is not None:
+                    shapes.setdefault(weight.shape, []).append(weight)
+            for weights in shapes.values():
+                ahead = torch.stack([self.look_ahead(w, group["momentum"]) for w in weights])
+                update = orthogonalise(ahead) * (0.2 * max(ahead.shape[1:]) ** 0.5)
+                for weight, move in zip(weights, update, strict=True):
+                    weight.mul_(1 - group["lr"] * group["decay"])
+                    weight.sub_(move.reshape(weight.shape), alpha=group["lr"])
+
+    def look_ahead(self, weight: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Nesterov momentum of a weight, as a matrix."""
+        state = self.state[weight]
+        if not state:
+            state["velocity"] = torch.zeros_like(weight)
+        velocity = state["velocity"].lerp_(weight.grad, 1 - momentum)
+        return torch.lerp(weight.grad, velocity, momentum).flatten(1)
 
 
 class MuonAndAdamW:
-    """Muon for matrices and convolutions, AdamW for vectors, behind an optimizer's usual face."""
+    """Muon for matrices and convolutions, AdamW for vectors and embeddings, behind one face."""
 
     def __init__(self, model: torch.nn.Module, lr: float):
+        tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+        excluded = {id(weight) for weight in tables}
         weights = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in weights if p.ndim > 1 and id(p) not in excluded]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in weights if id(p) not in chosen]
         self.parts = (
-            Muon([p for p in weights if p.ndim > 1], lr),
-            torch.optim.AdamW([p for p in weights if p.ndim == 1], lr, weight_decay=0.0),
+            Muon(matrices, lr),
+            torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
         )
 
     @property

@@ -1,8 +1,7 @@
 """Train the autoencoder of emoji-flux: 64 x 64 RGB to 8 x 8 latents with 16 channels, as in FLUX.1.
 
 The loss is L1 + MSE with a small KL term: the noise that the KL term keeps in the latents makes
-the decoder forgive the small errors of a sampler.  ``--decoder-only`` goes on with the encoder
-frozen, so that latents which a flow model was trained on stay valid.
+the decoder forgive the small errors of a sampler.
 """
 
 import argparse
@@ -81,10 +80,6 @@ def train(arguments: argparse.Namespace, images: torch.Tensor, held_out: torch.T
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         iteration, elapsed = state["iteration"], state["elapsed"]
-    elif arguments.decoder_only:
-        model = AutoencoderKL.from_pretrained(arguments.decoder_only)
-    if arguments.decoder_only:
-        model.encoder.requires_grad_(False)
     generator = torch.Generator().manual_seed(arguments.seed + iteration)
     budget = training.Budget(arguments.iterations, arguments.minutes, elapsed)
     history, recent = [], []
@@ -115,8 +110,7 @@ def train(arguments: argparse.Namespace, images: torch.Tensor, held_out: torch.T
                     "elapsed": budget.elapsed,
                 },
             )
-    if not arguments.decoder_only:
-        set_latent_statistics(model, data.to_model_range(images[:4096]))
+    set_latent_statistics(model, data.to_model_range(images[:4096]))
     save(model.eval(), arguments.out / "vae")
     save_sheet(model, held_out[:64], arguments.out / "sheet.png")
     return {
@@ -145,11 +139,10 @@ def main() -> None:
     """Train the autoencoder on a pool of renderings; write ``vae/`` and ``report.json``."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     data.add_data_arguments(parser)
-    training.add_training_arguments(parser, iterations=2000, batch=16)
-    parser.add_argument("--pool", type=int, default=16000, help="pictures to render")
+    training.add_training_arguments(parser, iterations=4000, batch=8)
+    parser.add_argument("--pool", type=int, default=12000, help="pictures to render")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--kl-weight", type=float, default=5e-4, help="per latent element")
-    parser.add_argument("--decoder-only", type=Path, help="go on from this model, encoder frozen")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)

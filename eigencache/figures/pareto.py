@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from eigencache.figures import TWO_COLUMNS, looks, require, save, style
 from eigencache.plan import FULL
 from eigencache.stages import run
+from eigencache.tables import read_table
 
 QUALITY = {"psnr": "PSNR to full run (dB)", "ssim": "SSIM to full run"}
 COST = ("full_steps", "speedup")
@@ -85,7 +86,7 @@ def _label_costs(axes_row, rows: pd.DataFrame, num_steps: int) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    save(draw(pd.read_csv(arguments.summary)), arguments.out)
+    save(draw(read_table(arguments.summary)), arguments.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from PIL import Image
 from eigencache.figures import OURS, TWO_COLUMNS, require, save, style, wrapped
 from eigencache.plan import FULL
 from eigencache.stages import run
+from eigencache.tables import read_table
 
 HEAD_PT, PROMPT_PT, SCORE_PT = 6.5, 6.5, 6
 LINE = 1.25  # distance of lines, in font sizes
@@ -210,11 +211,11 @@ def _decibels(psnr: float) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    records = pd.concat(map(pd.read_csv, arguments.records), ignore_index=True)
+    records = pd.concat(map(read_table, arguments.records), ignore_index=True)
     shown = select(records, arguments.budget, arguments.prompts)
     psnr = None
     if arguments.scores:
-        psnr = table_of(shown, pd.concat(map(pd.read_csv, arguments.scores), ignore_index=True))
+        psnr = table_of(shown, pd.concat(map(read_table, arguments.scores), ignore_index=True))
     labels, prompts = list(dict.fromkeys(shown["method"])), list(dict.fromkeys(shown["prompt"]))
     images = read_images(shown["image"])
     images = images.reshape(len(prompts), len(labels), *images.shape[1:])

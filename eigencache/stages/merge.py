@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from eigencache.files import replacing, sha256
+from eigencache.files import sha256
 from eigencache.stages import run
+from eigencache.tables import read_table, write_table
 
 
 class MergeError(ValueError):
@@ -24,7 +25,7 @@ def merge(shards: list[str], count: int) -> pd.DataFrame:
         MergeError: a record is missing or doubled, or an image is missing or altered; the message
             names it and says what to delete, so that the next run makes it again.
     """
-    records = pd.concat([pd.read_csv(path).assign(shard=path) for path in shards])
+    records = pd.concat([read_table(path).assign(shard=path) for path in shards])
     for name, rows in records.groupby("run", sort=False):
         indices = rows["prompt_index"]
         doubled = sorted(set(indices[indices.duplicated()]))
@@ -48,8 +49,7 @@ def merge(shards: list[str], count: int) -> pd.DataFrame:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    with replacing(arguments.records) as part:
-        merge(arguments.shards, arguments.count).to_csv(part, index=False)
+    write_table(merge(arguments.shards, arguments.count), arguments.records)
 
 
 if __name__ == "__main__":

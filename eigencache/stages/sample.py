@@ -17,12 +17,13 @@ import torch
 from tqdm import tqdm
 
 from eigencache.files import replacing, sha256
-from eigencache.plan import FEWER_STEPS, FULL, Plan
+from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError
 from eigencache.prompts import read_prompts, shard_indices
 from eigencache.runtime import cached
 from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
+from eigencache.tables import write_table
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,14 @@ def runs_of(label: str, method: str, settings: Settings, budgets, plans) -> list
         return [Run(FULL, settings.num_steps)]
     if method == FEWER_STEPS:
         return [Run(f"{label}-{budget:02d}", budget) for budget in budgets]
-    return [
-        Run(f"{label}-{int(Path(path).stem):02d}", settings.num_steps, Plan.load(path))
-        for path in plans
-    ]
+    loaded = [Plan.load(path) for path in plans]
+    for path, plan in zip(plans, loaded, strict=True):
+        if len(plan) != settings.num_steps:
+            raise PlanError(
+                f"{path}: made for {len(plan)} steps, not for the {settings.num_steps} of "
+                "sampler.num_steps; delete it and run again"
+            )
+    return [Run(f"{label}-{sum(plan.full):02d}", settings.num_steps, plan) for plan in loaded]
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -126,8 +131,7 @@ def main(arguments: argparse.Namespace) -> None:
         )
     )  # fmt: skip
     records.insert(1, "method", arguments.label)
-    with replacing(arguments.records) as part:
-        records.to_csv(part, index=False)
+    write_table(records, arguments.records)
     sampled = time.perf_counter()
     print(f"model loaded in {loaded - started:.1f} s, {len(records)} images of {len(runs)} runs "
           f"in {sampled - loaded:.1f} s on {pipe.device}")  # fmt: skip

@@ -6,10 +6,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.files import replacing
 from eigencache.metrics import ClipScore, score
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
+from eigencache.tables import read_table, write_table
 
 
 def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: ClipScore):
@@ -34,10 +34,9 @@ def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: Cl
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    records, reference = pd.read_csv(arguments.records), pd.read_csv(arguments.reference)
+    records, reference = read_table(arguments.records), read_table(arguments.reference)
     scores = score_records(records, reference, ClipScore(verified(arguments.clip)))
-    with replacing(arguments.scores) as part:
-        scores.to_csv(part, index=False)
+    write_table(scores, arguments.scores)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import argparse
 
 import pandas as pd
 
-from eigencache.files import replacing
 from eigencache.plan import FULL
 from eigencache.stages import run
+from eigencache.tables import read_table, write_table
 
 
 def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -14,8 +14,13 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
     Quality and `seconds` are means over images. `speedup` is the median of paired ratios: of the
     full run's seconds to this run's, both of the same image and measured in the same job.
+
+    Raises:
+        ValueError: an image has no scores.
     """
     images = records.merge(scores, on=["run", "prompt_index"], validate="one_to_one")
+    if len(images) != len(records):
+        raise ValueError(f"{len(records) - len(images)} images have no scores: score them again")
     images["ratio"] = images["reference_seconds"] / images["seconds"]
     table = images.groupby("run", sort=False).agg(
         method=("method", "first"),
@@ -36,11 +41,10 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    records = pd.concat(map(pd.read_csv, arguments.records), ignore_index=True)
-    scores = pd.concat(map(pd.read_csv, arguments.scores), ignore_index=True)
+    records = pd.concat(map(read_table, arguments.records), ignore_index=True)
+    scores = pd.concat(map(read_table, arguments.scores), ignore_index=True)
     summary = summarise(records, scores)
-    with replacing(arguments.summary) as part:
-        summary.to_csv(part, index=False)
+    write_table(summary, arguments.summary)
     columns = ["run", "full_steps", "psnr", "ssim", "clip_score", "seconds", "speedup"]
     print(summary[columns].to_string(index=False, float_format="{:.3f}".format))
 

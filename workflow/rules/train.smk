@@ -15,8 +15,8 @@ with open("data/emoji/packages.tsv", newline="") as file:
 
 EMOJI = "data/emoji/emoji.tsv"
 ASSETS = "results/train/npm/fluent-emoji-3d/assets"
-# OpenMP threads that wait by spinning for long stop each other where cores are shared.
-SPIN = "GOMP_SPINCOUNT=100000"
+# On shared cores, OpenMP threads that spin for long or change cores stop each other.
+SPIN = "GOMP_SPINCOUNT=100000 OMP_PROC_BIND=true"
 
 
 rule emoji_models:
@@ -120,53 +120,12 @@ rule emoji_flow:
         " --threads {threads} > {log} 2>&1"
 
 
-rule emoji_decoder:
-    """Tune the decoder with the encoder frozen, so that the flow model's latents stay valid."""
-    input:
-        data=EMOJI,
-        pictures="results/train/npm/fluent-emoji-3d",
-        vae="results/train/vae/vae",
-    output:
-        model=directory("results/train/decoder/vae"),
-        report="results/train/decoder/report.json",
-    log:
-        "results/train/logs/decoder.log",
-    benchmark:
-        "results/train/benchmarks/decoder.tsv"
-    conda:
-        "../../envs/workflow.yaml"
-    threads: 2
-    params:
-        assets=ASSETS,
-        spin=SPIN,
-    shell:
-        "{params.spin} python -m eigencache.emoji.vae --decoder-only {input.vae}"
-        " --iterations 3000 --seed 1 --data {input.data} --assets {params.assets}"
-        " --out results/train/decoder --threads {threads} > {log} 2>&1"
-
-
-rule emoji_pipeline:
-    """Put the tuned autoencoder into the pipeline."""
-    input:
-        pipeline="results/train/flow/pipeline",
-        vae="results/train/decoder/vae",
-    output:
-        directory("results/train/pipeline"),
-    log:
-        "results/train/logs/pipeline.log",
-    conda:
-        "../../envs/workflow.yaml"
-    shell:
-        "python -m eigencache.emoji.assemble --pipeline {input.pipeline} --vae {input.vae}"
-        " --out {output} > {log} 2>&1"
-
-
 rule emoji_proof:
     """Check on held-out captions that the pictures show what the captions say."""
     input:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
-        model="results/train/pipeline",
+        model="results/train/flow/pipeline",
         prompts="data/prompts/emoji-evaluation.txt",
     output:
         report="results/train/proof/report.json",
@@ -215,10 +174,9 @@ rule emoji_cards:
     """Write the model directories as they are shipped: weights, reports, contact sheet, card."""
     input:
         data=EMOJI,
-        pipeline="results/train/pipeline",
+        pipeline="results/train/flow/pipeline",
         vae="results/train/vae/report.json",
         flow="results/train/flow/report.json",
-        decoder="results/train/decoder/report.json",
         proof="results/train/proof/report.json",
         sheet="results/train/proof/contact-sheet.png",
         clip="results/train/clip/model",
