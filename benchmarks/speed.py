@@ -18,13 +18,14 @@ from torch import nn
 from eigencache.design import optimal_steps
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
+from eigencache.predictors import Kriging
 from eigencache.runtime import cached
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
 
 
 def planning_seconds(kernel: Kernel) -> float:
-    """Return the seconds to design every budget from 5 to 25, for the default predictor."""
-    _, predictor = METHODS["EigenCache"].parts(full_steps=5)
+    """Return the seconds to design every budget from 5 to 25, for a window of 3."""
+    predictor = Kriging(window=3, jitter=1e-6, ordinary=True)
     start = time.perf_counter()
     optimal_steps(predictor, kernel.timesteps, kernel.matrix(), range(5, 26))
     return time.perf_counter() - start
@@ -78,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     kernel = Kernel.load(arguments.experiment / "kernels/output.full.second-moment.safetensors")
-    print(f"planning every budget from 5 to 25: {planning_seconds(kernel):.2f} s")
+    print(f"planning every budget from 5 to 25, window 3: {planning_seconds(kernel):.2f} s")
     settings = Settings(**json.loads(arguments.sampler))
     pipe = load_pipeline(arguments.model, settings.dtype)
     skipped_ratios(pipe, kernel, settings, arguments.images)

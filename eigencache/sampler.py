@@ -62,7 +62,7 @@ def load_pipeline(path: str | os.PathLike, dtype: str, device: str | None = None
         OSError: a file is missing or unreadable.
     """
     pipe = DiffusionPipeline.from_pretrained(
-        path, torch_dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device or default_device())

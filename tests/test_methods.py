@@ -75,8 +75,13 @@ def test_options_are_those_of_schedule_and_predictor(name, options):
         ("TaylorSeer", {"order": 2, "first": 1}, Interval(9, first=1), Taylor(2)),
         ("FORA", {}, Interval(9), Reuse()),
         ("EigenCache-published", {}, Interval(9), Kriging(3, 1e-3)),
-        ("EigenCache", {}, Optimal(9), Kriging(3, 1e-6)),
-        ("EigenCache", {"jitter": 0.5, "window": 2}, Optimal(9), Kriging(2, 0.5)),
+        ("EigenCache", {}, Optimal(9), Kriging(2, 1e-6, ordinary=True)),
+        (
+            "EigenCache",
+            {"jitter": 0.5, "window": 3, "ordinary": False},
+            Optimal(9),
+            Kriging(3, 0.5),
+        ),
     ],
 )
 def test_options_reach_the_part_that_reads_them(name, options, schedule, predictor):

@@ -112,13 +112,18 @@ def test_a_leak_of_prompts_is_refused():
         refuse_overlap(["a", "c", "b"], ["b", "c"])
 
 
-@pytest.mark.parametrize("count", [1, 7, 24])
+@pytest.mark.parametrize("count", [7, 24])
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
 def test_shards_cover_every_prompt_once_and_evenly(count, shards):
     parts = [list(shard_indices(count, shard, shards)) for shard in range(shards)]
     assert [index for part in parts for index in part] == list(range(count))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_shards_than_prompts_are_refused():
+    with pytest.raises(ValueError, match="3 shards for 2 prompts"):
+        shard_indices(2, 0, 3)
 
 
 @pytest.mark.parametrize(("shard", "shards"), [(-1, 2), (2, 2), (0, 0)])

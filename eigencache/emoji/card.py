@@ -21,8 +21,9 @@ CREDIT = """\
 
 The {count} emoji are pinned in `data/emoji/emoji.tsv`, the packages with their hashes in
 `data/emoji/packages.tsv`. A training picture is one emoji on one of eight plain backgrounds
-({colours}), 64 x 64 pixels, with jitter in size, place, angle, mirror and shade. For each emoji one
-background is held out: those captions are never trained on.
+({colours}),
+64 x 64 pixels, with jitter in size, place, angle, mirror and shade. For each emoji one background
+is held out: those captions are never trained on.
 """
 
 FLUX = """\
@@ -42,9 +43,11 @@ picture = pipeline(
 ).images[0]
 ```
 
-There is no guidance embedding, and pictures are good without classifier-free guidance. It draws the
-emoji of its list on the eight backgrounds of its list, at 64 x 64 pixels; other words mean nothing
-to it. Weights are stored in float16 ({megabytes:.1f} MB in all); load them as float32 on a CPU.
+There is no guidance embedding and no classifier-free guidance is needed. It draws the emoji of its
+list on the eight backgrounds of its list, at 64 x 64 pixels; other words mean nothing to it. It was
+trained for minutes, not days: colours and coarse shapes are mostly right, detail is soft, thin or
+intricate emoji can be hard to recognise. Weights are stored in float16 ({megabytes:.1f} MB in all);
+load them as float32 on a CPU.
 
 ![Held-out captions](contact-sheet.png)
 

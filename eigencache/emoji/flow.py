@@ -8,6 +8,7 @@ by that one loss.  Packing, positions and the convention for ``t`` are FluxPipel
 
 import argparse
 import copy
+import json
 import math
 import shutil
 from pathlib import Path
@@ -244,6 +245,11 @@ def export(pipeline: FluxPipeline, path: Path) -> None:
     beside = path.with_name(path.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     FluxPipeline(**parts).save_pretrained(beside, safe_serialization=True)
+    for config in beside.glob("*/config.json"):
+        # A path of the machine it was trained on has no place in a shipped model.
+        content = json.loads(config.read_text(encoding="utf-8"))
+        content.pop("_name_or_path", None)
+        training.write_json(config, content)
     training.replace_directory(beside, path)
 
 

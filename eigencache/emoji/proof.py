@@ -67,7 +67,7 @@ def contact_sheet(
         left, top = place % columns * width + 6, place // columns * height + 6
         large = Image.fromarray(level).resize((2 * data.SIZE,) * 2, Image.LANCZOS)
         sheet.paste(large, (left, top))
-        lines = "\n".join(textwrap.wrap(text, 24))
+        lines = "\n".join(textwrap.wrap(text, 21))
         draw.multiline_text((left, top + 2 * data.SIZE + 3), lines, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

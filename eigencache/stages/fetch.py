@@ -69,8 +69,15 @@ def verified(manifest: str | Path) -> Path:
 
 
 def pin(model: str, source: str | Path) -> pd.DataFrame:
-    """Return the rows that pin every file below the folder `source` as the model's."""
-    files = sorted(p for p in Path(source).rglob("*") if p.is_file())
+    """Return the rows that pin every file below the folder `source` as the model's.
+
+    Its card is left out (README, pictures, reports): a word changed there is not another model.
+    """
+    files = sorted(
+        path
+        for path in Path(source).rglob("*")
+        if path.is_file() and path.suffix not in (".md", ".png") and "report" not in path.as_posix()
+    )
     return pd.DataFrame(
         {
             "model": model,
