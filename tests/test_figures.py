@@ -179,10 +179,10 @@ def test_plans_say_that_colours_are_clipped(made_plans):
 def test_plans_of_many_streams_are_drawn_as_their_mean(made_plans):
     one = made_plans["TaylorSeer"]
     many = Plan(
-        one.full, np.stack([one.weights, 0 * one.weights]), TIMESTEPS, "modules", ("a", "b")
+        one.full, np.stack([one.weights, 3 * one.weights]), TIMESTEPS, "modules", ("a", "b")
     )
     axes = plans.draw({"x": many}).axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), one.weights / 2)
+    np.testing.assert_allclose(axes.images[0].get_array(), 2 * one.weights)
     assert axes.get_title() == "x\n(mean of 2 streams)"
 
 
