@@ -140,7 +140,7 @@ def pipeline():
     diffusers = pytest.importorskip("diffusers")
     if not (FLUX / "model_index.json").exists():
         pytest.skip("data/emoji-flux is not there")
-    return diffusers.FluxPipeline.from_pretrained(FLUX, torch_dtype=torch.float32)
+    return diffusers.FluxPipeline.from_pretrained(FLUX, dtype=torch.float32)
 
 
 def test_shipped_pipeline_is_small_and_has_the_form_of_flux(pipeline):
@@ -150,6 +150,20 @@ def test_shipped_pipeline_is_small_and_has_the_form_of_flux(pipeline):
     assert pipeline.scheduler.config.use_dynamic_shifting
     assert sum(path.stat().st_size for path in FLUX.rglob("*") if path.is_file()) < 25e6
     assert not [path for path in FLUX.rglob("*") if path.suffix in {".bin", ".pt", ".ckpt"}]
+
+
+def test_training_can_start_from_the_shipped_weights(pipeline, selection):
+    captions = flow.all_captions(selection)
+    trained = [captions[8 * emoji + colour] for emoji, colour in data.pairs(selection, False)]
+    run = flow.Run(
+        flow.FlowModel(flow.build_clip_tokenizer(trained), flow.build_t5_tokenizer(trained)), 1e-3
+    )
+    run.start_from(FLUX)
+    for part in ("transformer", "text_encoder", "text_encoder_2"):
+        shipped = getattr(pipeline, part).state_dict()
+        for model in (run.model, run.average):
+            mine = getattr(model, part).state_dict()
+            assert all(torch.equal(mine[name], shipped[name]) for name in shipped)
 
 
 def test_shipped_text_encoders_tell_captions_apart(pipeline):

@@ -36,7 +36,7 @@ plain diffusers directory:
 import torch
 from diffusers import FluxPipeline
 
-pipeline = FluxPipeline.from_pretrained("data/emoji-flux", torch_dtype=torch.float32)
+pipeline = FluxPipeline.from_pretrained("data/emoji-flux", dtype=torch.float32)
 picture = pipeline(
     "a red apple on a blue background",
     height=64, width=64, max_sequence_length=16, num_inference_steps=50,

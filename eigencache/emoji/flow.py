@@ -310,6 +310,14 @@ class Run:
         for key in ("iteration", "elapsed", "history"):
             setattr(self, key, state[key])
 
+    def start_from(self, folder: Path) -> None:
+        """Begin with the weights of a pipeline directory, for instance the shipped one."""
+        pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+        for part in ("transformer", "text_encoder", "text_encoder_2"):
+            weights = getattr(pipeline, part).state_dict()
+            for model in (self.model, self.average):
+                getattr(model, part).load_state_dict(weights)
+
     def step(
         self, pool: Pool, tables: tuple[torch.Tensor, ...], batch: int, generator: torch.Generator
     ) -> float:
@@ -364,6 +372,7 @@ def main() -> None:
     training.add_training_arguments(parser, iterations=3000, batch=64)
     parser.add_argument("--vae", type=Path, required=True, help="trained autoencoder directory")
     parser.add_argument("--pool", type=int, default=14000, help="pictures to render and encode")
+    parser.add_argument("--start", type=Path, help="begin with this pipeline's weights")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--every", type=int, default=200, help="iterations between checkpoints")
     arguments = parser.parse_args()
@@ -383,6 +392,8 @@ def main() -> None:
     tokenizer, tokenizer_2 = build_clip_tokenizer(trained_on), build_t5_tokenizer(trained_on)
     tables = (tokenize(tokenizer, captions), tokenize(tokenizer_2, captions))
     run = Run(FlowModel(tokenizer, tokenizer_2), arguments.rate)
+    if arguments.start:
+        run.start_from(arguments.start)
     if arguments.resume:
         run.load(arguments.out / "checkpoint.pt")
     shown = [captions[8 * emoji + colour] for emoji, colour in data.pairs(selection, True)]

@@ -125,7 +125,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     selection = data.read_selection(arguments.data)
-    pipeline = FluxPipeline.from_pretrained(arguments.model, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     if arguments.bank and arguments.bank.exists():
         bank = load_file(arguments.bank)["bank"]
     else:

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from eigencache.files import replacing
+
 
 class Budget:
     """How much of a training is done, in iterations or, where ``minutes`` is given, by the clock.
@@ -138,11 +140,9 @@ class MuonAndAdamW:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write a checkpoint beside ``path``, then rename, so that a killed run leaves a whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    torch.save(state, beside)
-    os.replace(beside, path)
+    """Write a checkpoint, whole or not at all."""
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -151,11 +151,9 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write JSON beside ``path``, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """Write JSON, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def json_of(tokenizer: Tokenizer) -> dict:
