@@ -125,7 +125,7 @@ def train(
     """Train to the end of the budget; returns iterations, minutes and final loss."""
     optimizer = training.MuonAndAdamW(model, arguments.rate)
     checkpoint, iteration, elapsed = arguments.out / "checkpoint.pt", 0, 0.0
-    if arguments.resume:
+    if arguments.resume and checkpoint.exists():
         state = training.load_checkpoint(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

@@ -394,8 +394,9 @@ def main() -> None:
     run = Run(FlowModel(tokenizer, tokenizer_2), arguments.rate)
     if arguments.start:
         run.start_from(arguments.start)
-    if arguments.resume:
-        run.load(arguments.out / "checkpoint.pt")
+    checkpoint = arguments.out / "checkpoint.pt"
+    if arguments.resume and checkpoint.exists():
+        run.load(checkpoint)
     shown = [captions[8 * emoji + colour] for emoji, colour in data.pairs(selection, True)]
     shown = shown[:: len(shown) // 40][:40]
 

@@ -75,7 +75,7 @@ def train(arguments: argparse.Namespace, images: torch.Tensor, held_out: torch.T
     model = build()
     optimizer = training.MuonAndAdamW(model, arguments.rate)
     iteration, elapsed, checkpoint = 0, 0.0, arguments.out / "checkpoint.pt"
-    if arguments.resume:
+    if arguments.resume and checkpoint.exists():
         state = training.load_checkpoint(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

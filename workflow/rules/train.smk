@@ -68,7 +68,7 @@ rule emoji_sheet:
         assets=ASSETS,
     shell:
         "python -m eigencache.emoji.data --data {input.data} --assets {params.assets}"
-        " --emojibase {input.labels}/en/data.json --out {output} > {log} 2>&1"
+        " --emojibase {input.labels}/en/data.json --out {output} 2>&1 | tee {log}"
 
 
 rule emoji_vae:
@@ -92,7 +92,7 @@ rule emoji_vae:
         spin=SPIN,
     shell:
         "{params.spin} python -m eigencache.emoji.vae --data {input.data}"
-        " --assets {params.assets} --out results/train/vae --threads {threads} > {log} 2>&1"
+        " --assets {params.assets} --out results/train/vae --resume --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_flow:
@@ -117,7 +117,7 @@ rule emoji_flow:
     shell:
         "{params.spin} python -m eigencache.emoji.flow --data {input.data}"
         " --assets {params.assets} --vae {input.vae} --out results/train/flow"
-        " --threads {threads} > {log} 2>&1"
+        " --resume --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_proof:
@@ -143,7 +143,7 @@ rule emoji_proof:
     shell:
         "{params.spin} python -m eigencache.emoji.proof --data {input.data}"
         " --assets {params.assets} --model {input.model} --prompts {input.prompts}"
-        " --out results/train/proof --threads {threads} > {log} 2>&1"
+        " --out results/train/proof --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_clip:
@@ -167,7 +167,7 @@ rule emoji_clip:
         spin=SPIN,
     shell:
         "{params.spin} python -m eigencache.emoji.clip --data {input.data}"
-        " --assets {params.assets} --out results/train/clip --threads {threads} > {log} 2>&1"
+        " --assets {params.assets} --out results/train/clip --resume --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_cards:
@@ -190,4 +190,4 @@ rule emoji_cards:
         "../../envs/workflow.yaml"
     shell:
         "python -m eigencache.emoji.card --data {input.data} --train results/train"
-        " --flux results/train/flux --clip results/train/clip-card > {log} 2>&1"
+        " --flux results/train/flux --clip results/train/clip-card 2>&1 | tee {log}"
