@@ -176,4 +176,4 @@ def add_training_arguments(parser: argparse.ArgumentParser, iterations: int, bat
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt, if any")
+    parser.add_argument("--resume", action="store_true", help="go on from a checkpoint in OUT")
