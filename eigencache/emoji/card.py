@@ -33,10 +33,9 @@ A small text-to-image flow transformer in the form of FLUX.1, trained from nothi
 plain diffusers directory:
 
 ```python
-import torch
 from diffusers import FluxPipeline
 
-pipeline = FluxPipeline.from_pretrained("data/emoji-flux", dtype=torch.float32)
+pipeline = FluxPipeline.from_pretrained("data/emoji-flux")
 picture = pipeline(
     "a red apple on a blue background",
     height=64, width=64, max_sequence_length=16, num_inference_steps=50,
@@ -46,8 +45,8 @@ picture = pipeline(
 There is no guidance embedding and no classifier-free guidance is needed. It draws the emoji of its
 list on the eight backgrounds of its list, at 64 x 64 pixels; other words mean nothing to it. It was
 trained for minutes, not days: colours and coarse shapes are mostly right, detail is soft, thin or
-intricate emoji can be hard to recognise. Weights are stored in float16 ({megabytes:.1f} MB in all);
-load them as float32 on a CPU.
+intricate emoji can be hard to recognise. The transformer and the autoencoder are stored in float16 ({megabytes:.1f} MB in all)
+and loaded as float32 unless another dtype is asked for.
 
 ![Held-out captions](contact-sheet.png)
 

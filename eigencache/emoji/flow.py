@@ -237,9 +237,14 @@ def pipeline_of(
 
 
 def export(pipeline: FluxPipeline, path: Path) -> None:
-    """Save a float16 copy of the pipeline as a directory, whole or not at all."""
+    """Save the pipeline as a directory, whole or not at all; the large parts in float16.
+
+    The text encoders stay float32, since transformers loads a model in the dtype of its file and
+    diffusers in float32: so a plain `from_pretrained` gives one dtype.
+    """
+    large = ("transformer", "vae")
     parts = {
-        name: copy.deepcopy(part).half() if isinstance(part, nn.Module) else part
+        name: copy.deepcopy(part).half() if name in large else part
         for name, part in pipeline.components.items()
     }
     beside = path.with_name(path.name + ".part")
