@@ -143,7 +143,7 @@ class Plan:
 
 
 def _frozen(values, dtype) -> np.ndarray:
-    array = np.array(values, dtype, order="C")
+    array = np.array(values, dtype)
     array.setflags(write=False)
     return array
 

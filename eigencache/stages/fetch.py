@@ -76,7 +76,9 @@ def pin(model: str, source: str | Path) -> pd.DataFrame:
     files = sorted(
         path
         for path in Path(source).rglob("*")
-        if path.is_file() and path.suffix not in (".md", ".png") and "report" not in path.as_posix()
+        if path.is_file()
+        and path.suffix not in (".md", ".png")
+        and not path.relative_to(source).parts[0].startswith("report")
     )
     return pd.DataFrame(
         {

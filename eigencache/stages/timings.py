@@ -8,22 +8,22 @@ import pandas as pd
 from eigencache.stages import run
 
 
-def timings(folder: str | Path) -> pd.DataFrame:
+def timings(files: list[Path]) -> pd.DataFrame:
     """Return one row per rule: how many jobs, their seconds in all, the largest memory of one.
 
     Args:
-        folder: of files `RULE.tsv` or `RULE-WHAT.tsv`, as `benchmark:` writes them; one at least.
+        files: `RULE.tsv` or `RULE-WHAT.tsv`, as `benchmark:` writes them; one at least.
     """
-    files = sorted(Path(folder).glob("*.tsv"))
     jobs = pd.concat([pd.read_csv(f, sep="\t").assign(rule=f.stem.split("-")[0]) for f in files])
     jobs["max_rss"] = pd.to_numeric(jobs["max_rss"], errors="coerce")
     return jobs.groupby("rule").agg(jobs=("s", "size"), seconds=("s", "sum"), mb=("max_rss", "max"))
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if not any(Path(arguments.folder).glob("*.tsv")):
+    files = sorted(Path(arguments.folder).glob("*.tsv"))
+    if not files:
         return  # only jobs that are not timed have run so far
-    table = timings(arguments.folder).sort_values("seconds", ascending=False)
+    table = timings(files).sort_values("seconds", ascending=False)
     print("Seconds of all jobs together, and the largest memory of one, by rule:")
     print(table.to_string(float_format="{:.0f}".format, na_rep="-"))
 
