@@ -7,13 +7,16 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from eigencache.experiment import Experiment
+from eigencache.experiment import Experiment, one_of
 from eigencache.provenance import source_hash
 
 min_version("9.12")
 
 
-configfile: "config.yaml"
+# A configuration given by --configfile replaces the default one: its methods are all there are.
+if not workflow.configfiles:
+
+    configfile: "config.yaml"
 
 
 try:
@@ -28,19 +31,22 @@ shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 
 
 wildcard_constraints:
-    experiment=E.config["experiment"],
-    label="|".join(E.labels),
+    experiment=one_of([E.config["experiment"]]),
+    label=one_of(E.labels),
     shard="[0-9]{3}",
 
 
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/plan.smk"
+include: "workflow/rules/refine.smk"
 include: "workflow/rules/sample.smk"
 include: "workflow/rules/merge.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/table.smk"
 include: "workflow/rules/figure.smk"
+include: "workflow/rules/ablation.smk"
+include: "workflow/rules/collect.smk"
 include: "workflow/rules/train.smk"
 
 

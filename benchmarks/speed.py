@@ -49,7 +49,7 @@ def step_seconds(transformer: nn.Module, run) -> list[float]:
 def skipped_ratios(pipe, kernel: Kernel, settings: Settings, images: int) -> dict[str, float]:
     """Return the median cost of a skipped step over that of a full one, for each tap."""
     text, ratios = encode(pipe, "a red apple on a blue background", settings), {}
-    methods = {"output": "EigenCache", "modules": "TaylorSeer"}
+    methods = {"output": "EigenCache-design", "modules": "TaylorSeer"}
     for tap, name in methods.items():
         plan = METHODS[name].plan(9, kernel.timesteps, kernel)
         full, skipped = [], []

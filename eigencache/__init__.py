@@ -16,6 +16,7 @@ _HOMES = {
     "Method": "methods",
     "Plan": "plan",
     "PlanError": "plan",
+    "Trajectory": "trajectory",
     "cached": "runtime",
     "disable_cache": "runtime",
     "enable_cache": "runtime",

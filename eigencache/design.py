@@ -20,6 +20,16 @@ from eigencache.predictors import Predictor
 MAX_TABLE = 40_000_000
 
 
+def fill(full: np.ndarray, predictor: Predictor, timesteps, matrix) -> np.ndarray:
+    """Return the weights, float64 `[T, T]`, with which `predictor` fills a schedule's gaps."""
+    weights = np.zeros((len(full), len(full)))
+    for step in np.flatnonzero(~full):
+        past = np.flatnonzero(full[:step])
+        past = past[-predictor.window :] if predictor.window else past
+        weights[step, past] = predictor.weights(past, step, timesteps, matrix)
+    return weights
+
+
 def step_sizes(timesteps) -> np.ndarray:
     """Return d, float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
 
@@ -54,8 +64,9 @@ def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> f
 
 
 def optimal_steps(
-    predictor: Predictor, timesteps, matrix: np.ndarray, budgets: Iterable[int]
-) -> dict[int, tuple[int, ...]]:
+    predictor: Predictor, timesteps, matrix: np.ndarray, budgets: Iterable[int],
+    carry: np.ndarray | None = None,
+) -> dict[int, tuple[int, ...]]:  # fmt: skip
     """Return, for each budget, its optimal full steps, by one dynamic programme for all.
 
     Args:
@@ -63,17 +74,21 @@ def optimal_steps(
         timesteps: float `[T]`.
         matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
         budgets: numbers of full steps, each from 1 to T.
+        carry: float `[T + 1]`, by which an error in the latents before a step (T: at the end) has
+            grown when the sampler ends; it weighs each gap's error. By default all are 1.
 
     Raises:
-        ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table.
+        ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table, as that
+            of a window of None always is.
     """
     count, window = len(timesteps), predictor.window
     budgets = sorted(set(budgets))
     if not budgets or budgets[0] < 1 or budgets[-1] > count:
         raise ValueError(f"budgets {budgets} must lie between 1 and the {count} steps")
-    if count ** (window + 1) > MAX_TABLE:
+    if window is None or count ** (window + 1) > MAX_TABLE:
         raise ValueError(f"a window of {window} over {count} steps is too large to design exactly")
-    errors = {m: gap_errors(predictor, timesteps, matrix, m) for m in range(1, window + 1)}
+    carry = np.ones(count + 1) if carry is None else carry
+    errors = {m: carry * gap_errors(predictor, timesteps, matrix, m) for m in range(1, window + 1)}
     value = np.where(np.arange(count) == 0, 0.0, np.inf)  # one full step so far: step 0
     dropped, designs = {}, {}
     for used in range(1, budgets[-1] + 1):

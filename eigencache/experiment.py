@@ -1,7 +1,8 @@
 """The experiment that a configuration describes: checked first, then asked for its parts."""
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
@@ -14,7 +15,8 @@ from eigencache.prompts import read_prompts, refuse_overlap, shard_indices
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
-FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel"), (".pdf", ".png")
+FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
+ABLATION_TABLES = ("ablation.csv", "ablation.md")
 
 
 class ConfigError(ValueError):
@@ -38,9 +40,15 @@ class Experiment:
         self._check_budgets()
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
+        self._check_ablation()
         calibration = self.config["calibration"]
         self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
         self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
+        if self.config["collect"]["prompt"] >= len(self.calibration_prompts):
+            raise ConfigError(
+                f"collect.prompt: {self.config['collect']['prompt']} is none of the "
+                f"{len(self.calibration_prompts)} calibration prompts, which count from 0"
+            )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
         refuse_overlap(read_prompts(calibration["prompts"]), read_prompts(self.config["prompts"]))
         shard_indices(len(self.prompts), 0, self.config["shards"])
@@ -61,20 +69,44 @@ class Experiment:
         return [label for label in self.labels if self.spec(label)["method"] not in BASELINES]
 
     @property
+    def refined(self) -> list[str]:
+        """The labels whose plans are fitted in closed loop, with the network."""
+        return [k for k in self.planned if METHODS[self.spec(k)["method"]].closed_loop]
+
+    @property
+    def bounded(self) -> list[str]:
+        """The labels for which a quality is stated, `psnr`, in place of the budgets."""
+        return [label for label in self.labels if "psnr" in self.spec(label)]
+
+    @property
+    def budgeted(self) -> list[str]:
+        """The labels that have a run for every budget, and the full run."""
+        return [label for label in self.labels if label not in self.bounded]
+
+    @property
     def shards(self) -> list[str]:
         """The names of the shards of the evaluation prompts."""
         return [f"{shard:03d}" for shard in range(self.config["shards"])]
 
     @property
     def kernels(self) -> list[str]:
-        """The kernels to calibrate, as TAP.FEATURES.NORMALISATION."""
+        """The kernels to calibrate, as TAP.FEATURES.NORMALISATION, and .RUNS if not of all."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
 
     @property
     def targets(self) -> list[str]:
-        """The files that the whole experiment is for: the summary and every figure."""
+        """The files that the whole experiment is for: the summary and every figure.
+
+        An ablation has a table and a figure of its own in place of those that compare methods.
+        """
         name = self.config["experiment"]
-        figures = [f"figures/{name}/{figure}" for figure in FIGURES]
+        if self.config["ablation"]:
+            tables = [f"results/{name}/{table}" for table in ABLATION_TABLES]
+            return [f"results/{name}/summary.csv", *tables] + [
+                f"figures/{name}/ablation{kind}" for kind in FORMATS
+            ]
+        drawn = FIGURES if self.refined else [f for f in FIGURES if f != "quality"]
+        figures = [f"figures/{name}/{figure}" for figure in drawn]
         return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
 
     def spec(self, label: str) -> dict:
@@ -90,13 +122,16 @@ class Experiment:
         method = METHODS[spec["method"]]
         if not method.needs_kernel:
             return OUTPUT_KERNEL
-        return f"{spec.get('tap', method.tap)}.{method.features}.{method.normalisation}"
+        use = method.parts(1, **_options(spec)).use
+        return f"{spec.get('tap', method.tap)}.{use.kind}"
 
     def plans(self, label: str) -> list[str]:
-        """Return the plan files of a label, one for each budget; none of a label without plans."""
+        """Return the plan files of a label: one for each budget, or for a quality, or none."""
         if label not in self.planned:
             return []
         folder = f"results/{self.config['experiment']}/plans/{label}"
+        if label in self.bounded:
+            return [f"{folder}/psnr.safetensors"]
         return [f"{folder}/{budget}.safetensors" for budget in self.config["budgets"]]
 
     def _check_budgets(self) -> None:
@@ -112,6 +147,28 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+    def _check_ablation(self) -> None:
+        for factor, part in self.config["ablation"].items():
+            where = f"ablation.{factor}"
+            for label in part["values"]:
+                if label not in self.config["methods"]:
+                    raise ConfigError(
+                        f"{where}.values: {label!r} is unknown; "
+                        f"methods has {list(self.config['methods'])}"
+                    )
+            if len({str(value) for value in part["values"].values()}) < len(part["values"]):
+                raise ConfigError(f"{where}.values: two labels stand for the same value")
+            if part["base"] not in part["values"]:
+                raise ConfigError(
+                    f"{where}.base: {part['base']!r} is not one of its values "
+                    f"{list(part['values'])}"
+                )
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return the regular expression of exactly these names; of none, one that never matches."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
 
 def _check_method(label: str, spec: Mapping) -> None:
     """Raise a ConfigError if a method or an option of it does not exist or has a bad value."""
@@ -121,15 +178,23 @@ def _check_method(label: str, spec: Mapping) -> None:
         raise ConfigError(f"{where}.method: {name!r} is unknown; there are {allowed}")
     if "tap" in spec and spec["tap"] not in TAPS:
         raise ConfigError(f"{where}.tap: {spec['tap']!r} is unknown; there are {list(TAPS)}")
-    options = {key: value for key, value in spec.items() if key not in ("method", "tap")}
-    allowed = METHODS[name].options if name in METHODS else ()
-    for key, value in options.items():
+    method = METHODS.get(name)
+    if method and "tap" in spec and (method.closed_loop or method.gate or method.refresh):
+        raise ConfigError(f"{where}.tap: {name} has no such option; its tap is {method.tap!r}")
+    allowed = method.options if method else ()
+    if "psnr" in spec and not (method and method.closed_loop):
+        raise ConfigError(f"{where}.psnr: only methods with a closed loop can be asked for quality")
+    for key, value in _options(spec).items():
         if key not in allowed:
             raise ConfigError(f"{where}.{key}: {name} has no such option; it has {list(allowed)}")
         try:
-            METHODS[name].parts(full_steps=1, **{key: value})
+            method.parts(1, **{key: value})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where}.{key}: {value!r} is not allowed: {error}") from error
+
+
+def _options(spec: Mapping) -> dict:
+    return {key: value for key, value in spec.items() if key not in ("method", "tap", "psnr")}
 
 
 def _with_defaults(config: Mapping, schema: Mapping) -> dict:

@@ -3,15 +3,19 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+from numpy.polynomial import chebyshev
 
+from eigencache.checks import check_range, check_whole
 from eigencache.files import read_arrays, write_arrays
 
 FORMAT = "eigencache-kernel-1"
 NORMALISATIONS = ("second-moment", "cosine")
+# The names of `eigencache.taps.FEATURES`, which needs torch.
+FEATURES = ("full", "stride-8", "token-mean")
 
 
 class KernelError(ValueError):
@@ -34,7 +38,7 @@ class Kernel:
         runs: how many calibration runs (prompt, seed) were summed.
         timesteps: float64 `[T]`; the sampler's timesteps.
         tap: where the features were taken; one of `eigencache.plan.TAPS`.
-        features: what was kept of them: "full" or "token-mean" (`eigencache.taps.FEATURES`).
+        features: what was kept of them, one of `eigencache.taps.FEATURES`.
         normalisation: "second-moment" or "cosine".
         model: fingerprint of the calibrated model (`eigencache.taps.fingerprint`).
         source: where it came from: prompt file, seed ... (text to text).
@@ -116,10 +120,7 @@ class Kernel:
         if not np.array_equal(self.timesteps, other.timesteps):
             raise KernelError("kernels differ in their timesteps")
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
-        return Kernel(
-            sums, self.runs + other.runs, self.timesteps, self.tap, self.features,
-            self.normalisation, self.model, self.source,
-        )  # fmt: skip
+        return replace(self, sums=sums, runs=self.runs + other.runs)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -137,6 +138,55 @@ class Kernel:
         if stream not in self.sums:
             raise KernelError(f"no stream {stream!r} in the kernel; it has {self.streams}")
         return self.sums[stream] / self.runs
+
+    def truncated(self, rank: int) -> tuple["Kernel", float]:
+        """Return the kernel with each matrix cut to its `rank` leading eigenpairs (Karhunen-Loeve).
+
+        Returns:
+            The kernel U_r diag(l_r) U_r^T, and the share of the energy (the trace) that it keeps,
+            over all streams together.
+
+        Raises:
+            KernelError: `rank` is not between 1 and T.
+        """
+        if not 1 <= rank <= len(self.timesteps):
+            raise KernelError(f"rank must lie between 1 and {len(self.timesteps)}, got {rank}")
+        sums, kept = {}, 0.0
+        for name, matrix in self.sums.items():
+            values, vectors = np.linalg.eigh(matrix)
+            values, vectors = values[-rank:], vectors[:, -rank:]
+            cut = (vectors * values) @ vectors.T
+            sums[name] = (cut + cut.T) / 2
+            kept += values.sum()
+        return replace(self, sums=sums), kept / sum(
+            np.trace(matrix) for matrix in self.sums.values()
+        )
+
+    def shared(self) -> "Kernel":
+        """Return the kernel with the mean over all streams in place of each stream's matrix."""
+        mean = sum(self.sums.values()) / len(self.sums)
+        return replace(self, sums=dict.fromkeys(self.sums, mean))
+
+    def smoothed(self, share: float, degree: int = 8) -> "Kernel":
+        """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
+
+        P projects onto polynomials of `degree` in the timestep. With few calibration runs it takes
+        out what is peculiar to them.
+
+        Raises:
+            KernelError: `share` is not between 0 and 1.
+        """
+        if not 0 <= share <= 1:
+            raise KernelError(f"the share of the smooth kernel must be in 0 to 1, got {share}")
+        low, high = self.timesteps.min(), self.timesteps.max()
+        scaled = (2 * self.timesteps - low - high) / (high - low)
+        basis, _ = np.linalg.qr(chebyshev.chebvander(scaled, min(degree, len(scaled) - 1)))
+        project = basis @ basis.T
+        sums = {}
+        for name, matrix in self.sums.items():
+            smooth = project @ matrix @ project
+            sums[name] = (1 - share) * matrix + share * (smooth + smooth.T) / 2
+        return replace(self, sums=sums)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata."""
@@ -177,3 +227,68 @@ class Kernel:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """Which calibrated kernel a method wants, and what is done to it before use.
+
+    Attributes:
+        features: what is kept of a feature, one of `FEATURES`.
+        normalisation: one of `NORMALISATIONS`.
+        runs: the calibration runs to use, the first so many; None for all.
+        rank: eigenpairs to keep (`Kernel.truncated`); None for all.
+        shared: whether all streams share one matrix (`Kernel.shared`).
+        smooth: the share of the smooth kernel in it (`Kernel.smoothed`).
+    """
+
+    features: str = "full"
+    normalisation: str = "second-moment"
+    runs: int | None = None
+    rank: int | None = None
+    shared: bool = False
+    smooth: float = 0.0
+
+    def __post_init__(self):
+        for name, allowed in (("features", FEATURES), ("normalisation", NORMALISATIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("runs", "rank"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), low=1)
+        if not isinstance(self.shared, bool):
+            raise ValueError(f"shared must be true or false, got {self.shared!r}")
+        check_range("smooth", self.smooth, 0, 1)
+
+    @property
+    def kind(self) -> str:
+        """What the calibrated kernel is called: FEATURES.NORMALISATION or that and .RUNS."""
+        runs = [] if self.runs is None else [str(self.runs)]
+        return ".".join([self.features, self.normalisation, *runs])
+
+    def of(self, kernel: Kernel) -> Kernel:
+        """Return the kernel as the method wants it.
+
+        Raises:
+            KernelError: the kernel is of another kind or number of runs, or of fewer steps than
+                `rank`.
+        """
+        kind = (self.features, self.normalisation)
+        if (kernel.features, kernel.normalisation) != kind:
+            raise KernelError(
+                f"the kernel is of {kernel.features} {kernel.normalisation}, the method wants "
+                f"{' '.join(kind)}: calibrate one of that kind"
+            )
+        if self.runs is not None and kernel.runs != self.runs:
+            raise KernelError(f"the kernel is of {kernel.runs} runs, the method wants {self.runs}")
+        done = {}
+        if self.smooth:
+            kernel = kernel.smoothed(self.smooth)
+            done["smooth"] = str(self.smooth)
+        if self.shared:
+            kernel = kernel.shared()
+            done["shared"] = "by all streams"
+        if self.rank is not None:
+            kernel, energy = kernel.truncated(self.rank)
+            done["rank"] = f"{self.rank}, with {energy:.6f} of the energy"
+        return replace(kernel, source={**kernel.source, **done})

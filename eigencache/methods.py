@@ -1,14 +1,45 @@
-"""The table of methods: each is a schedule, a predictor and a tap, with its citation."""
+"""The table of methods: each is a schedule, a predictor and a tap, with its citation.
+
+A few have a part more: a gate, or a rule by which skipped steps recompute tokens.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
-from eigencache.kernel import Kernel
+from eigencache.closed_loop import ClosedLoop
+from eigencache.design import fill
+from eigencache.gate import Gate
+from eigencache.kernel import Kernel, KernelUse
 from eigencache.plan import Plan, PlanError
-from eigencache.predictors import HiCache, Kriging, Newton, Predictor, Reuse, Taylor
-from eigencache.schedules import Interval, Optimal, Schedule
+from eigencache.predictors import (
+    Chebyshev,
+    HiCache,
+    Kriging,
+    Newton,
+    Predictor,
+    Reuse,
+    Taylor,
+    TaylorScaled,
+)
+from eigencache.schedules import Greedy, Interval, Optimal, Schedule, Variance
+from eigencache.tokens import ClusCa, Rule, ToCa
+
+# Options that state how many steps are full: the budget does.
+BUDGETS = {"full_steps", "every", "tau"}
+
+
+class Parts(NamedTuple):
+    """What a method consists of; None is for a part that it has not."""
+
+    schedule: Schedule
+    predictor: Predictor
+    gate: Gate | None
+    refresh: Rule | None
+    closed_loop: ClosedLoop | None
+    use: KernelUse | None
 
 
 @dataclass(frozen=True)
@@ -20,8 +51,12 @@ class Method:
         predictor: makes the predictor from options.
         tap: where the method takes its features (`eigencache.plan.TAPS`).
         cite: where it was published.
-        defaults: options that differ from those of the schedule and predictor.
-        features, normalisation: of the kernel it wants, if it wants one (`eigencache.kernel`).
+        defaults: options that differ from those of its parts.
+        gate: makes the gate from options, of a method that has one; its tap is "delta".
+        refresh: makes the token-wise rule from options, of a method that has one; its tap is
+            "modules".
+        closed_loop: makes the fit with the network in the loop (`eigencache.closed_loop`) from
+            options, of a method whose plans are refined by it; its tap is "output".
     """
 
     schedule: Callable[..., Schedule]
@@ -29,8 +64,9 @@ class Method:
     tap: str
     cite: str
     defaults: Mapping[str, object] = field(default_factory=dict)
-    features: str = "full"
-    normalisation: str = "second-moment"
+    gate: Callable[..., Gate] | None = None
+    refresh: Callable[..., Rule] | None = None
+    closed_loop: Callable[..., ClosedLoop] | None = None
 
     @property
     def needs_kernel(self) -> bool:
@@ -40,11 +76,10 @@ class Method:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that the method reads."""
-        names = {f.name for part in (self.schedule, self.predictor) for f in fields(part)}
-        return tuple(sorted(names - {"full_steps", "every"}))
+        return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
 
-    def parts(self, full_steps: int, **options) -> tuple[Schedule, Predictor]:
-        """Return the schedule and the predictor for a budget and options.
+    def parts(self, full_steps: int, **options) -> Parts:
+        """Return what the method consists of, for a budget and options.
 
         Raises:
             ValueError: an option is unknown or out of range.
@@ -52,44 +87,72 @@ class Method:
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             raise ValueError(f"unknown options {unknown}; allowed are {list(self.options)}")
-        options = {**self.defaults, **options}
-        schedule = self.schedule(full_steps=full_steps, **_of(self.schedule, options))
-        return schedule, self.predictor(**_of(self.predictor, options))
+        options = {**self.defaults, **options, "full_steps": full_steps}
+
+        def made(kind):
+            names = {f.name for f in fields(kind)} if kind else ()
+            return kind and kind(**{name: v for name, v in options.items() if name in names})
+
+        use = made(KernelUse) if self.needs_kernel else None
+        if self.schedule is Optimal and made(self.predictor).window is None:
+            raise ValueError("an optimal design needs a window: its tables grow with it")
+        kinds = (self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop)
+        return Parts(*map(made, kinds), use)
 
     def plan(
         self, full_steps: int, timesteps, kernel: Kernel | None = None, tap: str | None = None,
         **options,
     ) -> Plan:  # fmt: skip
-        """Return the plan of this method for a budget of full steps.
+        """Return the plan of this method for a budget of full steps, before any closed loop.
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.
-            PlanError: a kernel is missing, or is not of the kind that the method was given for.
+            PlanError: a kernel is missing, or was made at another tap or for other timesteps.
+            KernelError: the kernel is not of the kind that the method wants.
         """
-        schedule, predictor = self.parts(full_steps, **options)
-        kind = (self.features, self.normalisation)
-        if self.needs_kernel and kernel and (kernel.features, kernel.normalisation) != kind:
-            raise PlanError(
-                f"the kernel is of {kernel.features} {kernel.normalisation}, the method wants "
-                f"{' '.join(kind)}: calibrate one of that kind"
-            )
-        return make_plan(schedule, predictor, timesteps, kernel, tap=tap or self.tap)
+        parts = self.parts(full_steps, **options)
+        if parts.use and kernel:
+            kernel = parts.use.of(kernel)
+        return make_plan(
+            parts.schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
+            gate=parts.gate, refresh=parts.refresh,
+        )  # fmt: skip
+
+    @property
+    def _kinds(self) -> list[type]:
+        kinds = [self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop]
+        return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
 
 
+PUBLISHED = {"window": 3, "jitter": 1e-3, "features": "token-mean", "normalisation": "cosine"}
+DESIGNED = {"window": 2, "jitter": 1e-6, "ordinary": True}
 METHODS: Mapping[str, Method] = {
     "FORA": Method(Interval, Reuse, "modules", "arXiv 2407.01425"),
     "TaylorSeer": Method(Interval, Taylor, "modules", "arXiv 2503.06923"),
+    "Taylor-Scaled": Method(Interval, TaylorScaled, "modules", "arXiv 2508.16984, ablation"),
     "HiCache": Method(Interval, HiCache, "modules", "arXiv 2508.16984"),
-    "Newton": Method(Interval, Newton, "output", "divided differences in sigma"),
-    "EigenCache-published": Method(
-        Interval, Kriging, "modules", "EigenCache, interval schedule",
-        {"window": 3, "jitter": 1e-3}, features="token-mean", normalisation="cosine",
+    "Delta-DiT": Method(Interval, Reuse, "delta", "arXiv 2406.01125", gate=Gate),
+    "ToCa": Method(Interval, Reuse, "modules", "arXiv 2410.05317", refresh=ToCa),
+    "ClusCa": Method(Interval, Taylor, "modules", "arXiv 2509.10312", refresh=ClusCa),
+    "Hi-ClusCa": Method(
+        Interval, HiCache, "modules", "arXiv 2509.10312 over 2508.16984", refresh=ClusCa
     ),
+    "Newton": Method(Interval, Newton, "output", "divided differences in sigma"),
+    "Spectrum": Method(Interval, Chebyshev, "output", "arXiv 2603.01623"),
+    # Weights by least squares over all full steps so far: kriging with next to no jitter.
+    "L2P": Method(
+        Interval, Kriging, "output", "arXiv 2604.26365", {"window": None, "jitter": 1e-8}
+    ),
+    "EigenCache-published": Method(Interval, Kriging, "modules", "EigenCache, fixed", PUBLISHED),
+    "EigenCache-greedy": Method(Greedy, Kriging, "modules", "EigenCache, greedy", PUBLISHED),
+    "EigenCache-variance": Method(Variance, Kriging, "modules", "EigenCache, variance", PUBLISHED),
     # A velocity holds the noise with coefficient one at every step, and so must a forecast: its
     # weights sum to one. Window and jitter were chosen on calibration prompts.
+    "EigenCache-design": Method(
+        Optimal, Kriging, "output", "EigenCache, optimal design", DESIGNED
+    ),
     "EigenCache": Method(
-        Optimal, Kriging, "output", "EigenCache, optimal design",
-        {"window": 2, "jitter": 1e-6, "ordinary": True},
+        Optimal, Kriging, "output", "EigenCache, closed loop", DESIGNED, closed_loop=ClosedLoop
     ),
 }  # fmt: skip
 
@@ -101,6 +164,8 @@ def make_plan(
     kernel: Kernel | None = None,
     *,
     tap: str | None = None,
+    gate: Gate | None = None,
+    refresh: Rule | None = None,
 ) -> Plan:
     """Return the plan of a schedule and a predictor.
 
@@ -110,10 +175,13 @@ def make_plan(
         timesteps: float `[T]`, the sampler's (`pipe.scheduler.timesteps` after a run).
         kernel: what a schedule or predictor with `kernel = True` needs.
         tap: where features are taken; by default the kernel's tap, or else "output".
+        gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
+        refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
         PlanError: a kernel is needed and missing, or was made at another tap or for other
-            timesteps.
+            timesteps; or there is a gate at another tap than "delta", or a rule at another than
+            "modules".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)
@@ -127,7 +195,7 @@ def make_plan(
             raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
         if not np.array_equal(kernel.timesteps, timesteps):
             raise PlanError("the kernel was calibrated for other timesteps: calibrate again")
-    full = schedule.full(timesteps, predictor, kernel.matrix() if schedule.kernel else None)
+    full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
     streams = kernel.streams if predictor.kernel and len(kernel.streams) > 1 else ()
     if streams:
         matrices = [kernel.matrix(stream) for stream in streams]
@@ -135,22 +203,15 @@ def make_plan(
     else:
         matrix = kernel.matrix() if predictor.kernel else None
         weights = fill(full, predictor, timesteps, matrix)
-    source = {"schedule": str(schedule), "predictor": str(predictor)}
+    if gate:
+        if tap != "delta":
+            raise PlanError(
+                f"a gate is between the halves of tap 'delta', there are none at {tap!r}"
+            )
+        streams, weights = gate.streams(weights)
+    parts = {"schedule": schedule, "predictor": predictor, "gate": gate, "refresh": refresh}
+    source = {name: str(part) for name, part in parts.items() if part}
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
         source |= {f"kernel {name}": text for name, text in kernel.source.items()}
-    return Plan(full, weights, timesteps, tap, streams, kernel and kernel.model, source)
-
-
-def fill(full: np.ndarray, predictor: Predictor, timesteps, matrix) -> np.ndarray:
-    """Return the weights, float64 `[T, T]`, with which `predictor` fills a schedule's gaps."""
-    weights = np.zeros((len(full), len(full)))
-    for step in np.flatnonzero(~full):
-        past = np.flatnonzero(full[:step])[-predictor.window :]
-        weights[step, past] = predictor.weights(past, step, timesteps, matrix)
-    return weights
-
-
-def _of(part, options: Mapping[str, object]) -> dict[str, object]:
-    names = {f.name for f in fields(part)}
-    return {name: value for name, value in options.items() if name in names}
+    return Plan(full, weights, timesteps, tap, streams, kernel and kernel.model, source, refresh)

@@ -2,25 +2,29 @@
 
 Almost every published caching method is a plan: it forecasts the feature of a skipped step as a
 fixed weighted sum of the features of earlier full steps. Methods differ in the weights alone, and
-the weights depend on nothing but which steps are full. See `eigencache.methods` for the table.
+the weights depend on nothing but which steps are full. Token-wise methods recompute some tokens
+besides, by a rule that is part of the plan. See `eigencache.methods` for the table.
 """
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from eigencache.files import read_arrays, write_arrays
+from eigencache.tokens import Rule, described, rule_of
 
 FORMAT = "eigencache-plan-1"
 # Where features can be taken; `eigencache.taps` finds the modules.
-TAPS = ("output", "modules")
+TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
+# Under which a plan's source says the PSNR in dB that its images will have.
+PREDICTED = "predicted psnr"
 
 
 class PlanError(ValueError):
@@ -35,13 +39,16 @@ class Plan:
         full: bool `[T]`; step 0 is always full.
         weights: float64 `[T, T]`, one matrix for every tapped stream, or `[S, T, T]`, one for each
             of `streams`. Row `s` of a skipped step holds its weights over the full steps before
-            `s`; it is zero elsewhere, and the row of a full step is zero.
+            `s`; it is zero elsewhere, and the row of a full step is zero. A stream whose row of a
+            skipped step is all zero is computed there; at least one stream must be forecast.
         timesteps: float64 `[T]`; the sampler's timesteps (`scheduler.timesteps`) it was made for.
         tap: where in the network features are taken; one of `TAPS`.
         streams: the `S` stream names of `weights`; empty when one matrix serves all.
         model: fingerprint of the model it was calibrated on (`eigencache.taps.fingerprint`);
             None when the weights do not depend on a model.
         source: where the plan came from: method, schedule, predictor, kernel ... (text to text).
+        refresh: which MLP tokens a skipped step recomputes (`eigencache.tokens`), at tap "modules";
+            None recomputes none.
 
     Raises:
         PlanError: a shape, a value or the causal structure is wrong; the message says which.
@@ -54,6 +61,7 @@ class Plan:
     streams: tuple[str, ...] = ()
     model: str | None = None
     source: Mapping[str, str] = field(default_factory=dict)
+    refresh: Rule | None = None
 
     def __post_init__(self):
         full = _frozen(self.full, bool)
@@ -66,6 +74,8 @@ class Plan:
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
         if self.tap not in TAPS:
             raise PlanError(f"unknown tap {self.tap!r}; there are {TAPS}")
+        if self.refresh and self.tap != "modules":
+            raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
         _check(full, weights, timesteps, self.streams)
 
     def __len__(self) -> int:
@@ -107,8 +117,22 @@ class Plan:
             raise PlanError(
                 f"the plan was made for timestep {self.timesteps[s]:g} at step {s}, the sampler is "
                 f"at {timesteps[s]:g}: the scheduler, its shift or the resolution differs from "
-                "the one that the plan was made for"
+                "the one that the plan was made for; Plan.retimed carries it over"
             )
+
+    def retimed(self, timesteps) -> "Plan":
+        """Return the plan carried over to a sampler with other timesteps, float `[T]`.
+
+        The full steps keep their indices and the weights their values; where they sum to one, each
+        gap then covers its new length. To rescale each gap's update instead was measured to be no
+        better. The predicted PSNR is forgotten, since the images are others;
+        `benchmarks/carry_over.py` measures what is lost.
+
+        Raises:
+            PlanError: the number of steps differs, or a timestep is not finite.
+        """
+        source = {name: text for name, text in self.source.items() if name != PREDICTED}
+        return replace(self, timesteps=timesteps, source=source | {"retimed": "yes"})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata."""
@@ -117,6 +141,7 @@ class Plan:
             "streams": json.dumps(self.streams),
             "model": json.dumps(self.model),
             "source": json.dumps(dict(self.source), sort_keys=True),
+            "refresh": json.dumps(described(self.refresh)),
         }
         arrays = {"full": self.full, "weights": self.weights, "timesteps": self.timesteps}
         write_arrays(path, arrays, FORMAT, metadata)
@@ -137,9 +162,15 @@ class Plan:
                 streams=json.loads(metadata["streams"]),
                 model=json.loads(metadata["model"]),
                 source=json.loads(metadata["source"]),
+                refresh=rule_of(json.loads(metadata.get("refresh", "null"))),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
+
+
+def predicted_psnr(plan: Plan) -> float:
+    """Return the PSNR in dB that a plan says its images will have; nan if it says nothing."""
+    return float(plan.source.get(PREDICTED, "nan"))
 
 
 def _frozen(values, dtype) -> np.ndarray:
@@ -166,8 +197,8 @@ def _check(full, weights, timesteps, streams) -> None:
         if not np.isfinite(array).all():
             raise PlanError(f"`{name}` must be finite")
     empty = ~full & (weights == 0).all(axis=-1)
-    if empty.any():
-        step = np.argwhere(np.atleast_2d(empty).any(axis=0))[0, 0]
+    if np.atleast_2d(empty).all(axis=0).any():
+        step = np.flatnonzero(np.atleast_2d(empty).all(axis=0))[0]
         raise PlanError(f"step {step} is skipped and has no weights to be forecast with")
     allowed = ~full[:, None] & full[None, :] & np.tri(steps, k=-1, dtype=bool)
     if (weights != 0)[..., ~allowed].any():

@@ -1,22 +1,40 @@
 """The runtime: apply any plan to a diffusers transformer. It knows nothing of methods.
 
-At a full step a tapped module runs and its output is remembered, if a later row of the plan needs
-it; at a skipped step the module does not run and one weighted sum is returned in its place.
+Where a stream is computed, as at every full step, its feature is remembered if a later row of the
+plan needs it; where it is forecast its modules do not run, and one weighted sum stands in for
+them. If the plan has a token-wise rule, a few tokens go through the MLPs on top of that.
+
+Under torch.compile, compile what the cache switches off, and not the cache with it: before the
+cache is enabled, replace the `forward` of the modules that the tap speaks of, which are at
+
+    output                 transformer.forward = torch.compile(transformer.forward)
+    hidden, blocks, delta  block.forward = torch.compile(block.forward), for every block
+    modules                the same for each attention, MLP and projection
+
+or, at tap output, call `transformer.compile_repeated_blocks()`. No graph breaks then, and nothing
+is compiled anew as steps go by. What would trace the cache's bookkeeping at every step is refused:
+a module compiled around its `forward` (`module.compile()`, `torch.compile(transformer)`) that the
+cache would have to reach into. A plan that recomputes tokens is sampled uncompiled.
 """
 
 import contextlib
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks.hooks import StateManager
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from eigencache.hooks import Call, SilentHook, State, StreamHook, forecast
 from eigencache.plan import Plan, PlanError
-from eigencache.taps import fingerprint, map_tensors, tapped
+from eigencache.refreshing import refreshing_hooks
+from eigencache.taps import Tapped, fingerprint, tapped
+
+__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast"]
 
 _STEP_HOOK, _STREAM_HOOK = "eigencache_step", "eigencache_stream"
 
@@ -26,32 +44,12 @@ class CacheStats:
     """What a cached transformer did, counted over all its calls.
 
     Attributes:
-        full: calls that computed the tapped modules.
-        skipped: calls that forecast them.
+        full: calls at full steps, which computed every stream.
+        skipped: calls at skipped steps, which forecast at least one.
     """
 
     full: int = 0
     skipped: int = 0
-
-
-@dataclass
-class _State(BaseState):
-    """Where one sampling stands, for one context (conditional and unconditional are two).
-
-    Attributes:
-        step: the sampler step of the present call; -1 before the first.
-        scale: what the transformer's `timestep` is multiplied by to give the sampler's.
-        anchors: stream to its remembered outputs, by step.
-        silence: silent hook to the zeros that stand for its module's output.
-    """
-
-    step: int = -1
-    scale: float = 1.0
-    anchors: dict[str, dict[int, object]] = field(default_factory=dict)
-    silence: dict[ModelHook, object] = field(default_factory=dict)
-
-    def reset(self) -> None:
-        self.step, self.anchors, self.silence = -1, {}, {}
 
 
 class _StepHook(ModelHook):
@@ -59,29 +57,32 @@ class _StepHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, states: StateManager, stats: CacheStats):
+    def __init__(self, plan: Plan, call: Call, stats: CacheStats):
         super().__init__()
-        self.plan, self.states, self.stats = plan, states, stats
+        self.plan, self.call, self.stats = plan, call, stats
+        self.states = StateManager(State)  # diffusers finds it here and sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
         return module
 
     def pre_forward(self, module: nn.Module, *args, **kwargs):
-        state = self.states.get_state()
+        state = self.call.state = self.states.get_state()
         if "timestep" in kwargs:
             timestep = kwargs["timestep"]
         else:
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         self._advance(state, timestep)
         if self.plan.full[state.step]:
+            state.seen.clear()
+            state.refreshed.clear()
             self.stats.full += 1
         else:
             self.stats.skipped += 1
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output):
-        state = self.states.get_state()
+        state = self.call.state
         if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -90,7 +91,7 @@ class _StepHook(ModelHook):
         self.states.reset()
         return module
 
-    def _advance(self, state: _State, timestep: torch.Tensor) -> None:
+    def _advance(self, state: State, timestep: torch.Tensor) -> None:
         """Move to the next step, or back to step 0 when a new image begins.
 
         Raises:
@@ -123,86 +124,9 @@ class _StepHook(ModelHook):
         raise PlanError(
             f"the plan, made for {len(timesteps)} steps, expects timestep {timesteps[step]:g} at "
             f"step {step}, the sampler is at {value * scale:g}: sample with the number of steps, "
-            "scheduler and resolution that the plan was made for, or make a plan for these"
+            "scheduler and resolution that the plan was made for, make a plan for these, or carry "
+            "it over to other timesteps with Plan.retimed"
         )
-
-
-class _StreamHook(ModelHook):
-    """On a tapped module: run and remember at a full step, forecast at a skipped one."""
-
-    _is_stateful = True
-
-    def __init__(self, plan: Plan, stream: str, states: StateManager):
-        super().__init__()
-        self.full, self.stream, self.states = plan.full, stream, states
-        weights = plan.weights_of(stream)
-        # Of each step: the anchors it is forecast from, with weights; and the last step that
-        # needs it as an anchor (itself, when none does).
-        self.rows = [[(int(a), float(row[a])) for a in row.nonzero()[0]] for row in weights]
-        self.last_use = [
-            max([a, *(int(s) for s in weights[:, a].nonzero()[0])]) for a in range(len(weights))
-        ]
-
-    def new_forward(self, module: nn.Module, *args, **kwargs):
-        state = self.states.get_state()
-        anchors = state.anchors.setdefault(self.stream, {})
-        if self.full[state.step]:
-            output = self.fn_ref.original_forward(*args, **kwargs)
-            if self.last_use[state.step] > state.step:
-                anchors[state.step] = output
-        else:
-            output = forecast([(anchors[a], weight) for a, weight in self.rows[state.step]])
-        for a in [a for a in anchors if self.last_use[a] <= state.step]:
-            del anchors[a]
-        return output
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        self.states.reset()
-        return module
-
-
-class _SilentHook(ModelHook):
-    """On a module that only feeds streams: at a skipped step, return zeros that take no memory."""
-
-    _is_stateful = True
-
-    def __init__(self, plan: Plan, states: StateManager):
-        super().__init__()
-        self.full, self.states = plan.full, states
-
-    def new_forward(self, module: nn.Module, *args, **kwargs):
-        state = self.states.get_state()
-        if not self.full[state.step]:
-            return state.silence[self]
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        state.silence[self] = map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
-        return output
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        self.states.reset()
-        return module
-
-
-def forecast(terms: list[tuple[object, float]]):
-    """Return the weighted sum of module outputs, summed in float32 or better.
-
-    Args:
-        terms: pairs of an output (a tensor, a tuple of tensors or a diffusers output) and its
-            weight. All outputs have the same structure, shapes and dtypes.
-
-    Returns:
-        An output like those given; no terms at all, which a plan never has, raise IndexError.
-    """
-    outputs, weights = zip(*terms, strict=True)
-
-    def weigh(*anchors: torch.Tensor) -> torch.Tensor:
-        wide = torch.promote_types(anchors[0].dtype, torch.float32)
-        total = anchors[0].to(wide) * weights[0]
-        for anchor, weight in zip(anchors[1:], weights[1:], strict=True):
-            total.add_(anchor, alpha=weight)
-        return total.to(anchors[0].dtype)
-
-    return map_tensors(weigh, *outputs)
 
 
 def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
@@ -215,9 +139,11 @@ def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
         Counts of full and skipped calls, which grow as the transformer is called.
 
     Raises:
-        ValueError: a cache, ours or one of diffusers', is enabled already.
+        ValueError: a cache, ours or one of diffusers', is enabled already; the transformer has not
+            what the plan's tap needs; or it is compiled in a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one.
     """
+    _check_compiled(transformer, {transformer})
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK) or getattr(transformer, "is_cache_enabled", False):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
@@ -226,18 +152,44 @@ def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
             f"the plan was calibrated on model {plan.model}, this is {fingerprint(transformer)}: "
             "calibrate a kernel and make a plan for this model"
         )
-    modules, stats = tapped(transformer, plan.tap), CacheStats()
-    states = StateManager(_State)
-    hooks = [
-        (module, _StreamHook(plan, stream, states), _STREAM_HOOK)
-        for stream, module in modules.streams.items()
-    ]
-    hooks += [(module, _SilentHook(plan, states), _STREAM_HOOK) for module in modules.silent]
-    hooks += [(transformer, _StepHook(plan, states, stats), _STEP_HOOK)]  # outermost, so it is last
+    found, call, stats = tapped(transformer, plan.tap, bool(plan.refresh)), Call(), CacheStats()
+    if plan.refresh:
+        pairs = refreshing_hooks(plan, transformer, found, call)
+    else:
+        pairs = _hooks(plan, found, call)
+    hooks = [(module, hook, _STREAM_HOOK) for module, hook in pairs]
+    hooks += [(transformer, _StepHook(plan, call, stats), _STEP_HOOK)]  # outermost, so it is last
+    _check_compiled(transformer, {module for module, _ in pairs})
     for module, hook, name in hooks:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
     registry.invalidate_child_registries_cache()
     return stats
+
+
+def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
+    """Return the modules to hook for a plan that recomputes no tokens, each with its hook."""
+    hooks = {
+        name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
+        for name, stream in found.streams.items()
+    }
+    pairs = []
+    for name, stream in found.streams.items():
+        pairs += zip(stream.modules, hooks[name], strict=True)
+    return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]
+
+
+def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
+    """Raise a ValueError if a hook would lie inside something that is compiled."""
+    for name, module in transformer.named_modules():
+        around = is_compiled_module(module) or module._compiled_call_impl is not None
+        if around or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            inside = {inner for inner in module.modules() if inner in hooked}
+            if inside - (set() if around else {module}):
+                raise ValueError(
+                    f"{name or 'the transformer'} is compiled, and the cache would be compiled "
+                    "with it: compile the `forward` of what the cache switches off instead, as "
+                    "the text of eigencache.runtime says"
+                )
 
 
 def disable_cache(transformer: nn.Module) -> None:

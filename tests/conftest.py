@@ -67,6 +67,26 @@ def tiny_flux(**changes):
     return FluxTransformer2DModel(**config | changes).eval()
 
 
+def tiny_pipeline():
+    """Return a FLUX pipeline with random weights and no text encoders; a token is 4 pixels wide."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    transformer = tiny_flux()
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        latent_channels=4,
+        norm_num_groups=2,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = FluxPipeline(scheduler, vae.eval(), None, None, None, None, transformer)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def sampling(
     model, timesteps, context="cond", seed=0, batch=1, tokens=4, unit=1000, time_dtype=None,
     **arguments,

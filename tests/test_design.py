@@ -9,14 +9,17 @@ from conftest import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache.design import gap_coefficients, optimal_steps, predicted_error, step_sizes
 from eigencache.methods import make_plan
-from eigencache.predictors import Kriging, Newton, Reuse, Taylor
+from eigencache.predictors import Chebyshev, Kriging, Newton, Reuse, Taylor, TaylorScaled
 from eigencache.schedules import Optimal, Steps
 
 STEPS = 9
 TIMESTEPS = flow_timesteps(STEPS)
 RUNS = random_trajectories(TIMESTEPS, runs=6)
 KERNEL = kernel_of(RUNS, TIMESTEPS)
-PREDICTORS = [Kriging(3), Kriging(2), Taylor(1), Taylor(2), Newton(1), Reuse()]
+PREDICTORS = [
+    Kriging(3), Kriging(2), Kriging(2, phases=(4,)), Taylor(1), Taylor(2), TaylorScaled(1),
+    Newton(1), Reuse(),
+]  # fmt: skip
 
 
 def gaps_of(steps, count):
@@ -40,10 +43,16 @@ def forecast_errors(predictor, steps, features, timesteps, matrix):
     return np.array(errors)
 
 
-def expected_error(predictor, steps):
-    """Return the sum over gaps of the root of the mean over runs of |error|^2 / D."""
+def expected_error(predictor, steps, carry=None):
+    """Return the sum over gaps of the root of the mean over runs of |error|^2 / D.
+
+    With `carry`, each error counts as often as it has grown from the next full step to the end.
+    """
     errors = [forecast_errors(predictor, steps, run, TIMESTEPS, KERNEL.matrix()) for run in RUNS]
-    return np.sqrt(np.mean(np.square(errors), axis=(0, 2))).sum()
+    sizes = np.sqrt(np.mean(np.square(errors), axis=(0, 2)))
+    ends = [*steps[1:], STEPS]
+    grown = 1 if carry is None else np.array([carry[end] for end in ends])
+    return (grown * sizes).sum()
 
 
 def planned(predictor, steps):
@@ -68,6 +77,40 @@ def test_no_schedule_is_better_than_the_optimal_one(predictor):
         assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
 
 
+CARRIES = {
+    "early errors grow": np.geomspace(30, 1, STEPS + 1),
+    "early errors fade": np.geomspace(0.03, 1, STEPS + 1),
+    "a step to be exact before": np.where(np.arange(STEPS + 1) == 5, 50.0, 1.0),
+    "the end alone": np.where(np.arange(STEPS + 1) == STEPS, 1.0, 1e-3),
+}
+
+
+@pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
+@pytest.mark.parametrize("predictor", [Kriging(2), Kriging(3), Newton(1), Reuse()], ids=str)
+def test_no_schedule_is_better_when_errors_are_carried_to_the_end(predictor, carry):
+    budgets = (1, 3, 5)
+    designs = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), budgets, carry)
+    for budget in budgets:
+        every = [(0, *rest) for rest in combinations(range(1, STEPS), budget - 1)]
+        errors = {steps: expected_error(predictor, steps, carry) for steps in every}
+        assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
+
+
+def test_what_is_carried_changes_the_design():
+    designs = {
+        optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [4], carry)[4]
+        for carry in (None, *CARRIES.values())
+    }
+    assert len(designs) >= 3
+
+
+@pytest.mark.parametrize("factor", [1.0, 7.0])
+def test_errors_that_all_grow_alike_change_nothing(factor):
+    plain = optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5])
+    carried = np.full(STEPS + 1, factor)
+    assert optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5], carried) == plain
+
+
 @pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
 def test_several_budgets_at_once_are_each_as_alone(predictor):
     together = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [2, 5, 3, 8])
@@ -81,7 +124,7 @@ def test_several_budgets_at_once_are_each_as_alone(predictor):
 def test_a_budget_of_fifty_steps_is_kept(budget):
     timesteps = flow_timesteps(50)
     kernel = kernel_of(random_trajectories(timesteps), timesteps)
-    full = Optimal(budget).full(timesteps, Kriging(2), kernel.matrix())
+    full = Optimal(budget).full(timesteps, Kriging(2), kernel)
     assert full[0]
     assert full.sum() == budget
 
@@ -150,3 +193,9 @@ def test_a_budget_out_of_range_is_refused(budgets):
 def test_a_window_too_large_for_a_table_is_refused():
     with pytest.raises(ValueError, match="a window of 5 over 50 steps is too large"):
         optimal_steps(Kriging(5), flow_timesteps(50), np.eye(50), [9])
+
+
+@pytest.mark.parametrize("predictor", [Kriging(None), Chebyshev()], ids=str)
+def test_a_predictor_from_all_full_steps_has_no_exact_design(predictor):
+    with pytest.raises(ValueError, match="a window of None over 9 steps is too large to design"):
+        optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [4])

@@ -75,7 +75,7 @@ MISTAKES = [
     ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of sampler.num_steps"),
     ("methods/FORA/method", "Fora", "methods.FORA.method: 'Fora' is unknown; there are"),
     ("methods/FORA/order", 2, "methods.FORA.order: FORA has no such option"),
-    ("methods/FORA/tap", "blocks", "methods.FORA.tap: 'blocks' is unknown"),
+    ("methods/FORA/tap", "attic", "methods.FORA.tap: 'attic' is unknown"),
     ("methods/TaylorSeer-1/order", -1, "methods.TaylorSeer-1.order: -1 is not allowed"),
     ("methods/TaylorSeer-1/order", "x", "methods.TaylorSeer-1.order: 'x' is not allowed"),
     ("methods/fewer-steps/order", 1, "methods.fewer-steps.order: fewer-steps has no such option"),

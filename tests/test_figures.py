@@ -10,7 +10,17 @@ import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from eigencache.figures import OURS, kernel, looks, pareto, plans, samples, save, wrapped
+from eigencache.figures import (
+    OURS,
+    kernel,
+    looks,
+    pareto,
+    plans,
+    quality,
+    samples,
+    save,
+    wrapped,
+)
 from eigencache.methods import METHODS
 from eigencache.plan import FEWER_STEPS, FULL, Plan
 
@@ -265,3 +275,23 @@ def test_figures_do_not_load_torch():
     )
     # A fresh process, since other tests load it.
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- Quality
+
+
+def test_quality_draws_each_prediction_against_its_measurement(summary):
+    table = summary.assign(predicted_psnr=np.nan)
+    ours = table["method"] == OURS
+    table.loc[ours, "predicted_psnr"] = table.loc[ours, "psnr"] + 0.5
+    axes = quality.draw(table).axes[0]
+    points = [line for line in axes.lines if line.get_label() == OURS]
+    assert len(points) == 1
+    assert sorted(points[0].get_xdata()) == sorted(table.loc[ours, "predicted_psnr"])
+    assert sorted(points[0].get_ydata()) == sorted(table.loc[ours, "psnr"])
+    assert {text.get_text() for text in axes.texts} == {"3", "4", "6"}
+
+
+def test_quality_needs_a_prediction(summary):
+    with pytest.raises(ValueError, match="no run of the summary has a predicted PSNR"):
+        quality.draw(summary.assign(predicted_psnr=np.nan))

@@ -1,13 +1,15 @@
-"""The kernel: it is the second moment it says, and runs may be summed in any split."""
+"""The kernel: it is the second moment it says, runs merge in any split; what is made of it."""
 
 import dataclasses
+import re
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
 from conftest import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache import files
-from eigencache.kernel import Kernel, KernelError
+from eigencache.kernel import Kernel, KernelError, KernelUse
 
 STEPS = 6
 TIMESTEPS = flow_timesteps(STEPS)
@@ -60,6 +62,16 @@ def test_merging_any_split_gives_the_whole(normalisation, split):
     for merged in (first + rest, rest + first):
         assert merged.runs == whole.runs == 7
         assert np.allclose(merged.matrix("output"), whole.matrix("output"), rtol=1e-13, atol=1e-15)
+
+
+def test_kernels_of_single_runs_merge_in_any_order_and_nesting():
+    whole = kernel_of(RUNS[:5], TIMESTEPS, ("a", "b"))
+    singles = [kernel_of(RUNS[[i]], TIMESTEPS, ("a", "b")) for i in range(5)]
+    for a, b, c, d, e in list(permutations(singles))[::11]:
+        for merged in ((((a + b) + c) + d) + e, (a + b) + (c + (d + e)), a + (b + (c + (d + e)))):
+            assert merged.runs == 5
+            for stream in whole.streams:
+                assert np.allclose(merged.sums[stream], whole.sums[stream], rtol=1e-13, atol=1e-15)
 
 
 def test_merging_keeps_what_describes_the_kernel():
@@ -184,3 +196,170 @@ def test_a_truncated_file_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(KernelError, match=r"cut\.safetensors: damaged"):
         Kernel.load(path)
+
+
+# ---- What is done to a kernel before use
+
+LONG = 12  # more steps than the polynomials of smoothing have degrees
+LONGER = flow_timesteps(LONG)
+TWO = kernel_of(random_trajectories(LONGER, runs=7, roughness=0.5), LONGER, ("a", "b"))
+
+
+def test_a_kernel_of_full_rank_is_as_it_was():
+    same, energy = TWO.truncated(LONG)
+    assert energy == pytest.approx(1, abs=1e-14)
+    for stream in TWO.streams:
+        assert np.allclose(same.matrix(stream), TWO.matrix(stream), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("rank", range(1, LONG + 1))
+def test_a_truncated_kernel_has_the_leading_eigenpairs(rank):
+    cut, energy = TWO.truncated(rank)
+    kept = whole = 0
+    for stream in TWO.streams:
+        values, vectors = np.linalg.eig(TWO.sums[stream])
+        order = np.argsort(-values)
+        expected = np.zeros((LONG, LONG))
+        for i in order[:rank]:
+            expected += values[i] * np.outer(vectors[:, i], vectors[:, i])
+            kept += values[i]
+        whole += values.sum()
+        assert np.allclose(cut.sums[stream], expected, rtol=1e-9, atol=1e-10)
+        assert np.linalg.matrix_rank(cut.sums[stream]) == rank
+        mine = np.linalg.eigvalsh(cut.sums[stream])[::-1]
+        assert np.allclose(mine, [*values[order[:rank]], *[0] * (LONG - rank)], atol=1e-10)
+    assert energy == pytest.approx(kept / whole, rel=1e-12)
+    assert cut.runs == TWO.runs
+
+
+def test_truncation_keeps_more_energy_with_every_eigenpair():
+    energies = [TWO.truncated(rank)[1] for rank in range(1, LONG + 1)]
+    assert all(0 < less < more <= 1 + 1e-12 for less, more in pairwise(energies))
+
+
+@pytest.mark.parametrize("rank", [0, LONG + 1])
+def test_a_rank_beyond_the_steps_is_refused(rank):
+    with pytest.raises(KernelError, match=f"between 1 and {LONG}, got {rank}"):
+        TWO.truncated(rank)
+
+
+def test_a_shared_kernel_has_the_mean_in_every_stream():
+    shared = TWO.shared()
+    assert shared.streams == TWO.streams
+    mean = (TWO.matrix("a") + TWO.matrix("b")) / 2
+    for stream in shared.streams:
+        assert np.allclose(shared.matrix(stream), mean, rtol=1e-14)
+    assert np.allclose(shared.matrix(), TWO.matrix(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+def test_smoothing_projects_every_feature_onto_polynomials_in_the_timestep(degree):
+    runs = random_trajectories(LONGER, runs=3, size=5, roughness=0.5)
+    fitted = [  # each number of each run by itself, by least squares
+        np.stack([np.polyval(np.polyfit(LONGER, run[:, d], degree), LONGER) for d in range(5)], 1)
+        for run in runs
+    ]
+    rough, smooth = kernel_of(runs, LONGER), kernel_of(fitted, LONGER)
+    for share in (0.0, 0.3, 1.0):
+        expected = (1 - share) * rough.matrix() + share * smooth.matrix()
+        mine = rough.smoothed(share, degree).matrix()
+        assert np.allclose(mine, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_smoothing_leaves_polynomials_as_they_are():
+    timesteps = flow_timesteps(20)
+    powers = np.vander(timesteps / 1000, 9)  # up to the eighth
+    draw = np.random.default_rng(0)
+    kernel = kernel_of([powers @ draw.normal(size=(9, 4)) for _ in range(3)], timesteps)
+    assert np.allclose(kernel.smoothed(1.0).matrix(), kernel.matrix(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_smoothness_is_a_share(share):
+    with pytest.raises(KernelError, match="must be in 0 to 1"):
+        TWO.smoothed(share)
+
+
+# ---- Which kernel a method wants
+
+
+def test_use_by_default_changes_nothing():
+    used = KernelUse().of(TWO)
+    for stream in TWO.streams:
+        assert np.array_equal(used.matrix(stream), TWO.matrix(stream))
+    assert used.source == TWO.source
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"rank": 2}, TWO.truncated(2)[0]),
+        ({"shared": True}, TWO.shared()),
+        ({"smooth": 0.4}, TWO.smoothed(0.4)),
+        ({"smooth": 0.4, "shared": True, "rank": 3}, TWO.smoothed(0.4).shared().truncated(3)[0]),
+    ],
+)
+def test_use_does_what_its_options_say_and_tells(options, expected):
+    used = KernelUse(**options).of(TWO)
+    for stream in TWO.streams:
+        assert np.allclose(used.matrix(stream), expected.matrix(stream), rtol=1e-12, atol=1e-15)
+        assert not np.allclose(used.matrix(stream), TWO.matrix(stream))
+    assert set(used.source) == set(options)
+
+
+def test_the_energy_of_a_truncated_kernel_is_told():
+    energy = TWO.truncated(2)[1]
+    assert KernelUse(rank=2).of(TWO).source["rank"] == f"2, with {energy:.6f} of the energy"
+
+
+def test_smoothing_comes_before_truncation():
+    used = KernelUse(smooth=0.5, rank=1).of(TWO)
+    assert all(np.linalg.matrix_rank(used.matrix(stream)) == 1 for stream in used.streams)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "token-mean"}, "is of full second-moment, the method wants token-mean"),
+        ({"normalisation": "cosine"}, "the method wants full cosine"),
+        ({"runs": 6}, "is of 7 runs, the method wants 6"),
+        ({"rank": LONG + 1}, "rank must lie between"),
+    ],
+)
+def test_a_kernel_of_another_kind_is_refused(options, message):
+    with pytest.raises(KernelError, match=message):
+        KernelUse(**options).of(TWO)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, "full.second-moment"),
+        ({"features": "token-mean", "normalisation": "cosine"}, "token-mean.cosine"),
+        ({"runs": 4, "rank": 2, "shared": True, "smooth": 0.1}, "full.second-moment.4"),
+    ],
+)
+def test_a_kind_names_what_must_be_calibrated_and_no_more(options, kind):
+    assert KernelUse(**options).kind == kind
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": "tokens"},
+        {"normalisation": "cos"},
+        {"runs": 0},
+        {"runs": 2.5},
+        {"rank": 0},
+        {"rank": True},
+        {"shared": "yes"},
+        {"smooth": 1.1},
+        {"smooth": -0.1},
+        {"smooth": "0.1"},
+    ],
+)
+def test_an_invalid_option_is_named(options):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(options))} must be.*{re.escape(repr(*options.values()))}"
+    ):
+        KernelUse(**options)

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from eigencache import files
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import PREDICTED, Plan, PlanError, predicted_psnr
+from eigencache.tokens import ClusCa, ToCa
 
 FULL = [True, True, False, True, False]
 TIMESTEPS = [1000.0, 900.0, 700.0, 400.0, 100.0]
@@ -49,11 +50,22 @@ def plan(**changes) -> Plan:
             {"streams": "ab", "weights": [weights(), weights(_4_4=1)]},
             r"weights\[4, 4\] must be zero",
         ),
+        ({"weights": weights(_2_0=0, _2_1=0)}, "step 2 is skipped and has no weights"),
+        (
+            {"streams": "ab", "weights": [weights(_4_1=0, _4_3=0)] * 2},
+            "step 4 is skipped and has no weights",
+        ),
+        ({"refresh": ToCa()}, "at tap 'modules' only, not at 'output'"),
     ],
 )
 def test_a_malformed_plan_is_refused_by_name(changes, message):
     with pytest.raises(PlanError, match=message):
         plan(**changes)
+
+
+def test_a_stream_may_be_computed_where_another_is_forecast():
+    made = plan(streams="ab", weights=[weights(_2_0=0, _2_1=0), weights(_4_1=0, _4_3=0)])
+    assert not made.weights_of("a")[2].any() and made.weights_of("b")[2].any()
 
 
 def test_length_and_full_steps():
@@ -102,6 +114,9 @@ def test_each_stream_has_its_own_weights():
         {},
         {"model": "Flux-12", "source": {"schedule": "Interval(…)", "kernel": "16 runs"}},
         {"streams": ["x.0:a", "y.1"], "weights": [weights(), weights(_2_1=9)], "tap": "modules"},
+        {"streams": "ab", "weights": [weights(_2_0=0, _2_1=0), weights(_4_1=0, _4_3=0)]},
+        {"tap": "modules", "refresh": ToCa(0.2, layer_weight=0)},
+        {"tap": "modules", "refresh": ClusCa(4, 2, 0.01)},
         {"weights": np.asfortranarray(weights())},
         {"weights": np.repeat(weights(), 2, axis=1)[:, ::2]},
     ],
@@ -154,6 +169,28 @@ def without_its_tap(path):
     files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
 
 
+def of_an_unknown_rule(path):
+    plan(tap="modules", refresh=ToCa()).save(path)
+    respell(path, "ToCa", "ToGo")
+
+
+def of_an_unknown_option(path):
+    plan(tap="modules", refresh=ToCa()).save(path)
+    respell(path, "ratio", "ration")
+
+
+def of_a_bad_option(path):
+    plan(tap="modules", refresh=ToCa(0.5)).save(path)
+    respell(path, "0.5,", "5,")
+
+
+def respell(path, old, new):
+    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    assert old in metadata["refresh"]
+    metadata["refresh"] = metadata["refresh"].replace(old, new, 1)
+    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+
+
 def acausal(path):
     plan().save(path)
     arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
@@ -165,7 +202,8 @@ def acausal(path):
     "spoil",
     [
         truncated, garbage, empty, of_another_format, without_a_format,
-        without_weights, without_its_tap, acausal,
+        without_weights, without_its_tap, acausal, of_an_unknown_rule, of_an_unknown_option,
+        of_a_bad_option,
     ],
 )  # fmt: skip
 def test_a_spoilt_file_is_named(tmp_path, spoil):
@@ -173,6 +211,15 @@ def test_a_spoilt_file_is_named(tmp_path, spoil):
     spoil(path)
     with pytest.raises(PlanError, match=r"spoilt\.safetensors"):
         Plan.load(path)
+
+
+def test_a_plan_saved_before_there_were_rules_recomputes_no_tokens(tmp_path):
+    path = tmp_path / "plan.safetensors"
+    plan().save(path)
+    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    del metadata["refresh"]
+    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    assert Plan.load(path).refresh is None
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -214,3 +261,20 @@ def test_another_number_of_steps_is_refused():
 def test_the_first_other_timestep_is_named():
     with pytest.raises(PlanError, match="timestep 700 at step 2, the sampler is at 701"):
         plan().check_timesteps([1000, 900, 701, 402, 100])
+
+
+def test_a_retimed_plan_keeps_its_steps_and_weights():
+    other = [1000, 950, 800, 500, 150]
+    retimed = plan(model="a model", source={"method": "ours", PREDICTED: "50"}).retimed(other)
+    retimed.check_timesteps(other)
+    with pytest.raises(PlanError, match="the scheduler, its shift or the resolution differs"):
+        retimed.check_timesteps(TIMESTEPS)
+    assert retimed.full_steps == plan().full_steps and retimed.model == "a model"
+    np.testing.assert_array_equal(retimed.weights, plan().weights)
+    assert retimed.source == {"method": "ours", "retimed": "yes"}
+    assert np.isnan(predicted_psnr(retimed))  # it was of images at the old timesteps
+
+
+def test_a_plan_is_not_retimed_to_another_number_of_steps():
+    with pytest.raises(PlanError, match=r"`timesteps` must have shape \(5,\), got \(4,\)"):
+        plan().retimed(TIMESTEPS[:4])

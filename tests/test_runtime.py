@@ -3,8 +3,8 @@
 import gc
 import re
 import weakref
-from contextlib import contextmanager, suppress
-from functools import wraps
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial, wraps
 from itertools import islice
 
 import numpy as np
@@ -14,13 +14,15 @@ from conftest import flow_timesteps, sampling, tiny_flux
 from diffusers import TaylorSeerCacheConfig
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eigencache.methods import make_plan
 from eigencache.plan import TAPS, Plan, PlanError
 from eigencache.predictors import HiCache, Newton, Reuse, Taylor
 from eigencache.runtime import cached, disable_cache, enable_cache, forecast
 from eigencache.schedules import Interval, Steps
-from eigencache.taps import fingerprint, full_features, tapped, token_mean
+from eigencache.taps import fingerprint, full_features, tapped, token_mean, watching
 
 STEPS = 12
 TIMESTEPS = flow_timesteps(STEPS)
@@ -181,16 +183,19 @@ def test_a_forecast_leaves_its_anchors_as_they_were():
     assert torch.equal(anchors[1], torch.full((3,), 2.0))
 
 
-@every_tap
-def test_a_bfloat16_model_forecasts_in_single_precision(flux, tap):
+@pytest.mark.parametrize(
+    ("tap", "stream"),
+    [("output", "output"), ("hidden", "hidden"), ("modules", "transformer_blocks.0.ff")],
+)
+def test_a_bfloat16_model_forecasts_in_single_precision(flux, tap, stream):
     flux.bfloat16()
     plan = plan_of(Taylor(1), [0, 1, 2, 3], tap=tap)  # far ahead: weights up to 9 that cancel
-    stream = "output" if tap == "output" else "transformer_blocks.0.ff"
     outputs = []
-    tapped(flux, tap).streams[stream].register_forward_hook(
-        lambda module, args, output: outputs.append(full_features(output).double())
-    )
-    with cached(flux, plan):
+
+    def keep(feature):
+        outputs.append(full_features(feature).double())
+
+    with cached(flux, plan), watching(tapped(flux, tap).streams[stream], keep):
         velocities = sampled(flux, time_dtype=torch.float32)
     assert all(velocity.dtype == torch.bfloat16 for velocity in velocities)
     for step in range(4, STEPS):
@@ -268,6 +273,9 @@ def test_only_the_untapped_modules_run_at_a_skipped_step(flux, tap):
             assert names >= {n for n in everything if TAPPED.fullmatch(n)}
         elif tap == "output":
             assert names == set()
+        elif tap != "modules":
+            assert not [name for name in names if "transformer_blocks" in name]
+            assert {"x_embedder", "context_embedder", "norm_out", "proj_out"} <= names
         else:
             assert names.isdisjoint(inside)
             assert {"x_embedder", "norm_out", "single_transformer_blocks.0.norm"} <= names
@@ -299,7 +307,7 @@ def test_only_outputs_that_a_later_step_needs_are_alive(flux, predictor, stream)
     def watch(module, args, output):
         outputs.append(weakref.ref(output if isinstance(output, torch.Tensor) else output[0]))
 
-    tapped(flux, tap).streams[stream].register_forward_hook(watch)
+    tapped(flux, tap).streams[stream].modules[-1].register_forward_hook(watch)
     with cached(flux, plan):
         for step, _ in enumerate(sampling(flux, TIMESTEPS)):
             alive = {a for a in range(step) if outputs[a]() is not None}
@@ -307,6 +315,97 @@ def test_only_outputs_that_a_later_step_needs_are_alive(flux, predictor, stream)
         del _
         assert len(outputs) == STEPS
         assert all(output() is None for output in outputs)
+
+
+def held(model):
+    """Return the state that the cache holds for the one context that was sampled."""
+    (state,) = model._diffusers_hook.get_hook("eigencache_step").states._state_cache.values()
+    return state
+
+
+def size(features):
+    """Return the bytes that features keep alive, each storage counted once."""
+    storages = {x.untyped_storage() for x in pytree.tree_leaves(features)}
+    return sum(len(storage) for storage in {s.data_ptr(): s for s in storages}.values())
+
+
+@every_tap
+@pytest.mark.parametrize("predictor", [Reuse(), Taylor(1), Taylor(2)], ids=str)
+def test_no_more_bytes_are_held_than_later_steps_need(flux, tap, predictor):
+    plan = plan_of(predictor, tap=tap)
+    with watch_sizes(flux, tap) as sizes, cached(flux, plan):
+        for step, _ in enumerate(sampling(flux, TIMESTEPS)):
+            state = held(flux)
+            needed = needed_later(plan, step) if step < STEPS - 1 else set()
+            for name in sizes:
+                anchors = state.anchors.get(name, {})
+                assert set(anchors) == needed
+                assert size(anchors) == len(needed) * sizes[name]
+            assert not state.passing
+
+
+@contextmanager
+def watch_sizes(model, tap):
+    """Yield the bytes of each stream's feature, by name, from the first call on."""
+    sizes = {}
+
+    def keep(name, feature):
+        sizes[name] = sum(x.nbytes for x in pytree.tree_leaves(feature))
+
+    with ExitStack() as stack:
+        for name, stream in tapped(model, tap).streams.items():
+            stack.enter_context(watching(stream, partial(keep, name)))
+        yield sizes
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the bytes of the storages that are made while it is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for x in pytree.tree_leaves(output):
+            if isinstance(x, torch.Tensor):
+                self.storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return output
+
+    def bytes_beside(self, *tensors):
+        known = {x.untyped_storage().data_ptr() for x in tensors}
+        return sum(len(s) for pointer, s in self.storages.items() if pointer not in known)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_forecast_allocates_its_result_and_at_most_one_float32_sum(dtype):
+    anchors = [torch.ones(1000, dtype=dtype) for _ in range(3)]
+    with Allocations() as allocations:
+        result = forecast([(anchor, 0.5) for anchor in anchors])
+    accumulator = 4000 if dtype == torch.bfloat16 else 0
+    assert allocations.bytes_beside(*anchors) == result.nbytes + accumulator
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_skipped_step_at_the_output_allocates_nothing_else(flux, dtype):
+    plan = plan_of(Taylor(2))
+    made = []
+    original = flux.cache_context
+
+    @contextmanager
+    def counting(name):
+        with original(name), Allocations() as allocations:
+            yield
+        made.append(sum(map(len, allocations.storages.values())))
+
+    flux.to(dtype).cache_context = counting
+    with cached(flux, plan):
+        outputs = sampled(flux, time_dtype=torch.float32)
+    accumulator = 4 * outputs[0].numel() if dtype == torch.bfloat16 else 0
+    # Beside them: the timestep, and the coordinates that `sampling` makes.
+    small = 4 * (1 + 4 * 3 + 3 * 3) + 8 * 2
+    for step in set(range(STEPS)) - set(FULL):
+        assert made[step] <= outputs[0].nbytes + accumulator + small
 
 
 @pytest.mark.parametrize("first", [0, 6], ids=["a new image", "a wrong step"])

@@ -10,7 +10,7 @@ from eigencache.methods import METHODS
 from eigencache.plan import PlanError
 from eigencache.prompts import read_prompts, shard_indices
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
-from eigencache.stages.calibrate import calibrate, recording
+from eigencache.stages.calibrate import Kind, calibrate, recording
 from eigencache.stages.sample import Run, sample_run, sample_shard
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +26,8 @@ def pipe():
 @pytest.fixture(scope="module")
 def kernels(pipe):
     prompts = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 3)
-    kinds = [("output", "full", "second-moment"), ("modules", "token-mean", "cosine")]
-    return calibrate(pipe, prompts, SETTINGS, 7, kinds)
+    kinds = map(Kind.of, ["output.full.second-moment", "modules.token-mean.cosine"])
+    return calibrate(pipe, prompts, SETTINGS, 7, list(kinds))
 
 
 @pytest.fixture(scope="module")

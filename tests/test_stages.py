@@ -292,7 +292,10 @@ def records_and_scores():
             "run", "prompt_index", "method", "full_steps", "seconds", "reference_seconds",
             "peak_memory_mb",
         ],
-    ).assign(num_steps=50, decode_seconds=0.5)  # fmt: skip
+    )  # fmt: skip
+    records = records.assign(
+        num_steps=50, decode_seconds=0.5, predicted_psnr=3 * [np.nan] + 3 * [29.0]
+    )
     scores = records[["run", "prompt_index"]].assign(ssim=0.5, clip_score=25.0)
     scores["psnr"] = [np.inf] * 3 + [30.0, 40.0, 20.0]
     return records, scores
@@ -320,6 +323,7 @@ def test_quality_and_seconds_are_means_and_memory_is_the_largest():
     row = summarise(*records_and_scores()).set_index("run").loc["x-09"]
     assert (row["psnr"], row["seconds"], row["peak_memory_mb"]) == (30.0, 2.0, 300.0)
     assert (row["full_steps"], row["num_steps"], row["images"]) == (9, 50, 3)
+    assert row["predicted_psnr"] == 29.0
 
 
 def test_runs_keep_the_order_of_their_records():

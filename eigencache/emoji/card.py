@@ -44,9 +44,9 @@ picture = pipeline(
 
 There is no guidance embedding and no classifier-free guidance is needed. It draws the emoji of its
 list on the eight backgrounds of its list, at 64 x 64 pixels; other words mean nothing to it. It was
-trained for minutes, not days: colours and coarse shapes are mostly right, detail is soft, thin or
-intricate emoji can be hard to recognise. The transformer and the autoencoder are stored in float16
-({megabytes:.1f} MB in all) and loaded as float32 unless another dtype is asked for.
+trained for hours, not days, on two CPU cores: colours and shapes are right, detail is soft. The
+transformer and the autoencoder are stored in float16 ({megabytes:.1f} MB in all) and loaded as
+float32 unless another dtype is asked for.
 
 ![Held-out captions](contact-sheet.png)
 

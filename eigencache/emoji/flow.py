@@ -364,8 +364,8 @@ def train(
             run.history.append(entry)
             recent.clear()
             bar.write(f"{progress:.3f} {entry}")
+            look(run)  # first, for the tokenizers: a checkpoint goes with those of the pipeline
             run.save(arguments.out / "checkpoint.pt")
-            look(run)
     run.elapsed = budget.elapsed
     return sum(recent) / len(recent) if recent else math.nan
 
@@ -394,13 +394,19 @@ def main() -> None:
         pools.append(Pool.encode(vae, torch.from_numpy(pictures), torch.from_numpy(shown)))
     captions = all_captions(selection)
     trained_on = [captions[8 * emoji + colour] for emoji, colour in data.pairs(selection, False)]
-    tokenizer, tokenizer_2 = build_clip_tokenizer(trained_on), build_t5_tokenizer(trained_on)
+    checkpoint = arguments.out / "checkpoint.pt"
+    resumes = arguments.resume and checkpoint.exists()
+    before = arguments.out / "pipeline" if resumes else arguments.start
+    if before:  # the weights know the tokens by their numbers, which another tokenizer may not keep
+        tokenizer = CLIPTokenizer.from_pretrained(before / "tokenizer")
+        tokenizer_2 = T5Tokenizer.from_pretrained(before / "tokenizer_2")
+    else:
+        tokenizer, tokenizer_2 = build_clip_tokenizer(trained_on), build_t5_tokenizer(trained_on)
     tables = (tokenize(tokenizer, captions), tokenize(tokenizer_2, captions))
     run = Run(FlowModel(tokenizer, tokenizer_2), arguments.rate)
     if arguments.start:
         run.start_from(arguments.start)
-    checkpoint = arguments.out / "checkpoint.pt"
-    if arguments.resume and checkpoint.exists():
+    if resumes:
         run.load(checkpoint)
     shown = [captions[8 * emoji + colour] for emoji, colour in data.pairs(selection, True)]
     shown = shown[:: len(shown) // 40][:40]

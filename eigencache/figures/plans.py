@@ -53,8 +53,14 @@ def draw(plans: Mapping[str, Plan]) -> Figure:
 
 
 def mean_weights(plan: Plan) -> np.ndarray:
-    """Return float64 `[T, T]`: the weights of a plan, or their mean over its streams."""
-    return plan.weights if plan.weights.ndim == 2 else plan.weights.mean(0)
+    """Return float64 `[T, T]`: the weights of a plan, or their mean over its streams.
+
+    A stream that is computed at a step has no weights there, and does not count.
+    """
+    if plan.weights.ndim == 2:
+        return plan.weights
+    forecast = (plan.weights != 0).any(-1).sum(0)
+    return plan.weights.sum(0) / np.maximum(forecast, 1)[:, None]
 
 
 def limits(weights: np.ndarray) -> tuple[float, float]:

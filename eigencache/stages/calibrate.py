@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -15,12 +16,12 @@ from eigencache.prompts import read_prompts
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
-from eigencache.taps import FEATURES, fingerprint, tapped
+from eigencache.taps import FEATURES, fingerprint, tapped, watching
 
 
 @contextlib.contextmanager
 def recording(transformer, tap: str, features: str) -> Iterator[dict[str, list[torch.Tensor]]]:
-    """Record what a tap's modules return inside a `with` block.
+    """Record the features of a tap's streams inside a `with` block.
 
     Yields:
         stream name to one float32 `[D]` tensor a call, compressed as `features` says
@@ -30,18 +31,32 @@ def recording(transformer, tap: str, features: str) -> Iterator[dict[str, list[t
     streams = tapped(transformer, tap).streams
     trajectory = {stream: [] for stream in streams}
 
-    def keep(record, module, args, output):
-        record.append(compress(output).cpu())
+    def keep(record, feature):
+        record.append(compress(feature).cpu())
 
     with contextlib.ExitStack() as stack:
-        for stream, module in streams.items():
-            hook = module.register_forward_hook(partial(keep, trajectory[stream]))
-            stack.callback(hook.remove)
+        for name, stream in streams.items():
+            stack.enter_context(watching(stream, partial(keep, trajectory[name])))
         yield trajectory
 
 
+class Kind(NamedTuple):
+    """Which kernel: its tap, features and normalisation, and of how many runs (None: all)."""
+
+    tap: str
+    features: str
+    normalisation: str
+    runs: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Kind":
+        """Read TAP.FEATURES.NORMALISATION or that and .RUNS."""
+        tap, features, normalisation, *runs = name.split(".")
+        return cls(tap, features, normalisation, *map(int, runs))
+
+
 def calibrate(
-    pipe, prompts: list[str], settings: Settings, seed: int, kinds: list[tuple[str, str, str]]
+    pipe, prompts: list[str], settings: Settings, seed: int, kinds: list[Kind]
 ) -> list[Kernel]:
     """Return one kernel for each kind, from full runs of every prompt.
 
@@ -52,10 +67,10 @@ def calibrate(
         prompts: calibration prompts; run `i` has the noise of `image_seed(seed, i)`.
         settings: how to call the pipeline.
         seed: of the calibration; it must differ from every evaluation seed.
-        kinds: (tap, features, normalisation) of each kernel.
+        kinds: of the kernels.
     """
     kernels: list[Kernel | None] = [None] * len(kinds)
-    source = {"prompts": str(len(prompts)), "seed": str(seed)}
+    source = {"seed": str(seed)}
     for index, prompt in enumerate(tqdm(prompts, desc="calibrate", unit="run")):
         text = encode(pipe, prompt, settings)
         with contextlib.ExitStack() as stack:
@@ -65,7 +80,9 @@ def calibrate(
             }
             sample(pipe, text, settings, image_seed(seed, index))
         timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
-        for i, (tap, features, normalisation) in enumerate(kinds):
+        for i, (tap, features, normalisation, runs) in enumerate(kinds):
+            if runs is not None and index >= runs:
+                continue
             trajectory = {
                 stream: torch.stack(steps).numpy()
                 for stream, steps in recorded[tap, features].items()
@@ -80,9 +97,12 @@ def calibrate(
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    kinds = [tuple(Path(path).stem.split(".")) for path in arguments.kernels]
+    kinds = [Kind.of(Path(path).stem) for path in arguments.kernels]
     settings = Settings(**json.loads(arguments.sampler))
     prompts = read_prompts(arguments.prompts, arguments.num_prompts)
+    for path, kind in zip(arguments.kernels, kinds, strict=True):
+        if kind.runs is not None and kind.runs > len(prompts):
+            raise ValueError(f"{path}: of {kind.runs} runs, there are {len(prompts)} prompts")
     pipe = load_pipeline(verified(arguments.model), settings.dtype)
     kernels = calibrate(pipe, prompts, settings, arguments.seed, kinds)
     for path, kernel in zip(arguments.kernels, kernels, strict=True):

@@ -6,6 +6,7 @@ far more than a run of a small model, and since a full run beside each is what i
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from eigencache.files import replacing, sha256
-from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError
+from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr
 from eigencache.prompts import read_prompts, shard_indices
 from eigencache.runtime import cached
 from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
@@ -39,6 +40,11 @@ class Run:
     name: str
     num_steps: int
     plan: Plan | None = None
+
+    @property
+    def predicted_psnr(self) -> float:
+        """What the plan says its images will have, in dB; nan if it says nothing."""
+        return predicted_psnr(self.plan) if self.plan else math.nan
 
 
 def sample_run(pipe, text, settings: Settings, seed: int, run: Run) -> tuple[Sample, int]:
@@ -84,6 +90,7 @@ def sample_shard(
                 "seed": noise,
                 "num_steps": run_.num_steps,
                 "full_steps": computed,
+                "predicted_psnr": run_.predicted_psnr,
                 "seconds": made.seconds,
                 "reference_seconds": pair,
                 "decode_seconds": made.decode_seconds,

@@ -6,7 +6,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.metrics import ClipScore, score
+from eigencache.clip_score import ClipScore
+from eigencache.metrics import load_image, psnr, ssim
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
 from eigencache.tables import read_table, write_table
@@ -27,8 +28,16 @@ def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: Cl
         other = known.loc[row["prompt_index"]]
         if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
             raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
-        metrics = score(row, other["image"], clip_score)
-        rows.append({"run": row["run"], "prompt_index": row["prompt_index"]} | metrics)
+        image, full = load_image(row["image"]), load_image(other["image"])
+        rows.append(
+            {
+                "run": row["run"],
+                "prompt_index": row["prompt_index"],
+                "psnr": psnr(image, full),
+                "ssim": ssim(image, full),
+                "clip_score": clip_score(row["image"], row["prompt"]),
+            }
+        )
     return pd.DataFrame(rows)
 
 

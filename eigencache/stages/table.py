@@ -27,6 +27,7 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
         num_steps=("num_steps", "first"),
         full_steps=("full_steps", "max"),
         psnr=("psnr", "mean"),
+        predicted_psnr=("predicted_psnr", "first"),
         ssim=("ssim", "mean"),
         clip_score=("clip_score", "mean"),
         seconds=("seconds", "mean"),

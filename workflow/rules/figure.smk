@@ -19,8 +19,8 @@ rule pareto:
 
 rule samples:
     input:
-        records=expand("results/{{experiment}}/records/{label}.csv", label=E.labels),
-        scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.labels),
+        records=expand("results/{{experiment}}/records/{label}.csv", label=E.budgeted),
+        scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.budgeted),
     output:
         report(
             multiext("figures/{experiment}/samples", ".pdf", ".png"),
@@ -52,7 +52,7 @@ rule plans:
     input:
         expand(
             "results/{{experiment}}/plans/{label}/{budget}.safetensors",
-            label=E.planned,
+            label=[label for label in E.planned if label in E.budgeted],
             budget=lookup(
                 within=config,
                 dpath="figures/plans/budget",
@@ -92,3 +92,22 @@ rule kernel:
         code=source_hash("eigencache.figures.kernel", "style.mplstyle"),
     shell:
         "python -m eigencache.figures.kernel --kernel {input.kernel} --out {output} > {log} 2>&1"
+
+
+rule quality:
+    input:
+        summary="results/{experiment}/summary.csv",
+    output:
+        report(
+            multiext("figures/{experiment}/quality", ".pdf", ".png"),
+            caption="../report/quality.rst",
+            category="Figures",
+        ),
+    log:
+        "logs/{experiment}/figure-quality.log",
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        code=source_hash("eigencache.figures.quality", "style.mplstyle"),
+    shell:
+        "python -m eigencache.figures.quality --summary {input.summary} --out {output} > {log} 2>&1"

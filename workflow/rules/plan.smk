@@ -10,6 +10,8 @@ rule plan:
         "logs/{experiment}/plan-{label}.log",
     benchmark:
         "results/{experiment}/benchmarks/plan-{label}.tsv"
+    wildcard_constraints:
+        label=one_of(set(E.planned) - set(E.refined)),
     conda:
         "../../envs/workflow.yaml"
     params:

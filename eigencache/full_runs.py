@@ -1,0 +1,87 @@
+"""Full runs of a pipeline, for the closed loop: their latents, and the network that made them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from eigencache.closed_loop import Runs
+from eigencache.design import step_sizes
+from eigencache.plan import PlanError
+from eigencache.sampler import Settings, encode, image_seed
+
+
+@torch.no_grad()
+def full_runs(
+    pipe, prompts: Sequence[str], settings: Settings, seed: int, indices: Sequence[int], batch: int
+) -> Runs:
+    """Return full runs of `prompts[i]` with the noise of `image_seed(seed, i)`, i in `indices`.
+
+    The network is called as the pipeline calls it, with other latents and timesteps.
+
+    Raises:
+        PlanError: the sampler is not of one network evaluation and one Euler step a step.
+    """
+    parts, calls, sizes = [], [], []
+    for first in range(0, len(indices), batch):
+        chunk = indices[first : first + batch]
+        texts = [encode(pipe, prompts[i], settings) for i in chunk]
+        text = {name: torch.cat([t[name] for t in texts]) for name in texts[0]}
+        noise = [torch.Generator("cpu").manual_seed(image_seed(seed, i)) for i in chunk]
+        latents, call = _one_run(pipe, text, noise, settings)
+        parts.append(latents)
+        calls.append(call)
+        sizes.append(len(chunk))
+
+    @torch.no_grad()
+    def velocity(latents: np.ndarray, step: int) -> np.ndarray:
+        together = zip(calls, torch.from_numpy(latents).split(sizes), strict=True)
+        return torch.cat([call(part, step) for call, part in together]).double().cpu().numpy()
+
+    timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
+    runs = Runs(torch.cat(parts, 1).cpu().numpy(), velocity, timesteps)
+    _check_euler(runs)
+    return runs
+
+
+def _one_run(pipe, text, noise, settings: Settings):
+    """Return the latents of every step, and a call of the network as the pipeline calls it."""
+    latents, calls = [], []
+
+    def record(module, args, kwargs):
+        latents.append(kwargs["hidden_states"])
+        calls.append(kwargs)
+
+    hook = pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        final = pipe(
+            **text, num_inference_steps=settings.num_steps, height=settings.height,
+            width=settings.width, guidance_scale=settings.guidance_scale, generator=noise,
+            output_type="latent",
+        ).images  # fmt: skip
+    finally:
+        hook.remove()
+    if len(latents) != len(pipe.scheduler.timesteps):
+        raise PlanError(
+            f"the pipeline called its network {len(latents)} times in "
+            f"{len(pipe.scheduler.timesteps)} steps: the closed loop needs one call a step"
+        )
+
+    def call(part: torch.Tensor, step: int) -> torch.Tensor:
+        changed = {"hidden_states": part.to(final.device, final.dtype)}
+        return pipe.transformer(**calls[step] | changed)[0]
+
+    return torch.stack([*latents, final]).double(), call
+
+
+def _check_euler(runs: Runs) -> None:
+    """Raise a PlanError unless each step is x_{s+1} = x_s + d_s f_s, but for rounding."""
+    sizes, middle = step_sizes(runs.timesteps), len(runs) // 2
+    for step in {0, middle, len(runs) - 1}:
+        moved = sizes[step] * runs.velocity(runs.latents[step], step)
+        really = runs.latents[step + 1] - runs.latents[step]
+        if np.abs(moved - really).max() > 0.05 * np.abs(really).max():
+            raise PlanError(
+                f"step {step} of the sampler is no Euler step of flow matching: the closed loop "
+                "is for FlowMatchEulerDiscreteScheduler"
+            )

@@ -1,0 +1,40 @@
+"""Hermite expansion in the step index."""
+
+from dataclasses import dataclass
+from math import factorial
+from typing import ClassVar
+
+import numpy as np
+from numpy.polynomial import hermite
+
+from eigencache.checks import check_real, check_whole
+from eigencache.predictors._differences import expansion
+
+
+@dataclass(frozen=True)
+class HiCache:
+    """Hermite expansion with scaled differences (HiCache, arXiv 2508.16984).
+
+    f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
+    physicists' Hermite polynomials H_k and x = step - a, towards the future.
+    """
+
+    order: int = 2
+    scale: float = 0.5
+    kernel: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_whole("order", self.order, low=0)
+        check_real("scale", self.scale, above=0)
+
+    @property
+    def window(self) -> int:
+        return self.order + 1
+
+    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+        ahead = np.asarray(step) - np.asarray(past)[..., -1]
+        terms = [np.ones(ahead.shape)]
+        for k in range(1, self.window):
+            hermite_k = hermite.hermval(self.scale * ahead, [0] * k + [1])
+            terms.append(self.scale**k * hermite_k / factorial(k))
+        return expansion(past, terms)

@@ -1,0 +1,19 @@
+"""The latest feature again."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Repeat the latest full step's feature (FORA, arXiv 2407.01425)."""
+
+    kernel: ClassVar[bool] = False
+    window: ClassVar[int] = 1
+
+    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+        weights = np.zeros(np.broadcast_shapes(np.shape(past), (*np.shape(step), 1)))
+        weights[..., -1] = 1
+        return weights

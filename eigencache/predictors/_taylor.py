@@ -1,0 +1,59 @@
+"""Taylor expansions in the step index."""
+
+from dataclasses import dataclass
+from math import factorial
+from typing import ClassVar
+
+import numpy as np
+
+from eigencache.checks import check_real, check_whole
+from eigencache.predictors._differences import expansion
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """Taylor expansion in the step index with repeated differences (TaylorSeer, arXiv 2503.06923).
+
+    With a the latest full step and x = step - a, the forecast is sum_k x^k / k! D_k, where
+    D_0 = f_a and D_{k+1} = (D_k(a) - D_k(a')) / (a - a') with a' the full step before a. Exact
+    for features linear in the step when `order >= 1`; higher orders of these repeated differences
+    are not derivatives on an uneven grid and give no higher exactness.
+    """
+
+    order: int = 1
+    kernel: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_whole("order", self.order, low=0)
+
+    @property
+    def window(self) -> int:
+        return self.order + 1
+
+    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+        ahead = np.asarray(step) - np.asarray(past)[..., -1]
+        return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])
+
+
+@dataclass(frozen=True)
+class TaylorScaled:
+    """Taylor expansion whose k-th term is damped by scale^(2k) (an ablation of HiCache's paper).
+
+    sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`.
+    """
+
+    order: int = 2
+    scale: float = 0.5
+    kernel: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_whole("order", self.order, low=0)
+        check_real("scale", self.scale, above=0)
+
+    @property
+    def window(self) -> int:
+        return self.order + 1
+
+    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+        ahead = self.scale**2 * (np.asarray(step) - np.asarray(past)[..., -1])
+        return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])

@@ -1,0 +1,31 @@
+"""Schedules: which steps are computed in full.
+
+A schedule is a small immutable object with one method,
+
+    full(timesteps, predictor, kernel=None) -> bool [T]
+
+which may look at the predictor that will fill the gaps and at the kernel (`eigencache.kernel`;
+None unless the schedule's own `kernel` is True). A budget, `full_steps`, is kept to the step.
+"""
+
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
+from eigencache.schedules._greedy import Greedy
+from eigencache.schedules._interval import Interval
+from eigencache.schedules._optimal import Optimal
+from eigencache.schedules._steps import Steps
+from eigencache.schedules._variance import Variance
+
+__all__ = ["Greedy", "Interval", "Optimal", "Schedule", "Steps", "Variance"]
+
+
+class Schedule(Protocol):
+    """What every schedule offers; see the module's text for `full`."""
+
+    kernel: ClassVar[bool]
+
+    def full(self, timesteps, predictor: Predictor, kernel: Kernel | None = None) -> np.ndarray: ...

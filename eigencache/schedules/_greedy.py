@@ -1,0 +1,60 @@
+"""The greedy log-determinant."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from eigencache.checks import check_real
+from eigencache.schedules._streams import check_patterns, stream_weights
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Steps whose features tell most about all (EigenCache, greedy schedule).
+
+    From {0}, add the step that raises `sum_l w_l logdet(I + C_SS / (jitter s)) / 2` most, until
+    there are `full_steps`; s is the mean diagonal of a stream's C, so that jitter is relative.
+
+    Attributes:
+        full_steps: the budget; 0 is always among the steps.
+        jitter: the noise that a feature is taken to carry.
+        stream_weights: patterns of stream names to w_l; see `stream_weights`.
+
+    Raises:
+        ValueError: an option is out of range, or the budget exceeds the steps (in `full`).
+    """
+
+    full_steps: int
+    jitter: float = 1e-3
+    stream_weights: Mapping[str, float] = field(default_factory=dict)
+    kernel: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_real("jitter", self.jitter, above=0)
+        check_patterns(self.stream_weights)
+
+    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+        count = len(timesteps)
+        if not 1 <= self.full_steps <= count:
+            raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
+        matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
+        weights = stream_weights(self.stream_weights, kernel.streams)
+        scale = np.trace(matrices, axis1=1, axis2=2) / count
+        matrices = matrices / (self.jitter * scale[:, None, None])
+        full = np.arange(count) == 0
+        while full.sum() < self.full_steps:
+            gains = weights @ _log_variance(matrices, full)
+            full[np.argmax(np.where(full, -np.inf, gains))] = True
+        return full
+
+
+def _log_variance(matrices: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """Return what each step adds to logdet(I + C_SS), `[S, T]`: log of 1 + its variance given S."""
+    known = np.flatnonzero(full)
+    among = matrices[:, known][:, :, known] + np.eye(len(known))
+    toward = matrices[:, known]
+    explained = (toward * np.linalg.solve(among, toward)).sum(1)
+    variance = np.diagonal(matrices, axis1=1, axis2=2) - explained
+    return np.log1p(np.maximum(variance, 0))

@@ -1,0 +1,46 @@
+"""A fixed interval."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The first `first` steps, then one step in every `every` (FORA, TaylorSeer, HiCache ...).
+
+    State `every` as published, or `full_steps` and have the shortest interval found that gives
+    exactly that many.
+
+    Raises:
+        ValueError: both or none are stated; no interval gives the budget (in `full`).
+    """
+
+    full_steps: int | None = None
+    every: int | None = None
+    first: int = 3
+    kernel: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if (self.full_steps is None) == (self.every is None):
+            raise ValueError("state either full_steps or every, not both")
+        if self.first < 1 or (self.every is not None and self.every < 1):
+            raise ValueError("first and every must be at least 1")
+
+    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+        count = len(timesteps)
+        if self.every is not None:
+            return self._grid(count, self.every)
+        reached = {int(self._grid(count, n).sum()): n for n in range(count, 0, -1)}
+        if self.full_steps not in reached:
+            raise ValueError(
+                f"no interval gives {self.full_steps} full steps of {count} with the first "
+                f"{self.first} full; possible are {sorted(reached)}"
+            )
+        return self._grid(count, reached[self.full_steps])
+
+    def _grid(self, count: int, every: int) -> np.ndarray:
+        steps = np.arange(count)
+        first = min(self.first, count)
+        return (steps < first) | ((steps - first + 1) % every == 0)

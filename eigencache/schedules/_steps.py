@@ -1,0 +1,27 @@
+"""Steps by name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Exactly the steps named.
+
+    Raises:
+        ValueError: a step lies outside the sampler's (in `full`).
+    """
+
+    steps: Sequence[int]
+    kernel: ClassVar[bool] = False
+
+    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+        count = len(timesteps)
+        if not all(0 <= step < count for step in self.steps):
+            raise ValueError(f"steps {list(self.steps)} are not all among 0 to {count - 1}")
+        full = np.zeros(count, bool)
+        full[list(self.steps)] = True
+        return full

@@ -1,0 +1,41 @@
+"""Weights of streams, by patterns of their names."""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from eigencache.checks import check_range
+
+
+def stream_weights(patterns: Mapping[str, float], streams: tuple[str, ...]) -> np.ndarray:
+    """Return one weight a stream, float64 `[S]`, that sum to one.
+
+    Args:
+        patterns: shell patterns of stream names (`transformer_blocks.*.attn`) to weights; the
+            first that matches counts, a stream that none matches weighs 1.
+        streams: the names.
+
+    Raises:
+        ValueError: a pattern matches no stream, or all weights are zero.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(stream, pattern) for stream in streams):
+            raise ValueError(f"stream_weights: {pattern!r} matches none of the streams {streams}")
+    weights = np.array(
+        [
+            next((w for pattern, w in patterns.items() if fnmatchcase(stream, pattern)), 1.0)
+            for stream in streams
+        ]
+    )
+    if not weights.sum() > 0:
+        raise ValueError("stream_weights: every stream weighs zero")
+    return weights / weights.sum()
+
+
+def check_patterns(patterns: Mapping[str, float]) -> None:
+    """Raise a ValueError unless every weight is a finite number of at least zero."""
+    if not isinstance(patterns, Mapping):
+        raise ValueError(f"stream_weights must map patterns to numbers, got {patterns!r}")
+    for pattern, weight in patterns.items():
+        check_range(f"stream_weights of {pattern!r}", weight, 0)

@@ -1,0 +1,88 @@
+"""A threshold on the kriging variance."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from eigencache.checks import check_range, check_real, check_whole
+from eigencache.schedules._streams import check_patterns, stream_weights
+
+
+@dataclass(frozen=True)
+class Variance:
+    """Full wherever the forecast would be too uncertain (EigenCache, variance schedule).
+
+    A step is full if the mean over streams of its kriging variance from the last `window` full
+    steps, as a share of its own second moment, exceeds `tau`.
+
+    State `tau` as published (0.05), or `full_steps`: then the largest tau is found that gives at
+    least that many, and of its steps the least uncertain are skipped until the budget is met.
+
+    Attributes:
+        full_steps: the budget.
+        tau: the threshold.
+        window, jitter: of the kriging, as those of `eigencache.predictors.Kriging`.
+        stream_weights: patterns of stream names to weights; see `stream_weights`.
+
+    Raises:
+        ValueError: both or none of full_steps and tau are stated, or an option is out of range;
+            in `full`: the budget exceeds the steps.
+    """
+
+    full_steps: int | None = None
+    tau: float | None = None
+    window: int | None = 3
+    jitter: float = 1e-3
+    stream_weights: Mapping[str, float] = field(default_factory=dict)
+    kernel: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if (self.full_steps is None) == (self.tau is None):
+            raise ValueError("state either full_steps or tau, not both")
+        if self.tau is not None:
+            check_range("tau", self.tau, 0)
+        if self.window is not None:
+            check_whole("window", self.window, low=1)
+        check_real("jitter", self.jitter, above=0)
+        check_patterns(self.stream_weights)
+
+    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+        matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
+        weights = stream_weights(self.stream_weights, kernel.streams)
+        if self.tau is not None:
+            return self._threshold(matrices, weights, self.tau)[0]
+        count = len(timesteps)
+        if not 1 <= self.full_steps <= count:
+            raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
+        return self._of_budget(matrices, weights)
+
+    def _of_budget(self, matrices, weights) -> np.ndarray:
+        full, variance = self._threshold(matrices, weights, np.inf)
+        while full.sum() < self.full_steps:  # just below the largest, another step becomes full
+            tau = np.nextafter(variance[~full].max(), -np.inf)
+            full, variance = self._threshold(matrices, weights, tau)
+        variance[0] = np.inf  # step 0 stays
+        surplus = np.argsort(np.where(full, variance, np.inf), kind="stable")
+        full[surplus[: full.sum() - self.full_steps]] = False
+        return full
+
+    def _threshold(self, matrices, weights, tau: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return which steps exceed tau, and the variance that each was judged by."""
+        count = matrices.shape[-1]
+        full, variance = np.zeros(count, bool), np.ones(count)
+        full[0] = True
+        for step in range(1, count):
+            past = np.flatnonzero(full)[-self.window if self.window else 0 :]
+            variance[step] = weights @ self._share(matrices, past, step)
+            full[step] = variance[step] > tau
+        return full, variance
+
+    def _share(self, matrices, past, step) -> np.ndarray:
+        """Return the kriging variance of a step over its second moment, `[S]`."""
+        among, toward = matrices[:, past[:, None], past], matrices[:, past, step]
+        scale = np.trace(among, axis1=1, axis2=2) / len(past)
+        among = among + self.jitter * scale[:, None, None] * np.eye(len(past))
+        explained = (toward * np.linalg.solve(among, toward[..., None])[..., 0]).sum(-1)
+        return 1 - explained / np.maximum(matrices[:, step, step], np.finfo(float).tiny)

@@ -1,0 +1,340 @@
+"""The ablations: their configuration, their tables and their figure."""
+
+import argparse
+import copy
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import flow_timesteps, kernel_of, random_trajectories
+
+from eigencache.experiment import ConfigError, Experiment
+from eigencache.figures import ablation, save
+from eigencache.methods import METHODS
+from eigencache.stages.ablation import ablate, main, markdown
+from eigencache.tables import read_table, write_table
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+FILE = "workflow/config/ablation.yaml"
+FACTORS = {
+    "window": {"base": "b", "values": {"a": 1, "b": 2}},
+    "kernel of": {"base": "b", "values": {"b": "second moments", "c": "cosines"}},
+}
+BUDGETS = (3, 5)
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return yaml.safe_load((ROOT / FILE).read_text())
+
+
+@pytest.fixture
+def shipped(config):
+    return Experiment(config, SCHEMA)
+
+
+# ---- The configuration
+
+
+def test_every_method_of_the_shipped_ablation_is_shown(shipped):
+    shown = {label for part in shipped.config["ablation"].values() for label in part["values"]}
+    assert shown == set(shipped.config["methods"])
+
+
+def test_targets_are_the_tables_and_the_figure_of_an_ablation(shipped, config):
+    assert set(shipped.targets) == {
+        "results/ablation/summary.csv",
+        "results/ablation/ablation.csv",
+        "results/ablation/ablation.md",
+        "figures/ablation/ablation.pdf",
+        "figures/ablation/ablation.png",
+    }
+    del config["ablation"]
+    assert not any("ablation." in target for target in Experiment(config, SCHEMA).targets)
+
+
+def test_shipped_ablation_is_of_the_default_experiment(config):
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
+    assert config["calibration"] == default["calibration"]
+    assert config["seed"] == default["seed"] and config["prompts"] == default["prompts"]
+    assert set(config["budgets"]) <= set(default["budgets"])
+    changed = {key: default["sampler"][key] for key in config["sampler"]}
+    assert config["sampler"] == changed
+
+
+def test_no_two_methods_are_the_same(config):
+    specs = [
+        METHODS[spec["method"]].parts(9, **options(spec)) for spec in config["methods"].values()
+    ]
+    taps = [spec.get("tap", METHODS[spec["method"]].tap) for spec in config["methods"].values()]
+    assert len(set(map(str, zip(specs, taps, strict=True)))) == len(specs)
+
+
+OPTIONS = {
+    "window": "window",
+    "calibration runs": "runs",
+    "rank of the kernel": "rank",
+    "smooth share (1 run)": "smooth",
+    "closed loop: anchors": "anchors",
+    "closed loop: sweeps": "sweeps",
+    "closed loop: rounds": "rounds",
+}
+
+
+@pytest.mark.parametrize(("factor", "option"), OPTIONS.items())
+def test_values_are_those_of_the_options(config, factor, option):
+    for label, value in config["ablation"][factor]["values"].items():
+        spec = config["methods"][label]
+        parts = METHODS[spec["method"]].parts(9, **options(spec))
+        (real,) = {getattr(part, option) for part in parts if hasattr(part, option)}
+        everything = {"runs": config["calibration"]["num_prompts"], "anchors": "all"}
+        everything["rank"] = config["sampler"]["num_steps"]
+        assert value == (everything[option] if real is None else real)
+
+
+def options(spec):
+    return {key: value for key, value in spec.items() if key not in ("method", "tap")}
+
+
+def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
+    timesteps = flow_timesteps(shipped.config["sampler"]["num_steps"])
+    trajectories = random_trajectories(timesteps, 2)
+    for label in shipped.planned:
+        spec = shipped.spec(label)
+        tap, features, normalisation, *runs = shipped.kernel(label).split(".")
+        streams = ("output",) if tap in ("output", "hidden") else ("a", "b")
+        kept = {"tap": tap, "features": features, "normalisation": normalisation}
+        runs = int(*runs) if runs else 2
+        kernel = kernel_of(list(itertools.islice(itertools.cycle(trajectories), runs)), timesteps,
+                           streams, **kept)  # fmt: skip
+        for budget in shipped.config["budgets"]:
+            plan = METHODS[spec["method"]].plan(
+                budget, timesteps, kernel, spec.get("tap"), **options(spec)
+            )
+            assert plan.full.sum() == budget, label
+            assert plan.tap == tap
+
+
+MISTAKES = [
+    ("windows", {"values": {"design": 1, "loop": 2}}, "ablation.windows: 'base' is a required"),
+    ("windows", {"base": "design", "values": {"design": 1}}, "ablation.windows.values: .*minProp"),
+    ("windows", {"base": "design", "values": {"design": 1, "x": 2}},
+     r"ablation.windows.values: 'x' is unknown; methods has \['design'"),
+    ("windows", {"base": "cosine", "values": {"design": 1, "loop": 2}},
+     "ablation.windows.base: 'cosine' is not one of its values"),
+    ("windows", {"base": "design", "values": {"design": True, "loop": 2}},
+     "ablation.windows.values.design: True is not allowed; it must have type"),
+    ("windows", {"base": "design", "values": {"design": 2, "loop": "2"}},
+     "ablation.windows.values: two labels stand for the same value"),
+    ("windows", {"base": "design", "values": {"design": 1, "loop": 2}, "unit": "s"},
+     r"ablation.windows: unknown keys \['unit'\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "part", "message"), MISTAKES)
+def test_mistake_names_the_key(config, factor, part, message):
+    config = copy.deepcopy(config)
+    config["ablation"][factor] = part
+    with pytest.raises(ConfigError, match=message):
+        Experiment(config, SCHEMA)
+
+
+# ---- The tables
+
+
+@pytest.fixture
+def scores():
+    draw = np.random.default_rng(0)
+    return pd.DataFrame(
+        [
+            {"run": f"{label}-{budget:02d}", "prompt_index": index, "psnr": 40 + draw.normal()}
+            for label in "abc"
+            for budget in BUDGETS
+            for index in range(4)
+        ]
+    )
+
+
+@pytest.fixture
+def summary(scores):
+    means = scores.groupby("run")["psnr"].mean()
+    rows = [("full", "full", 8, np.inf, 1.0, 1.0, 1.0)]
+    rows += [
+        (f"{label}-{b:02d}", label, b, means[f"{label}-{b:02d}"], 0.9 + b / 100, b / 10, 8 / b)
+        for label in "abc"
+        for b in BUDGETS
+    ]
+    names = ["run", "method", "full_steps", "psnr", "ssim", "seconds", "speedup"]
+    return pd.DataFrame(rows, columns=names)
+
+
+COMMANDS = {label: f"snakemake {label}" for label in "abc"}
+
+
+@pytest.fixture
+def table(summary, scores):
+    return ablate(summary, scores, FACTORS, COMMANDS)
+
+
+def test_there_is_a_row_for_each_value_and_budget(table, summary):
+    assert list(table["factor"]) == ["window"] * 4 + ["kernel of"] * 4
+    assert list(table["value"]) == [*"1122", *["second moments"] * 2, *["cosines"] * 2]
+    assert list(table["full_steps"]) == [*BUDGETS] * 4
+    of = summary.set_index(["method", "full_steps"])
+    for row in table.itertuples():
+        for name in ("psnr", "ssim", "seconds", "speedup"):
+            assert getattr(row, name) == of.loc[(row.label, row.full_steps), name]
+        assert row.command == f"snakemake {row.label}"
+
+
+def test_gain_is_paired_by_image(table, scores):
+    psnr = scores.pivot(index="prompt_index", columns="run", values="psnr")
+    row = table[(table["label"] == "c") & (table["full_steps"] == 5)].iloc[0]
+    differences = psnr["c-05"] - psnr["b-05"]
+    assert row["gain"] == pytest.approx(differences.mean())
+    assert row["gain_error"] == pytest.approx(differences.std(ddof=1) / 2)
+    bases = table[table["base"]]
+    assert set(bases["label"]) == {"b"} and (bases[["gain", "gain_error"]] == 0).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "factors", "message"),
+    [
+        (lambda summary: summary, {}, "`ablation` is empty"),
+        (lambda summary: summary[summary["method"] != "c"], FACTORS, "no run of 'c'"),
+        (lambda summary: summary[summary["run"] != "b-05"], FACTORS, "window: b has no run of 5"),
+    ],
+)
+def test_what_is_missing_is_named(summary, scores, spoil, factors, message):
+    with pytest.raises(ValueError, match=message):
+        ablate(spoil(summary), scores, factors, COMMANDS)
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of all Markdown tables in a text, without their two head rows."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in rows if row[0] != "factor" and not row[0].startswith("---")]
+
+
+def test_markdown_says_what_the_csv_says(table):
+    text = markdown(table, 4)
+    assert re.findall("## (.*)", text) == ["3 full steps", "5 full steps"]
+    rows = pd.concat([table[table["full_steps"] == budget] for budget in BUDGETS])
+    factor = ""
+    for (_, row), shown in zip(rows.iterrows(), cells(text), strict=True):
+        factor = shown[0] or factor
+        assert factor == row["factor"]
+        assert shown[1].strip("*") == row["value"]
+        assert shown[1].startswith("**") == row["base"]
+        assert float(shown[2]) == pytest.approx(row["psnr"], abs=0.005)
+        assert (shown[3] == "") == row["base"]
+        if not row["base"]:
+            gain, error = map(float, shown[3].split("±"))
+            assert (gain, error) == pytest.approx((row["gain"], row["gain_error"]), abs=0.005)
+        assert [float(x) for x in shown[4:7]] == pytest.approx(
+            [row["ssim"], row["seconds"], row["speedup"]], abs=0.005
+        )
+        assert shown[7] == f"`{row['label']}`"
+    assert f"    {table['command'][0]}\n" in text
+
+
+def test_stage_writes_both_tables(tmp_path, summary, scores):
+    write_table(summary, tmp_path / "summary.csv")
+    paths = {label: tmp_path / "scores" / f"{label}.csv" for label in "abc"}
+    for label, path in paths.items():
+        write_table(scores[scores["run"].str.startswith(label)], path)
+    parts = {
+        "summary": tmp_path / "summary.csv", "scores": [str(path) for path in paths.values()],
+        "factors": json.dumps(FACTORS), "configfiles": ["some.yaml"], "table": tmp_path / "out.csv",
+        "markdown": tmp_path / "out.md",
+    }  # fmt: skip
+    main(argparse.Namespace(**parts))
+    table = read_table(tmp_path / "out.csv")
+    assert table["command"][0] == f"snakemake {paths['a']} --configfile some.yaml --cores all"
+    assert "over 4 prompts" in (tmp_path / "out.md").read_text()
+    assert table["base"].dtype == bool
+
+
+# ---- The figure
+
+
+def test_figure_draws_the_tables_gains(table):
+    figure = ablation.draw(table)
+    assert [axes.get_title("left") for axes in figure.axes] == list(FACTORS)
+    for axes, (factor, part) in zip(figure.axes, FACTORS.items(), strict=True):
+        shown = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
+        assert shown == [str(value) for value in part["values"].values()]
+        drawn = [bars.lines[0] for bars in axes.containers]
+        for line, budget in zip(drawn, BUDGETS, strict=True):
+            rows = table[(table["factor"] == factor) & (table["full_steps"] == budget)]
+            np.testing.assert_allclose(line.get_ydata(orig=False), rows["gain"])
+            np.testing.assert_array_equal(np.round(line.get_xdata(orig=False)), range(len(rows)))
+        low, high = axes.get_ylim()
+        assert high - low >= ablation.SPAN
+
+
+def test_figure_joins_numbers_alone(table):
+    window, kernel = ablation.draw(table).axes
+    assert {bars.lines[0].get_linestyle() for bars in window.containers} == {"-"}
+    assert {bars.lines[0].get_linestyle() for bars in kernel.containers} == {"None"}
+
+
+def test_figure_repeats_to_the_byte(table, tmp_path):
+    written = []
+    for _ in range(2):
+        paths = [tmp_path / "a.pdf", tmp_path / "a.png"]
+        save(ablation.draw(table), paths)
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table[:0], "no rows"),
+        (lambda table: table.drop(columns="gain"), "lack columns.*'gain'"),
+        (lambda table: table.assign(gain=np.nan), "no gain of"),
+    ],
+)
+def test_figure_refuses_a_faulty_table(table, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        ablation.draw(spoil(table))
+
+
+# ---- The workflow
+
+
+def dry_run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "--nolock", *arguments],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
+    printed = dry_run("--configfile", FILE, "--forceall")
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
+    assert int(jobs["sample"]) == len(shipped.labels)
+    assert int(jobs["refine"]) == len(shipped.refined)
+    assert jobs["ablation"] == jobs["ablation_figure"] == "1"
+    assert "FORA" not in printed
+
+
+def test_command_of_a_row_is_one_that_snakemake_takes():
+    printed = dry_run("results/ablation/scores/cosine.csv", "--configfile", FILE, "--forceall")
+    assert re.search(r"^score +1$", printed, re.MULTILINE)
+
+
+def test_a_config_without_ablation_has_no_such_target():
+    assert "Missing" in dry_run("results/emoji-flux/ablation.csv")

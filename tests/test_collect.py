@@ -1,0 +1,255 @@
+"""Collecting: the features of chosen streams along a run, their file, and their figure."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from eigencache.experiment import ConfigError, Experiment
+from eigencache.figures import save
+from eigencache.figures import trajectory as figure
+from eigencache.prompts import read_prompts
+from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
+from eigencache.stages import collect as stage
+from eigencache.stages.calibrate import recording
+from eigencache.taps import fingerprint
+from eigencache.trajectory import Trajectory, TrajectoryError
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = Settings(num_steps=4, height=64, width=64, max_sequence_length=16, dtype="float32")
+CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.set_num_threads(1)
+    return load_pipeline(ROOT / "data/emoji-flux", "float32")
+
+
+@pytest.fixture(scope="module")
+def blocks(pipe):
+    return stage.collect(pipe, "a red apple", SETTINGS, 5, "blocks")
+
+
+def test_features_are_those_that_calibration_sees(pipe, blocks):
+    with recording(pipe.transformer, "blocks", "full") as recorded:
+        sample(pipe, encode(pipe, "a red apple", SETTINGS), SETTINGS, 5)
+    for name, steps in recorded.items():
+        parts = [blocks.features[f"{name}.{part}"] for part in ("image", "text")]
+        ours = np.concatenate([part.reshape(4, -1) for part in parts], 1)
+        np.testing.assert_array_equal(ours, torch.stack(steps).numpy())
+    assert len(blocks.features) == 2 * len(recorded)
+
+
+def test_trajectory_says_what_it_is_of(pipe, blocks):
+    assert (blocks.tap, blocks.prompt, blocks.seed) == ("blocks", "a red apple", 5)
+    assert blocks.model == fingerprint(pipe.transformer)
+    np.testing.assert_allclose(blocks.timesteps, 1000 * blocks.sigmas[:-1], rtol=1e-6)
+    assert blocks.sigmas[-1] == 0
+    feature = blocks.features["single_transformer_blocks.5.image"]
+    assert feature.shape == (4, 16, 192) and feature.dtype == np.float32
+
+
+def test_output_is_what_moves_the_latents(pipe):
+    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "output")
+    latents = []
+    with recording(pipe.transformer, "output", "full"):
+        hook = pipe.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: latents.append(kwargs["hidden_states"][0].numpy()),
+            with_kwargs=True,
+        )
+        sample(pipe, encode(pipe, "a red apple", SETTINGS), SETTINGS, 5)
+        hook.remove()
+    moved = np.diff(made.sigmas)[:, None, None] * made.features["output"]
+    np.testing.assert_allclose(np.diff(latents, axis=0), moved[:-1], atol=1e-5)
+
+
+def test_streams_are_chosen_by_patterns(pipe):
+    patterns = ["transformer_blocks.*.ff", "single_transformer_blocks.3.*"]
+    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "modules", patterns)
+    assert list(made.features) == [
+        "transformer_blocks.0.ff",
+        "transformer_blocks.1.ff",
+        "single_transformer_blocks.3.proj_out",
+    ]
+    with pytest.raises(ValueError, match=r"'blocks\.9' matches none of .*'transformer_blocks\.0"):
+        stage.collect(pipe, "a red apple", SETTINGS, 5, "modules", ["*", "blocks.9"])
+
+
+def test_features_may_be_compressed(pipe, blocks):
+    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "blocks", features="token-mean")
+    name = "transformer_blocks.1"
+    means = [blocks.features[f"{name}.{part}"].mean(1) for part in ("image", "text")]
+    np.testing.assert_allclose(made.features[name], np.concatenate(means, 1), atol=1e-5)
+
+
+# ---- The file
+
+
+def test_file_gives_back_what_was_saved(tmp_path, blocks):
+    blocks.save(tmp_path / "blocks.safetensors")
+    loaded = Trajectory.load(tmp_path / "blocks.safetensors")
+    assert list(loaded.features) == list(blocks.features), "the network's order, not the alphabet's"
+    for name, feature in blocks.features.items():
+        np.testing.assert_array_equal(loaded.features[name], feature)
+    for name in ("timesteps", "sigmas"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(blocks, name))
+    for name in ("tap", "prompt", "seed", "model"):
+        assert getattr(loaded, name) == getattr(blocks, name)
+
+
+def test_damaged_file_is_named(tmp_path, blocks):
+    path = tmp_path / "blocks.safetensors"
+    with pytest.raises(FileNotFoundError):
+        Trajectory.load(path)
+    blocks.save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrajectoryError, match=r"blocks\.safetensors: damaged"):
+        Trajectory.load(path)
+
+
+STEPS = 6
+SIGMAS = np.linspace(1, 0, STEPS + 1)
+
+
+@pytest.mark.parametrize(
+    ("features", "sigmas", "message"),
+    [
+        ({}, SIGMAS, "at least one stream"),
+        ({"a": np.ones((STEPS - 1, 2))}, SIGMAS, "'a': 5 entries in 6 steps"),
+        ({"a": np.full((STEPS, 2), np.nan)}, SIGMAS, "'a': not finite"),
+        ({"a": np.ones((STEPS, 2))}, SIGMAS[1:], "6 sigmas do not fit 6 steps"),
+    ],
+)
+def test_faulty_trajectory_is_refused(features, sigmas, message):
+    with pytest.raises(TrajectoryError, match=message):
+        Trajectory(features, 1000 * SIGMAS[:-1], sigmas, "output", "a prompt", 1, "model")
+
+
+# ---- The stage and its configuration
+
+
+def arguments(path, **changes):
+    made = {
+        "model": "models/emoji-flux/manifest.json", "prompts": CALIBRATION, "index": 2, "seed": 7,
+        "sampler": json.dumps({**vars(SETTINGS)}), "threads": 1, "tap": "hidden",
+        "streams": ["*"], "features": "whole", "trajectory": path,
+    }  # fmt: skip
+    return argparse.Namespace(**made | changes)
+
+
+def test_stage_records_a_calibration_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
+    path = tmp_path / "hidden.safetensors"
+    stage.main(arguments(path))
+    made = Trajectory.load(path)
+    assert made.prompt == read_prompts(CALIBRATION)[2] and made.seed == image_seed(7, 2)
+    assert list(made.features) == ["hidden"]
+    with pytest.raises(ValueError, match="no prompt 99 of 32"):
+        stage.main(arguments(path, index=99))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"prompt": 99}, "collect.prompt: 99 is none of the 32 calibration prompts"),
+        ({"features": "half"}, "collect.features: 'half' is not allowed"),
+        ({"streams": {"attic": ["*"]}}, "collect.streams: 'attic' is not allowed"),
+        ({"streams": {"modules": []}}, r"collect.streams.modules: \[\] is not allowed"),
+        ({"steps": 3}, r"collect: unknown keys \['steps'\]"),
+    ],
+)
+def test_mistake_names_the_key(monkeypatch, section, message):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"collect": section}
+    with pytest.raises(ConfigError, match=message):
+        Experiment(config, ROOT / "workflow/schemas/config.schema.yaml")
+
+
+def dry_run(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", "-p", "--nolock", "--forceall", *arguments],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ).stdout  # fmt: skip
+
+
+def test_targets_are_made_by_their_paths():
+    chosen = "collect={'streams': {'modules': ['*.attn', '*.ff']}}"
+    target = "results/emoji-flux/collected/modules.safetensors"
+    printed = dry_run("figures/emoji-flux/trajectory.pdf", target, "--config", chosen)
+    assert "--tap modules --streams '*.attn' '*.ff' --features whole" in printed
+    assert "--tap blocks --streams '*' --features whole" in printed
+    assert "collect" not in dry_run("all").split("Job stats:")[1]
+
+
+# ---- The figure
+
+
+def test_principal_components_of_a_circle_are_equal():
+    turn = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn + 3], 1)
+    coordinates, shares = figure.principal(circle)
+    np.testing.assert_allclose(shares, 0.5)
+    np.testing.assert_allclose(np.linalg.norm(coordinates, axis=1), 1)
+    assert (coordinates[0] <= 0).all()
+    assert np.isfinite(figure.principal(np.ones((5, 3)))[1]).all()
+
+
+def test_forecast_errors_are_those_of_the_forecasts():
+    sigmas = np.array([1, 0.9, 0.7, 0.4, 0.2, 0.1, 0])
+    line = np.outer(sigmas[:-1], [3.0, 4.0])
+    again, straight = figure.forecast_errors(line, sigmas)
+    np.testing.assert_allclose(again, np.diff(sigmas[:-1]) / -sigmas[1:-1])
+    np.testing.assert_allclose(straight, 0, atol=1e-12)
+    again, straight = figure.forecast_errors(np.zeros((6, 2)), sigmas)
+    assert not again.any() and not straight.any()
+
+
+def test_figure_has_a_panel_a_stream_and_a_line_in_each_of_two(blocks):
+    drawn = figure.draw(blocks.features, blocks.sigmas)
+    *panels, bar, again, straight = drawn.axes
+    images = [name for name in blocks.features if name.endswith(".image")]
+    assert [f"{axes.get_title()}.image" for axes in panels] == images
+    assert bar.get_ylabel() == "step"
+    for axes, errors in zip((again, straight), range(2), strict=True):
+        for line, name in zip(axes.get_lines(), images, strict=True):
+            feature = blocks.features[name].reshape(4, -1).astype(float)
+            expected = figure.forecast_errors(feature, blocks.sigmas)[errors]
+            np.testing.assert_array_equal(line.get_ydata(), expected)
+
+
+def test_figure_of_many_streams_has_a_dozen_panels(tmp_path):
+    draw = np.random.default_rng(0)
+    features = {f"blocks.{i}": draw.normal(size=(STEPS, 3)) for i in range(57)}
+    drawn = figure.draw(features, SIGMAS)
+    titles = [axes.get_title() for axes in drawn.axes[: figure.PANELS]]
+    assert titles[0] == "blocks.0" and titles[-1] == "blocks.56"
+    assert len(drawn.axes) == figure.PANELS + 3 and len(drawn.axes[-1].get_lines()) == 57
+    written = []
+    for _ in range(2):
+        save(figure.draw(features, SIGMAS), [tmp_path / "a.pdf", tmp_path / "a.png"])
+        written.append((tmp_path / "a.pdf").read_bytes() + (tmp_path / "a.png").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("features", "sigmas"),
+    [({}, SIGMAS), ({"a.text": np.ones((6, 2))}, SIGMAS), ({"a": np.ones((2, 2))}, SIGMAS[:3])],
+)
+def test_figure_refuses_what_cannot_be_drawn(features, sigmas):
+    with pytest.raises(ValueError, match="can be drawn"):
+        figure.draw(features, sigmas)
+
+
+def test_figures_do_not_load_torch():
+    code = (
+        "import sys, eigencache.figures.trajectory, eigencache.figures.ablation; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # a fresh process: others load it

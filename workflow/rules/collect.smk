@@ -1,0 +1,56 @@
+# What streams hold along one calibration run, to look at; nothing else in the workflow needs it.
+
+from eigencache.plan import TAPS
+
+
+rule collect:
+    input:
+        model=f"models/{E.config['model']}/manifest.json",
+        prompts=E.config["calibration"]["prompts"],
+    output:
+        "results/{experiment}/collected/{tap}.safetensors",
+    log:
+        "logs/{experiment}/collect-{tap}.log",
+    wildcard_constraints:
+        tap=one_of(TAPS),
+    conda:
+        "../../envs/workflow.yaml"
+    threads: E.config["threads"]
+    resources:
+        gpu=1,
+    params:
+        index=E.config["collect"]["prompt"],
+        features=E.config["collect"]["features"],
+        streams=lambda w: E.config["collect"]["streams"].get(w.tap, ["*"]),
+        seed=E.config["calibration"]["seed"],
+        sampler=json.dumps(E.config["sampler"]),
+        code=source_hash("eigencache.stages.collect"),
+    shell:
+        "python -m eigencache.stages.collect --model {input.model} --prompts {input.prompts} "
+        "--index {params.index} --seed {params.seed} --sampler {params.sampler:q} "
+        "--threads {threads} --tap {wildcards.tap} --streams {params.streams:q} "
+        "--features {params.features} --trajectory {output} > {log} 2>&1"
+
+
+rule trajectory:
+    input:
+        expand(
+            "results/{{experiment}}/collected/{tap}.safetensors",
+            tap=lookup(
+                within=config, dpath="figures/trajectory/tap", default="blocks"
+            ),
+        ),
+    output:
+        report(
+            multiext("figures/{experiment}/trajectory", ".pdf", ".png"),
+            caption="../report/trajectory.rst",
+            category="Figures",
+        ),
+    log:
+        "logs/{experiment}/figure-trajectory.log",
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        code=source_hash("eigencache.figures.trajectory", "style.mplstyle"),
+    shell:
+        "python -m eigencache.figures.trajectory --trajectory {input} --out {output} > {log} 2>&1"

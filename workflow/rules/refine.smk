@@ -1,0 +1,46 @@
+rule refine:
+    input:
+        kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
+        model=f"models/{E.config['model']}/manifest.json",
+        prompts=E.config["calibration"]["prompts"],
+    output:
+        expand(
+            "results/{{experiment}}/plans/{{label}}/{budget}.safetensors",
+            budget=E.config["budgets"],
+        ),
+    log:
+        "logs/{experiment}/refine-{label}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/refine-{label}.tsv"
+    wildcard_constraints:
+        label=one_of(set(E.refined) - set(E.bounded)),
+    # The longest job of an experiment, with sampling to follow: the sooner it starts the better.
+    priority: 10
+    conda:
+        "../../envs/workflow.yaml"
+    threads: E.config["threads"]
+    resources:
+        gpu=1,
+    params:
+        method=lambda w: json.dumps(E.spec(w.label)),
+        # The prompts themselves: their number alone would not show an edit of the file.
+        prompts=E.calibration_prompts,
+        seed=E.config["calibration"]["seed"],
+        sampler=json.dumps(E.config["sampler"]),
+        code=source_hash("eigencache.stages.refine"),
+    shell:
+        "python -m eigencache.stages.refine --model {input.model} --kernel {input.kernel} "
+        "--method {params.method:q} --prompts {input.prompts} "
+        f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
+        "--sampler {params.sampler:q} --threads {threads} --plans {output} 2>&1 | tee {log}"
+
+
+use rule refine as refine_for_quality with:
+    output:
+        "results/{experiment}/plans/{label}/psnr.safetensors",
+    log:
+        "logs/{experiment}/refine-{label}.log",
+    benchmark:
+        "results/{experiment}/benchmarks/refine-{label}.tsv"
+    wildcard_constraints:
+        label=one_of(E.bounded),
