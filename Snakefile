@@ -36,18 +36,12 @@ wildcard_constraints:
     shard="[0-9]{3}",
 
 
-include: "workflow/rules/fetch.smk"
-include: "workflow/rules/calibrate.smk"
-include: "workflow/rules/plan.smk"
-include: "workflow/rules/refine.smk"
-include: "workflow/rules/sample.smk"
-include: "workflow/rules/merge.smk"
-include: "workflow/rules/score.smk"
-include: "workflow/rules/table.smk"
-include: "workflow/rules/figure.smk"
-include: "workflow/rules/ablation.smk"
-include: "workflow/rules/collect.smk"
-include: "workflow/rules/train.smk"
+STAGES = (
+    "fetch calibrate plan refine sample merge score table figure ablation collect train"
+)
+for stage in STAGES.split():
+
+    include: f"workflow/rules/{stage}.smk"
 
 
 rule all:
