@@ -342,9 +342,9 @@ def refine(
         PlanError: the plan has another tap or other timesteps than the runs.
     """
     if plan.tap != "output" or plan.streams:
+        of = f", with weights for {plan.streams}" if plan.streams else ""
         raise PlanError(
-            "the closed loop needs a plan at the output tap with one matrix of weights, this has "
-            f"tap {plan.tap!r} and streams {plan.streams}"
+            f"the closed loop needs a plan at the output tap, this is at {plan.tap!r}{of}"
         )
     plan.check_timesteps(runs.timesteps)
     starts = {plan.full_steps} | designs(runs, plan, matrix)

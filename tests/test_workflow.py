@@ -66,6 +66,7 @@ def project(tmp_path_factory):
     config["methods"] = {
         "fewer-steps": {"method": "fewer-steps"},
         "EigenCache": {"method": "EigenCache", "held_out": 1},
+        "EigenCache-20dB": {"method": "EigenCache", "held_out": 1, "psnr": 20},
     }
     config["figures"] = {"samples": {"budget": 3, "prompts": [0, 2]}, "plans": {"budget": 3}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -138,12 +139,14 @@ def test_killed_run_continues_and_finishes(finished):
 def test_summary_has_a_row_for_every_run(finished):
     summary = pd.read_csv(finished / "results/emoji-flux/summary.csv").set_index("run")
     runs = {f"{label}-{budget:02d}" for label in ("fewer-steps", "EigenCache") for budget in (3, 4)}
-    assert set(summary.index) == runs | {"full"}
+    assert set(summary.index) == runs | {"full", "EigenCache-20dB-04"}
     assert summary.loc["EigenCache-03", "num_steps"] == 8
     assert summary.loc["EigenCache-03", "full_steps"] == 3
     assert summary.loc["fewer-steps-04", "num_steps"] == 4
     assert summary.loc["full", "speedup"] == 1 and summary.loc["full", "psnr"] == float("inf")
     assert (summary["images"] == 3).all()
+    ours = summary.filter(like="EigenCache", axis=0)
+    assert (ours["predicted_psnr"] > 20).all() and len(ours) == 3
     cached = summary.drop("full")
     assert cached[["psnr", "ssim", "clip_score", "seconds", "speedup"]].notna().all(axis=None)
     assert (cached["speedup"] > 1).all()
