@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eigencache.checks import check_whole
-from eigencache.design import fill, optimal_steps, step_sizes
+from eigencache.design import MAX_TABLE, fill, optimal_steps, step_sizes
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
 
@@ -48,11 +48,13 @@ class Runs:
         latents: float64 `[T + 1, N, ...]`, before each step and after the last.
         velocity: (latents `[N, ...]`, step) to the network's output there, float64 `[N, ...]`.
         timesteps: float64 `[T]`; the sampler's.
+        rounding: the relative rounding of latents in the network's dtype (its eps).
     """
 
     latents: np.ndarray
     velocity: Callable[[np.ndarray, int], np.ndarray]
     timesteps: np.ndarray
+    rounding: float = 0.0
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""
@@ -226,8 +228,11 @@ def slopes_of(runs: Runs, steps: Sequence[int], updates: Updates) -> np.ndarray:
     final, sizes, slopes = stands[-1].latents, step_sizes(runs.timesteps), []
     for k, g in updates.items():
         latents, features = stands[k + 1]
-        nudge = NUDGE * abs(sizes[steps[k] + 1 : [*steps[1:], len(runs)][k]].sum())
+        gap = abs(sizes[steps[k] + 1 : [*steps[1:], len(runs)][k]].sum())
         for feature in features[-len(g) :]:
+            # More than the network's dtype rounds away.
+            seen = 4 * runs.rounding * np.linalg.norm(latents) / np.linalg.norm(feature)
+            nudge = max(NUDGE * gap, seen)
             stand = Stand(latents + nudge * feature, features)
             moved = follow(runs, steps, lambda k, _: updates[k], stand, k + 1)[-1].latents
             slopes.append(_rows(moved - final) / nudge)
@@ -305,7 +310,8 @@ def carry(runs: Runs, steps: Sequence[int], updates: Updates, probes: int = 8) -
     for k in sorted({round(x) for x in np.linspace(2, len(steps) - 1, probes)}):
         latents, features = stands[k]
         change = features[-1] - features[-2]
-        push = NUDGE * np.linalg.norm(latents) / np.linalg.norm(change) * change
+        share = max(NUDGE, 4 * runs.rounding)
+        push = share * np.linalg.norm(latents) / np.linalg.norm(change) * change
         stand = Stand(latents + push, features)
         moved = follow(runs, steps, lambda k, _: updates[k], stand, k)[-1].latents
         growth[steps[k]] = np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push)
@@ -320,6 +326,7 @@ def designs(runs: Runs, plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     return {
         optimal_steps(predictor, runs.timesteps, matrix, [len(steps)], weight)[len(steps)]
         for predictor in CANDIDATES
+        if len(runs) ** (predictor.window + 1) <= MAX_TABLE
         for weight in weights
     }
 

@@ -57,6 +57,7 @@ class Experiment:
                 f"calibration.seed: {calibration['seed']} is the seed of the evaluation too; "
                 "choose another, so that calibration never sees evaluation noise"
             )
+        self._check_prompts_suffice()
 
     @property
     def labels(self) -> list[str]:
@@ -105,7 +106,9 @@ class Experiment:
             return [f"results/{name}/summary.csv", *tables] + [
                 f"figures/{name}/ablation{kind}" for kind in FORMATS
             ]
-        drawn = FIGURES if self.refined else [f for f in FIGURES if f != "quality"]
+        left_out = set() if self.refined else {"quality"}
+        left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
+        drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
 
@@ -147,6 +150,32 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+    def _check_prompts_suffice(self) -> None:
+        """Raise a ConfigError if a method or figure wants more prompts or steps than there are."""
+        calibrated, steps = len(self.calibration_prompts), self.config["sampler"]["num_steps"]
+        for label in self.planned:
+            spec = self.spec(label)
+            parts = METHODS[spec["method"]].parts(1, **_options(spec))
+            held_out = parts.closed_loop.held_out if parts.closed_loop else 0
+            wanted = {"runs": (parts.use and parts.use.runs) or 0, "held_out": held_out + 1}
+            for key, least in wanted.items():
+                if least > calibrated:
+                    raise ConfigError(
+                        f"methods.{label}.{key}: needs {least} calibration prompts, "
+                        f"calibration.num_prompts gives {calibrated}"
+                    )
+            if parts.use and (parts.use.rank or 0) > steps:
+                raise ConfigError(
+                    f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
+                    "sampler.num_steps"
+                )
+        for index in self.config["figures"].get("samples", {}).get("prompts", []):
+            if index >= len(self.prompts):
+                raise ConfigError(
+                    f"figures.samples.prompts: {index} is none of the {len(self.prompts)} "
+                    "evaluation prompts, which count from 0"
+                )
+
     def _check_ablation(self) -> None:
         for factor, part in self.config["ablation"].items():
             where = f"ablation.{factor}"
@@ -179,7 +208,9 @@ def _check_method(label: str, spec: Mapping) -> None:
     if "tap" in spec and spec["tap"] not in TAPS:
         raise ConfigError(f"{where}.tap: {spec['tap']!r} is unknown; there are {list(TAPS)}")
     method = METHODS.get(name)
-    if method and "tap" in spec and (method.closed_loop or method.gate or method.refresh):
+    if "tap" in spec and not method:
+        raise ConfigError(f"{where}.tap: {name} has no such option; it caches nothing")
+    if "tap" in spec and (method.closed_loop or method.gate or method.refresh):
         raise ConfigError(f"{where}.tap: {name} has no such option; its tap is {method.tap!r}")
     allowed = method.options if method else ()
     if "psnr" in spec and not (method and method.closed_loop):

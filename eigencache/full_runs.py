@@ -39,7 +39,8 @@ def full_runs(
         return torch.cat([call(part, step) for call, part in together]).double().cpu().numpy()
 
     timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
-    runs = Runs(torch.cat(parts, 1).cpu().numpy(), velocity, timesteps)
+    rounding = torch.finfo(pipe.transformer.dtype).eps
+    runs = Runs(torch.cat(parts, 1).numpy(), velocity, timesteps, rounding)
     _check_euler(runs)
     return runs
 
@@ -49,8 +50,13 @@ def _one_run(pipe, text, noise, settings: Settings):
     latents, calls = [], []
 
     def record(module, args, kwargs):
-        latents.append(kwargs["hidden_states"])
-        calls.append(kwargs)
+        if not {"hidden_states", "timestep"} <= kwargs.keys():
+            raise PlanError(
+                f"{type(pipe).__name__} does not call its transformer with hidden_states and "
+                "timestep by name: the closed loop cannot follow it"
+            )
+        latents.append(kwargs["hidden_states"].cpu())
+        calls.append({name: value for name, value in kwargs.items() if name != "hidden_states"})
 
     hook = pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
     try:
@@ -71,7 +77,7 @@ def _one_run(pipe, text, noise, settings: Settings):
         changed = {"hidden_states": part.to(final.device, final.dtype)}
         return pipe.transformer(**calls[step] | changed)[0]
 
-    return torch.stack([*latents, final]).double(), call
+    return torch.stack([*latents, final.cpu()]).double(), call
 
 
 def _check_euler(runs: Runs) -> None:
@@ -80,7 +86,8 @@ def _check_euler(runs: Runs) -> None:
     for step in {0, middle, len(runs) - 1}:
         moved = sizes[step] * runs.velocity(runs.latents[step], step)
         really = runs.latents[step + 1] - runs.latents[step]
-        if np.abs(moved - really).max() > 0.05 * np.abs(really).max():
+        rounded = runs.rounding * np.linalg.norm(runs.latents[step])
+        if np.linalg.norm(moved - really) > 0.05 * np.linalg.norm(really) + rounded:
             raise PlanError(
                 f"step {step} of the sampler is no Euler step of flow matching: the closed loop "
                 "is for FlowMatchEulerDiscreteScheduler"

@@ -13,7 +13,7 @@ from eigencache.runtime import cached
 from eigencache.sampler import Settings, encode, image_seed, sample
 
 # The fewest full steps that are tried for a quality; each try has a third more.
-FEWEST, GROWTH = 4, 4 / 3
+FEWEST, GROWTH = 2, 4 / 3
 
 
 class Judge:
@@ -52,7 +52,7 @@ class Judge:
 
 def with_prediction(plan: Plan, judge: Judge) -> Plan:
     """Return the plan with `predicted psnr`, in dB, among what it says of itself."""
-    return replace(plan, source={**plan.source, PREDICTED: f"{judge.psnr(plan):.2f}"})
+    return replace(plan, source={**plan.source, PREDICTED: f"{judge.psnr(plan):.6f}"})
 
 
 def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[int]) -> Plan:

@@ -81,6 +81,13 @@ MISTAKES = [
     ("methods/fewer-steps/order", 1, "methods.fewer-steps.order: fewer-steps has no such option"),
     ("methods/bad label", {"method": "FORA"}, "bad label"),
     ("calibration/seed", 2026, "calibration.seed: 2026 is the seed of the evaluation too"),
+    ("methods/EigenCache/held_out", 99, "methods.EigenCache.held_out: needs 100 calibration"),
+    ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
+    ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
+    ("methods/FORA/psnr", 40, "methods.FORA.psnr: only methods with a closed loop"),
+    ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
+    ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 24"),
+    ("experiment", "..", "experiment: '..' is not allowed"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
 ]
 

@@ -201,15 +201,18 @@ def test_two_calls_of_the_network_a_step_are_refused(pipe):
     assert not pipe.transformer._forward_pre_hooks
 
 
-def test_a_model_in_half_precision_passes(pipe, monkeypatch):
-    single = runs_of(pipe, [0, 1])
+@pytest.mark.parametrize("steps", [STEPS, 50])  # of many small steps rounding takes a large part
+def test_a_model_in_half_precision_passes(pipe, monkeypatch, steps):
+    settings = replace(SETTINGS, num_steps=steps)
+    single = full_runs(pipe, PROMPTS, settings, SEED, [0, 1], 2)
 
     def encode(pipe, prompt, settings):
         return {name: tensor.bfloat16() for name, tensor in text_of(prompt).items()}
 
     monkeypatch.setattr("eigencache.full_runs.encode", encode)
     half = with_parts(pipe, transformer=tiny_flux().bfloat16())
-    runs = full_runs(half, PROMPTS, replace(SETTINGS, dtype="bfloat16"), SEED, [0, 1], 2)
+    runs = full_runs(half, PROMPTS, replace(settings, dtype="bfloat16"), SEED, [0, 1], 2)
+    assert runs.rounding == torch.finfo(torch.bfloat16).eps
     velocity = runs.velocity(runs.latents[1], 1)
     assert runs.latents.dtype == velocity.dtype == np.float64
     assert np.allclose(velocity, single.velocity(runs.latents[1], 1), atol=0.05)

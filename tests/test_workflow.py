@@ -139,7 +139,8 @@ def test_killed_run_continues_and_finishes(finished):
 def test_summary_has_a_row_for_every_run(finished):
     summary = pd.read_csv(finished / "results/emoji-flux/summary.csv").set_index("run")
     runs = {f"{label}-{budget:02d}" for label in ("fewer-steps", "EigenCache") for budget in (3, 4)}
-    assert set(summary.index) == runs | {"full", "EigenCache-20dB-04"}
+    bounded = set(summary.filter(like="EigenCache-20dB", axis=0).index)
+    assert set(summary.index) == runs | {"full"} | bounded and len(bounded) == 1
     assert summary.loc["EigenCache-03", "num_steps"] == 8
     assert summary.loc["EigenCache-03", "full_steps"] == 3
     assert summary.loc["fewer-steps-04", "num_steps"] == 4

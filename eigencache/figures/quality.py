@@ -28,6 +28,10 @@ def draw(summary: pd.DataFrame) -> Figure:
     rows = summary[summary["predicted_psnr"].notna()]
     if rows.empty:
         raise ValueError("no run of the summary has a predicted PSNR: nothing to draw")
+    finite = np.isfinite(rows[["psnr", "predicted_psnr"]]).all(axis=1)
+    if not finite.any():
+        raise ValueError("every run that predicts its PSNR agrees with the full run: none to draw")
+    infinite, rows = int((~finite).sum()), rows[finite]
     figure = Figure(figsize=(ONE_COLUMN, ONE_COLUMN))
     axes = figure.subplots()
     both = rows[["psnr", "predicted_psnr"]].to_numpy()
@@ -43,6 +47,9 @@ def draw(summary: pd.DataFrame) -> Figure:
                 f"{row.full_steps}", (row.predicted_psnr, row.psnr), (5, -3),
                 textcoords="offset points", va="top", size=7,
             )  # fmt: skip
+    if infinite:
+        note = f"not drawn: {infinite} at infinity"
+        axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set_xlabel("PSNR predicted from calibration prompts (dB)")
     axes.set_ylabel("PSNR measured on evaluation prompts (dB)")

@@ -75,8 +75,8 @@ def calibrate(
         text = encode(pipe, prompt, settings)
         with contextlib.ExitStack() as stack:
             recorded = {
-                kind[:2]: stack.enter_context(recording(pipe.transformer, *kind[:2]))
-                for kind in kinds
+                what: stack.enter_context(recording(pipe.transformer, *what))
+                for what in {kind[:2] for kind in kinds}
             }
             sample(pipe, text, settings, image_seed(seed, index))
         timesteps = pipe.scheduler.timesteps.double().cpu().numpy()

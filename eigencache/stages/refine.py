@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace) -> None:
         if quality is None:
             plan = refined(int(path.stem))
         else:
-            plan = cheapest(refined, quality, range(FEWEST, settings.num_steps // 2 + 1))
+            plan = cheapest(refined, quality, range(FEWEST, settings.num_steps + 1))
         plan.save(path)
 
 

@@ -17,6 +17,7 @@ rule calibrate:
         prompts=E.calibration_prompts,
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
+        threads=E.config["threads"],
         code=source_hash("eigencache.stages.calibrate"),
     shell:
         "python -m eigencache.stages.calibrate --model {input.model} --prompts {input.prompts} "

@@ -27,6 +27,7 @@ rule refine:
         prompts=E.calibration_prompts,
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
+        threads=E.config["threads"],
         code=source_hash("eigencache.stages.refine"),
     shell:
         "python -m eigencache.stages.refine --model {input.model} --kernel {input.kernel} "

@@ -18,6 +18,7 @@ rule sample:
         method=lambda w: E.spec(w.label)["method"],
         budgets=E.config["budgets"],
         num_prompts=len(E.prompts),
+        prompts=E.prompts,
         shards=len(E.shards),
         seed=E.config["seed"],
         sampler=json.dumps(E.config["sampler"]),
