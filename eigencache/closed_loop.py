@@ -76,6 +76,16 @@ class Stand(NamedTuple):
 Updates = Mapping[int, np.ndarray]  # position of the full step before a gap: the gap's g
 
 
+def ends_of(steps: Sequence[int], count: int) -> list[int]:
+    """Return where the gap behind each full step ends: at the next one, the last at `count`."""
+    return [*steps[1:], count]
+
+
+def fixed(updates: Updates) -> Callable:
+    """Return the update for `follow` that knows the g of every gap already."""
+    return lambda k, _: updates[k]
+
+
 def follow(
     runs: Runs, steps: Sequence[int], update: Callable, stand: Stand | None = None, start: int = 0
 ) -> list[Stand]:
@@ -91,7 +101,7 @@ def follow(
     Returns:
         The stands before each full step from `start` on, and at the end.
     """
-    sizes, ends = step_sizes(runs.timesteps), [*steps[1:], len(runs)]
+    sizes, ends = step_sizes(runs.timesteps), ends_of(steps, len(runs))
     stands = [stand or Stand(runs.latents[0], ())]
     for k in range(start, len(steps)):
         latents, features = stands[-1]
@@ -107,7 +117,7 @@ def follow(
 
 def decibels(runs: Runs, steps: Sequence[int], updates: Updates) -> float:
     """Return how close the cached sampling with these updates ends to the full runs."""
-    return runs.decibels(follow(runs, steps, lambda k, _: updates[k])[-1].latents)
+    return runs.decibels(follow(runs, steps, fixed(updates))[-1].latents)
 
 
 class Fit:
@@ -123,7 +133,7 @@ class Fit:
 
     def __init__(self, runs: Runs, steps: Sequence[int], anchors: int | None):
         self.runs, self.anchors = runs, anchors
-        self.steps, self.ends = steps, [*steps[1:], len(runs)]
+        self.steps, self.ends = steps, ends_of(steps, len(runs))
         self.sizes, self.updates = step_sizes(runs.timesteps), {}
 
     def __call__(self, k: int, stand: Stand) -> np.ndarray:
@@ -214,7 +224,7 @@ class ClosedLoop:
 
     def _moved(self, steps: tuple[int, ...], i: int, count: int) -> list[tuple[int, ...]]:
         """Return `steps` with the i-th at each place in reach between its neighbours."""
-        low, high = steps[i - 1], [*steps[1:], count][i]
+        low, high = steps[i - 1], ends_of(steps, count)[i]
         places = [steps[i] + sign * far for far in range(1, self.reach + 1) for sign in (1, -1)]
         return [(*steps[:i], p, *steps[i + 1 :]) for p in places if low < p < high]
 
@@ -224,17 +234,18 @@ def slopes_of(runs: Runs, steps: Sequence[int], updates: Updates) -> np.ndarray:
 
     Float64 `[coefficients, N, D]`, by nudging one at a time and following the sampling from there.
     """
-    stands = follow(runs, steps, lambda k, _: updates[k])
-    final, sizes, slopes = stands[-1].latents, step_sizes(runs.timesteps), []
+    stands = follow(runs, steps, fixed(updates))
+    final, slopes = stands[-1].latents, []
+    sizes, ends = step_sizes(runs.timesteps), ends_of(steps, len(runs))
     for k, g in updates.items():
         latents, features = stands[k + 1]
-        gap = abs(sizes[steps[k] + 1 : [*steps[1:], len(runs)][k]].sum())
+        gap = abs(sizes[steps[k] + 1 : ends[k]].sum())
         for feature in features[-len(g) :]:
             # More than the network's dtype rounds away.
             seen = 4 * runs.rounding * np.linalg.norm(latents) / np.linalg.norm(feature)
             nudge = max(NUDGE * gap, seen)
             stand = Stand(latents + nudge * feature, features)
-            moved = follow(runs, steps, lambda k, _: updates[k], stand, k + 1)[-1].latents
+            moved = follow(runs, steps, fixed(updates), stand, k + 1)[-1].latents
             slopes.append(_rows(moved - final) / nudge)
     return np.stack(slopes)
 
@@ -254,18 +265,21 @@ def gauss_newton(
         slopes: from `slopes_of`, here or a little away; measured if not given.
     """
     slopes = slopes_of(runs, steps, updates) if slopes is None else slopes
-    final = follow(runs, steps, lambda k, _: updates[k])[-1].latents
+    final = follow(runs, steps, fixed(updates))[-1].latents
     error = _rows(final - runs.latents[-1])
     size = np.sqrt(np.square(error).mean(1, keepdims=True)).clip(1e-15)
     slopes, error = _rows(slopes / size), (error / size).ravel()
     gram, toward = slopes @ slopes.T, slopes @ error
-    candidates = [updates]
+    best, found = updates, runs.decibels(final)
     for damping in DAMPINGS:
         change = -np.linalg.solve(gram + damping * np.diag(np.diag(gram)), toward)
         ends = np.cumsum([len(g) for g in updates.values()])[:-1]
         parts = dict(zip(updates, np.split(change, ends), strict=True))
-        candidates.append({k: g + parts[k] for k, g in updates.items()})
-    return max(candidates, key=lambda candidate: decibels(runs, steps, candidate))
+        candidate = {k: g + parts[k] for k, g in updates.items()}
+        closer = decibels(runs, steps, candidate)
+        if closer > found:
+            best, found = candidate, closer
+    return best
 
 
 def _rows(latents: np.ndarray) -> np.ndarray:
@@ -275,7 +289,7 @@ def _rows(latents: np.ndarray) -> np.ndarray:
 def updates_of(plan: Plan) -> Updates:
     """Return the g of every gap of a plan, over all full steps so far."""
     sizes, steps, updates = step_sizes(plan.timesteps), plan.full_steps, {}
-    for k, (step, end) in enumerate(zip(steps, [*steps[1:], len(plan)], strict=True)):
+    for k, (step, end) in enumerate(zip(steps, ends_of(steps, len(plan)), strict=True)):
         if end > step + 1:
             rows = slice(step + 1, end)
             updates[k] = sizes[rows] @ plan.weights[rows][:, list(steps[: k + 1])]
@@ -287,9 +301,9 @@ def with_updates(weights: np.ndarray, timesteps, steps: Sequence[int], updates: 
 
     Every row of a gap is corrected alike, so that rows keep what tells them from each other.
     """
-    weights, sizes = weights.copy(), step_sizes(timesteps)
+    weights, sizes, ends = weights.copy(), step_sizes(timesteps), ends_of(steps, len(weights))
     for k, g in updates.items():
-        rows = slice(steps[k] + 1, [*steps[1:], len(weights)][k])
+        rows = slice(steps[k] + 1, ends[k])
         wanted = np.zeros(len(weights))
         wanted[list(steps[k + 1 - len(g) : k + 1])] = g
         weights[rows] += (wanted - sizes[rows] @ weights[rows]) / sizes[rows].sum()
@@ -305,7 +319,7 @@ def carry(runs: Runs, steps: Sequence[int], updates: Updates, probes: int = 8) -
     Returns:
         float64 `[T + 1]`, by linear interpolation between the steps probed; 1 at the end.
     """
-    stands = follow(runs, steps, lambda k, _: updates[k])
+    stands = follow(runs, steps, fixed(updates))
     growth = {len(runs): 1.0}
     for k in sorted({round(x) for x in np.linspace(2, len(steps) - 1, probes)}):
         latents, features = stands[k]
@@ -313,7 +327,7 @@ def carry(runs: Runs, steps: Sequence[int], updates: Updates, probes: int = 8) -
         share = max(NUDGE, 4 * runs.rounding)
         push = share * np.linalg.norm(latents) / np.linalg.norm(change) * change
         stand = Stand(latents + push, features)
-        moved = follow(runs, steps, lambda k, _: updates[k], stand, k)[-1].latents
+        moved = follow(runs, steps, fixed(updates), stand, k)[-1].latents
         growth[steps[k]] = np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push)
     known = sorted(growth)
     return np.interp(np.arange(len(runs) + 1), known, [growth[step] for step in known])

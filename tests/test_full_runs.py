@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_flux
+from conftest import tiny_flux, tiny_pipeline
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
     FluxPipeline,
@@ -32,17 +31,7 @@ PROMPTS = ["a cat", "a dog", "a house", "a tree", "a boat"]
 @pytest.fixture(scope="module")
 def pipe():
     """A FLUX pipeline with random weights and no text encoders."""
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 4),
-        latent_channels=4,
-        norm_num_groups=2,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    pipe = FluxPipeline(scheduler, vae.eval(), None, None, None, None, tiny_flux())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_pipeline()
 
 
 def with_parts(pipe, **parts):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import matplotlib as mpl
 import matplotlib.style
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
@@ -85,6 +86,13 @@ def looks(labels: Iterable[str]) -> dict[str, Mapping[str, object]]:
         for label in dict.fromkeys(labels)
         if label != FULL
     }
+
+
+def note_infinite(axes: Axes, count: int) -> None:
+    """Say on the axes how many points are infinite, if any, since those cannot be drawn."""
+    if count:
+        note = f"not drawn: {count} at infinity"
+        axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
 
 
 def require(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from eigencache.figures import TWO_COLUMNS, looks, require, save, style
+from eigencache.figures import TWO_COLUMNS, looks, note_infinite, require, save, style
 from eigencache.plan import FULL
 from eigencache.stages import run
 from eigencache.tables import read_table
@@ -65,10 +65,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, cost: str, metric: str) -> None:
     for method, points in rows.groupby("method", sort=False):
         points = points.sort_values(cost)
         axes.plot(points[cost], points[metric], label=method, **drawn[method])
-    infinite = int(np.isinf(rows[metric]).sum())
-    if infinite:
-        note = f"not drawn: {infinite} at infinity"
-        axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
+    note_infinite(axes, int(np.isinf(rows[metric]).sum()))
 
 
 def _label_costs(axes_row, rows: pd.DataFrame, num_steps: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from eigencache.figures import ONE_COLUMN, looks, require, save, style
+from eigencache.figures import ONE_COLUMN, looks, note_infinite, require, save, style
 from eigencache.stages import run
 from eigencache.tables import read_table
 
@@ -47,9 +47,7 @@ def draw(summary: pd.DataFrame) -> Figure:
                 f"{row.full_steps}", (row.predicted_psnr, row.psnr), (5, -3),
                 textcoords="offset points", va="top", size=7,
             )  # fmt: skip
-    if infinite:
-        note = f"not drawn: {infinite} at infinity"
-        axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
+    note_infinite(axes, infinite)
     axes.set(xlim=ends, ylim=ends, aspect="equal")
     axes.set_xlabel("PSNR predicted from calibration prompts (dB)")
     axes.set_ylabel("PSNR measured on evaluation prompts (dB)")

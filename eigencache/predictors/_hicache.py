@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 from math import factorial
-from typing import ClassVar
 
 import numpy as np
 from numpy.polynomial import hermite
 
-from eigencache.checks import check_real, check_whole
+from eigencache.checks import check_real
 from eigencache.predictors._differences import expansion
+from eigencache.predictors._order import OfOrder
 
 
 @dataclass(frozen=True)
-class HiCache:
+class HiCache(OfOrder):
     """Hermite expansion with scaled differences (HiCache, arXiv 2508.16984).
 
     f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
@@ -21,15 +21,10 @@ class HiCache:
 
     order: int = 2
     scale: float = 0.5
-    kernel: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_whole("order", self.order, low=0)
+        super().__post_init__()
         check_real("scale", self.scale, above=0)
-
-    @property
-    def window(self) -> int:
-        return self.order + 1
 
     def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
         ahead = np.asarray(step) - np.asarray(past)[..., -1]

@@ -1,29 +1,20 @@
 """Polynomials in the noise level."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from eigencache.checks import check_whole
+from eigencache.predictors._order import OfOrder
 
 
 @dataclass(frozen=True)
-class Newton:
+class Newton(OfOrder):
     """The polynomial in sigma through the last `order + 1` full steps, extrapolated.
 
     Exact for features that are polynomials of degree `order` in the sampler's noise level.
     """
 
     order: int = 2
-    kernel: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check_whole("order", self.order, low=0)
-
-    @property
-    def window(self) -> int:
-        return self.order + 1
 
     def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
         timesteps = np.asarray(timesteps, np.float64)

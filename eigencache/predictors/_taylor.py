@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from math import factorial
-from typing import ClassVar
 
 import numpy as np
 
-from eigencache.checks import check_real, check_whole
+from eigencache.checks import check_real
 from eigencache.predictors._differences import expansion
+from eigencache.predictors._order import OfOrder
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(OfOrder):
     """Taylor expansion in the step index with repeated differences (TaylorSeer, arXiv 2503.06923).
 
     With a the latest full step and x = step - a, the forecast is sum_k x^k / k! D_k, where
@@ -21,14 +21,6 @@ class Taylor:
     """
 
     order: int = 1
-    kernel: ClassVar[bool] = False
-
-    def __post_init__(self):
-        check_whole("order", self.order, low=0)
-
-    @property
-    def window(self) -> int:
-        return self.order + 1
 
     def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
         ahead = np.asarray(step) - np.asarray(past)[..., -1]
@@ -36,7 +28,7 @@ class Taylor:
 
 
 @dataclass(frozen=True)
-class TaylorScaled:
+class TaylorScaled(OfOrder):
     """Taylor expansion whose k-th term is damped by scale^(2k) (an ablation of HiCache's paper).
 
     sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`.
@@ -44,15 +36,10 @@ class TaylorScaled:
 
     order: int = 2
     scale: float = 0.5
-    kernel: ClassVar[bool] = False
 
     def __post_init__(self):
-        check_whole("order", self.order, low=0)
+        super().__post_init__()
         check_real("scale", self.scale, above=0)
-
-    @property
-    def window(self) -> int:
-        return self.order + 1
 
     def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
         ahead = self.scale**2 * (np.asarray(step) - np.asarray(past)[..., -1])

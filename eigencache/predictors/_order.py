@@ -1,0 +1,21 @@
+"""What predictors of an order share."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eigencache.checks import check_whole
+
+
+@dataclass(frozen=True)
+class OfOrder:
+    """A predictor that needs no kernel and draws on `order + 1` full steps."""
+
+    order: int = 1
+    kernel: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_whole("order", self.order, low=0)
+
+    @property
+    def window(self) -> int:
+        return self.order + 1
