@@ -60,7 +60,7 @@ from eigencache.metrics import pixels, psnr
 from eigencache.plan import Plan
 from eigencache.prompts import read_prompts
 from eigencache.runtime import cached
-from eigencache.sampler import Settings, encode, image_seed, load_pipeline
+from eigencache.sampler import Settings, call, encode, image_seed, load_pipeline, together
 from eigencache.tables import write_table
 from eigencache.taps import fingerprint
 
@@ -179,17 +179,14 @@ def images(
     for start in range(0, len(prompts), BATCH):
         some = list(prompts.items())[start : start + BATCH]
         texts = [encode(pipe, prompt, sampler) for _, prompt in some]
-        text = {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
-        text |= {
+        text = together(texts) | {
             f"negative_{name}": tensor.repeat_interleave(len(some), 0)
             for name, tensor in negative.items()
         }
-        made += pipe(
-            **text, true_cfg_scale=setting.guidance, height=sampler.height, width=sampler.width,
-            num_inference_steps=num_steps or sampler.num_steps,
-            guidance_scale=sampler.guidance_scale, output_type=output,
-            generator=[torch.Generator("cpu").manual_seed(image_seed(seed, i)) for i, _ in some],
-        ).images  # fmt: skip
+        made += call(
+            pipe, text, sampler, [image_seed(seed, i) for i, _ in some], num_steps,
+            true_cfg_scale=setting.guidance, output_type=output,
+        )  # fmt: skip
     return made
 
 

@@ -8,7 +8,7 @@ import torch
 from eigencache.closed_loop import Runs
 from eigencache.design import step_sizes
 from eigencache.plan import PlanError
-from eigencache.sampler import Settings, encode, image_seed
+from eigencache.sampler import Settings, call, encode, image_seed, together
 
 
 @torch.no_grad()
@@ -25,18 +25,16 @@ def full_runs(
     parts, calls, sizes = [], [], []
     for first in range(0, len(indices), batch):
         chunk = indices[first : first + batch]
-        texts = [encode(pipe, prompts[i], settings) for i in chunk]
-        text = {name: torch.cat([t[name] for t in texts]) for name in texts[0]}
-        noise = [torch.Generator("cpu").manual_seed(image_seed(seed, i)) for i in chunk]
-        latents, call = _one_run(pipe, text, noise, settings)
+        text = together([encode(pipe, prompts[i], settings) for i in chunk])
+        latents, network = _one_run(pipe, text, settings, [image_seed(seed, i) for i in chunk])
         parts.append(latents)
-        calls.append(call)
+        calls.append(network)
         sizes.append(len(chunk))
 
     @torch.no_grad()
     def velocity(latents: np.ndarray, step: int) -> np.ndarray:
-        together = zip(calls, torch.from_numpy(latents).split(sizes), strict=True)
-        return torch.cat([call(part, step) for call, part in together]).double().cpu().numpy()
+        split = zip(calls, torch.from_numpy(latents).split(sizes), strict=True)
+        return torch.cat([network(part, step) for network, part in split]).double().cpu().numpy()
 
     timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
     rounding = torch.finfo(pipe.transformer.dtype).eps
@@ -45,7 +43,7 @@ def full_runs(
     return runs
 
 
-def _one_run(pipe, text, noise, settings: Settings):
+def _one_run(pipe, text, settings: Settings, seeds: Sequence[int]):
     """Return the latents of every step, and a call of the network as the pipeline calls it."""
     latents, calls = [], []
 
@@ -60,11 +58,7 @@ def _one_run(pipe, text, noise, settings: Settings):
 
     hook = pipe.transformer.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        final = pipe(
-            **text, num_inference_steps=settings.num_steps, height=settings.height,
-            width=settings.width, guidance_scale=settings.guidance_scale, generator=noise,
-            output_type="latent",
-        ).images  # fmt: skip
+        final = call(pipe, text, settings, seeds, output_type="latent")
     finally:
         hook.remove()
     if len(latents) != len(pipe.scheduler.timesteps):
@@ -73,11 +67,11 @@ def _one_run(pipe, text, noise, settings: Settings):
             f"{len(pipe.scheduler.timesteps)} steps: the closed loop needs one call a step"
         )
 
-    def call(part: torch.Tensor, step: int) -> torch.Tensor:
+    def network(part: torch.Tensor, step: int) -> torch.Tensor:
         changed = {"hidden_states": part.to(final.device, final.dtype)}
         return pipe.transformer(**calls[step] | changed)[0]
 
-    return torch.stack([*latents, final.cpu()]).double(), call
+    return torch.stack([*latents, final.cpu()]).double(), network
 
 
 def _check_euler(runs: Runs) -> None:

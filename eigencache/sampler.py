@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +84,37 @@ def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
     return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
 
+def together(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the embeddings of several prompts, each from `encode`, as those of one batch."""
+    return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
+
+
+def call(
+    pipe, text: dict[str, torch.Tensor], settings: Settings, seeds: Sequence[int],
+    num_steps: int | None = None, **options,
+):  # fmt: skip
+    """Return what the pipeline makes of a batch, its `images`.
+
+    Args:
+        pipe: from `load_pipeline`.
+        text: from `encode`, or `together`.
+        settings: how to call the pipeline.
+        seeds: of the noise of each image, from `image_seed`. The noise is drawn on the CPU, so
+            that it is the same on every device.
+        num_steps: sampler steps; by default those of the settings.
+        options: other arguments of the pipeline.
+    """
+    return pipe(
+        **text,
+        num_inference_steps=num_steps or settings.num_steps,
+        height=settings.height,
+        width=settings.width,
+        guidance_scale=settings.guidance_scale,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        **options,
+    ).images
+
+
 def sample(
     pipe, text: dict[str, torch.Tensor], settings: Settings, seed: int, num_steps: int | None = None
 ) -> Sample:
@@ -92,10 +124,9 @@ def sample(
         pipe: from `load_pipeline`; a cache may be enabled on its transformer.
         text: from `encode`.
         settings: how to call the pipeline.
-        seed: of the noise, from `image_seed`. The noise is drawn on the CPU, so that it is the
-            same on every device.
+        seed: of the noise, from `image_seed`.
+        num_steps: sampler steps.
     """
-    steps = num_steps or settings.num_steps
     marks = {}
 
     def mark(name: str) -> None:
@@ -112,16 +143,10 @@ def sample(
         torch.cuda.reset_peak_memory_stats(pipe.device)
     start = pipe.transformer.register_forward_pre_hook(lambda module, args: mark("begun"))
     try:
-        image = pipe(
-            **text,
-            num_inference_steps=steps,
-            height=settings.height,
-            width=settings.width,
-            guidance_scale=settings.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            callback_on_step_end=at_step_end,
+        image = call(
+            pipe, text, settings, [seed], num_steps, callback_on_step_end=at_step_end,
             callback_on_step_end_tensor_inputs=[],
-        ).images[0]
+        )[0]  # fmt: skip
     finally:
         start.remove()
     mark("decoded")

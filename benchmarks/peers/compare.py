@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.peers.contestant import Contestant, Study
+from eigencache import sampler
 from eigencache.experiment import Experiment
 from eigencache.metrics import psnr, ssim
 from eigencache.prompts import read_prompts
@@ -71,15 +72,8 @@ def counted(transformer: nn.Module) -> Iterator[list]:
 def call(pipe, cases: list[Case], settings: Settings, num_steps: int | None, **options):
     """Return what the pipeline makes of some cases in one batch."""
     texts, seeds = zip(*cases, strict=True)
-    return pipe(
-        **{key: torch.cat([text[key] for text in texts]) for key in texts[0]},
-        num_inference_steps=num_steps or settings.num_steps,
-        height=settings.height,
-        width=settings.width,
-        guidance_scale=settings.guidance_scale,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        **{"output_type": "pt"} | options,
-    ).images
+    options = {"output_type": "pt"} | options
+    return sampler.call(pipe, sampler.together(texts), settings, seeds, num_steps, **options)
 
 
 def sampled(
