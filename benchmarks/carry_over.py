@@ -26,10 +26,8 @@ default (`LOOP`), since it runs for many settings; so PSNR is not that of the ma
   carried over by `Plan.retimed`. Since the timesteps of these sizes differ by less than 0.5 %,
   images of 64 px are also sampled with those of 4096 tokens, which FLUX.1 has at 1024 px.
 - Guidance: emoji-flux has no guidance embedding. Here it is classifier-free guidance by two passes
-  a step with an empty negative prompt, both cached by the same plan. The design for it is of the
-  guided velocity: a forecast is linear and the same for both passes, so it forecasts that too. The
-  closed loop needs one network call a step; so EigenCache has no `psnr_own` there, compare with
-  that of EigenCache-design.
+  a step with an empty negative prompt, both cached by the same plan. Its plans are made for the
+  guided velocity: a forecast is linear and the same for both passes, so it forecasts that too.
 """
 
 import argparse
@@ -81,8 +79,7 @@ class Setting:
         name: what it differs in from the first setting.
         calibration: prompts; run `i` has the noise of `image_seed(CALIBRATION_SEED, i)`.
         evaluation: prompts by their index in the file, of which `image_seed(SEED, index)` is.
-        sampler: how to call the pipeline, but for the guidance.
-        guidance: scale of classifier-free guidance by two passes; 1 is one pass without.
+        sampler: how to call the pipeline.
         scheduler: what to change in the scheduler's configuration.
     """
 
@@ -90,18 +87,12 @@ class Setting:
     calibration: Sequence[str]
     evaluation: dict[int, str]
     sampler: Settings
-    guidance: float = 1.0
     scheduler: dict = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
         """How often the network is called in a step."""
-        return 2 if self.guidance > 1 else 1
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods whose plans can be made for it."""
-        return (OPEN, CLOSED) if self.passes == 1 else (OPEN,)
+        return 2 if self.sampler.true_cfg_scale > 1 else 1
 
 
 class Made(NamedTuple):
@@ -149,7 +140,10 @@ def settings_of(
         of("food", is_food=True),
         *sizes,
         replace(base, name="timesteps of 1024 px", scheduler=LARGE),
-        *(replace(base, name=f"guidance {scale}", guidance=scale) for scale in (2.0, 3.0)),
+        *(
+            replace(base, name=f"guidance {scale}", sampler=replace(sampler, true_cfg_scale=scale))
+            for scale in (2.0, 3.0)
+        ),
     ]
 
 
@@ -175,18 +169,11 @@ def images(
 ) -> list:  # fmt: skip
     """Return the images of prompts by their index, sampled in batches."""
     sampler, made = setting.sampler, []
-    negative = encode(pipe, "", sampler)
     for start in range(0, len(prompts), BATCH):
         some = list(prompts.items())[start : start + BATCH]
-        texts = [encode(pipe, prompt, sampler) for _, prompt in some]
-        text = together(texts) | {
-            f"negative_{name}": tensor.repeat_interleave(len(some), 0)
-            for name, tensor in negative.items()
-        }
-        made += call(
-            pipe, text, sampler, [image_seed(seed, i) for i, _ in some], num_steps,
-            true_cfg_scale=setting.guidance, output_type=output,
-        )  # fmt: skip
+        text = together([encode(pipe, prompt, sampler) for _, prompt in some])
+        seeds = [image_seed(seed, index) for index, _ in some]
+        made += call(pipe, text, sampler, seeds, num_steps, output_type=output)
     return made
 
 
@@ -223,20 +210,18 @@ def calibrated(pipe, setting: Setting) -> Kernel:
 def make(
     model: Path, setting: Setting, budgets: list[int], threads: int, folder: Path
 ) -> list[Made]:
-    """Make and save the plans for a setting, by every method that can."""
+    """Make and save the plans for a setting, by every method and budget."""
     torch.set_num_threads(threads)
     pipe = pipeline(model, setting)
     kernel = calibrated(pipe, setting)
-    runs = []
-    if CLOSED in setting.methods:
-        texts, sampler = setting.calibration, setting.sampler
-        fitted = RUNS - LOOP.held_out
-        runs = [
-            full_runs(pipe, texts, sampler, CALIBRATION_SEED, part, LOOP.batch)
-            for part in (range(fitted), range(fitted, RUNS))
-        ]
+    texts, sampler = setting.calibration, setting.sampler
+    fitted = RUNS - LOOP.held_out
+    runs = [
+        full_runs(pipe, texts, sampler, CALIBRATION_SEED, part, LOOP.batch)
+        for part in (range(fitted), range(fitted, RUNS))
+    ]
     found = []
-    for method in setting.methods:
+    for method in (OPEN, CLOSED):
         for budget in budgets:
             plan = METHODS[method].plan(budget, kernel.timesteps, kernel)
             if method == CLOSED:

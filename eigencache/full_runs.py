@@ -17,10 +17,12 @@ def full_runs(
 ) -> Runs:
     """Return full runs of `prompts[i]` with the noise of `image_seed(seed, i)`, i in `indices`.
 
-    The network is called as the pipeline calls it, with other latents and timesteps.
+    The network is called as the pipeline calls it, with other latents and timesteps; under
+    classifier-free guidance twice, and what is followed is the guided velocity. A plan at the
+    output tap forecasts both calls alike and is linear, so it forecasts that too.
 
     Raises:
-        PlanError: the sampler is not of one network evaluation and one Euler step a step.
+        PlanError: the sampler does not take one Euler step by that velocity at each step.
     """
     parts, calls, sizes = [], [], []
     for first in range(0, len(indices), batch):
@@ -44,7 +46,7 @@ def full_runs(
 
 
 def _one_run(pipe, text, settings: Settings, seeds: Sequence[int]):
-    """Return the latents of every step, and a call of the network as the pipeline calls it."""
+    """Return the latents of every step, and the velocity there as the pipeline computes it."""
     latents, calls = [], []
 
     def record(module, args, kwargs):
@@ -61,17 +63,24 @@ def _one_run(pipe, text, settings: Settings, seeds: Sequence[int]):
         final = call(pipe, text, settings, seeds, output_type="latent")
     finally:
         hook.remove()
-    if len(latents) != len(pipe.scheduler.timesteps):
+    steps, passes = len(pipe.scheduler.timesteps), 2 if settings.true_cfg_scale > 1 else 1
+    if len(calls) != passes * steps:
         raise PlanError(
-            f"the pipeline called its network {len(latents)} times in "
-            f"{len(pipe.scheduler.timesteps)} steps: the closed loop needs one call a step"
+            f"the pipeline called its network {len(calls)} times in {steps} steps: the closed "
+            f"loop needs {passes} a step at true_cfg_scale {settings.true_cfg_scale:g}"
         )
 
     def network(part: torch.Tensor, step: int) -> torch.Tensor:
         changed = {"hidden_states": part.to(final.device, final.dtype)}
-        return pipe.transformer(**calls[step] | changed)[0]
+        conditional, *unconditional = (
+            pipe.transformer(**kwargs | changed)[0]
+            for kwargs in calls[passes * step : passes * (step + 1)]
+        )
+        if not unconditional:
+            return conditional
+        return unconditional[0] + settings.true_cfg_scale * (conditional - unconditional[0])
 
-    return torch.stack([*latents, final.cpu()]).double(), network
+    return torch.stack([*latents[::passes], final.cpu()]).double(), network
 
 
 def _check_euler(runs: Runs) -> None:

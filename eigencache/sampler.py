@@ -20,6 +20,8 @@ class Settings:
         num_steps: sampler steps of the full run (`num_inference_steps`).
         height, width: of the image, in pixels.
         guidance_scale: embedded guidance; read by guidance-distilled models only.
+        true_cfg_scale: of classifier-free guidance by two network calls a step, the second with
+            the empty prompt; 1 is one call without.
         max_sequence_length: tokens of the long text encoder.
         dtype: of the weights and features: "float32", "bfloat16" or "float16".
     """
@@ -28,6 +30,7 @@ class Settings:
     height: int = 1024
     width: int = 1024
     guidance_scale: float = 3.5
+    true_cfg_scale: float = 1.0
     max_sequence_length: int = 512
     dtype: str = "bfloat16"
 
@@ -78,10 +81,14 @@ def image_seed(seed: int, index: int) -> int:
 @torch.no_grad()
 def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
     """Return the text embeddings of one prompt, as keyword arguments of the pipeline."""
-    embeds, pooled, _ = pipe.encode_prompt(
-        prompt=prompt, prompt_2=None, max_sequence_length=settings.max_sequence_length
-    )
-    return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    text = {}
+    for sign, words in {"": prompt, "negative_": ""}.items():
+        if not sign or settings.true_cfg_scale > 1:
+            embeds, pooled, _ = pipe.encode_prompt(
+                prompt=words, prompt_2=None, max_sequence_length=settings.max_sequence_length
+            )
+            text |= {f"{sign}prompt_embeds": embeds, f"{sign}pooled_prompt_embeds": pooled}
+    return text
 
 
 def together(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -110,6 +117,7 @@ def call(
         height=settings.height,
         width=settings.width,
         guidance_scale=settings.guidance_scale,
+        true_cfg_scale=settings.true_cfg_scale,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         **options,
     ).images

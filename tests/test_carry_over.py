@@ -23,18 +23,20 @@ from eigencache.stages.calibrate import recording
 STEPS = 8
 SAMPLER = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")
 BASE = Setting("base", ["a", "b"], {3: "c", 5: "d", 8: "e"}, SAMPLER)
-GUIDED = replace(BASE, name="guided", guidance=3.0)
+GUIDED = replace(BASE, name="guided", sampler=replace(SAMPLER, true_cfg_scale=3.0))
 LARGER = replace(BASE, name="larger", sampler=replace(SAMPLER, height=32, width=32))
 SHIFTED = replace(BASE, name="shifted", scheduler=carry_over.LARGE)
 
 
 def encode(pipe, prompt, settings):
-    """Return made-up text embeddings, each prompt its own."""
-    draw = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
-    return {
-        "prompt_embeds": torch.randn(1, 3, 12, generator=draw),
-        "pooled_prompt_embeds": torch.randn(1, 10, generator=draw),
-    }
+    """Return made-up text embeddings, each prompt its own, and those of no words for guidance."""
+    text = {}
+    for sign, words in {"": prompt, "negative_": ""}.items():
+        if not sign or settings.true_cfg_scale > 1:
+            draw = torch.Generator().manual_seed(zlib.crc32(words.encode()))
+            text[f"{sign}prompt_embeds"] = torch.randn(1, 3, 12, generator=draw)
+            text[f"{sign}pooled_prompt_embeds"] = torch.randn(1, 10, generator=draw)
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +78,17 @@ def test_settings_differ_from_the_first_in_one_respect():
     base, *others = settings_of(calibration, evaluation, food, Settings(height=64, width=64), 2)
     assert base.evaluation == {0: "a fox", 2: "an owl"}
     assert base.calibration == ["a cat", "a dog"] * (carry_over.RUNS // 2)
-    names = ("calibration", "evaluation", "sampler", "guidance", "scheduler")
+    names = ("calibration", "evaluation", "sampler", "scheduler")
     changed = {s.name: [n for n in names if getattr(s, n) != getattr(base, n)] for s in others}
     assert changed == {
         "food": ["calibration", "evaluation"],
         "48 px": ["sampler"],
         "96 px": ["sampler"],
         "timesteps of 1024 px": ["scheduler"],
-        "guidance 2.0": ["guidance"],
-        "guidance 3.0": ["guidance"],
+        "guidance 2.0": ["sampler"],
+        "guidance 3.0": ["sampler"],
     }
+    assert others[-1].sampler == replace(base.sampler, true_cfg_scale=3.0)
     assert others[0].evaluation == {1: "rice", 3: "ice"}
     assert others[0].calibration[:3] == ["ham", "pie", "ham"]
 
@@ -187,10 +190,10 @@ def test_the_table(monkeypatch):
     assert len(table) == 2 * len(rows) and rows == {
         (OPEN, "base", "larger"), (OPEN, "larger", "base"),
         (CLOSED, "base", "larger"), (CLOSED, "larger", "base"),
-        (OPEN, "base", "guided"), (OPEN, "guided", "base"), (CLOSED, "base", "guided"),
+        (OPEN, "base", "guided"), (OPEN, "guided", "base"),
+        (CLOSED, "base", "guided"), (CLOSED, "guided", "base"),
     }  # fmt: skip
     assert (table.full_steps == table.budget).all() and (table.prompts == 3).all()
-    assert table.psnr_own.isna().equals((table.method == CLOSED) & (table.used_on == "guided"))
     own = table[table.used_on == "base"].groupby(["method", "budget"]).psnr_own
     assert (own.nunique() == 1).all()  # whatever was carried over, it is compared with the same
-    assert np.isfinite(table[["psnr", "psnr_fewer_steps"]]).all(axis=None)
+    assert np.isfinite(table[["psnr", "psnr_own", "psnr_fewer_steps"]]).all(axis=None)

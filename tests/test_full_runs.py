@@ -13,14 +13,14 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from eigencache.closed_loop import follow
+from eigencache.closed_loop import fixed, follow, updates_of
 from eigencache.design import step_sizes
 from eigencache.full_runs import full_runs
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton
 from eigencache.runtime import cached
-from eigencache.sampler import Settings, image_seed
+from eigencache.sampler import Settings, call, image_seed
 from eigencache.schedules import Steps
 
 STEPS, SEED = 6, 7
@@ -170,23 +170,65 @@ def test_another_sampler_is_refused(pipe, scheduler):
     assert not pipe.transformer._forward_pre_hooks
 
 
-class Guided:
-    """The pipeline with guidance by two passes, so that each step calls the network twice."""
-
-    def __init__(self, pipe):
-        self.pipe = pipe
-
-    def __getattr__(self, name):
-        return getattr(self.pipe, name)
-
-    def __call__(self, **arguments):
-        without = {f"negative_{name}": arguments[name] for name in text_of("")}
-        return self.pipe(**arguments, **without, true_cfg_scale=2.0)
+def guided(scale):
+    return replace(SETTINGS, true_cfg_scale=scale)
 
 
-def test_two_calls_of_the_network_a_step_are_refused(pipe):
-    with pytest.raises(PlanError, match="called its network 12 times in 6 steps"):
-        runs_of(Guided(pipe))
+@pytest.fixture
+def two_texts(monkeypatch):
+    """Embed the empty prompt too, as guidance by two passes wants it."""
+
+    def encode(pipe, prompt, settings):
+        return text_of(prompt) | {f"negative_{name}": t for name, t in text_of("").items()}
+
+    monkeypatch.setattr("eigencache.full_runs.encode", encode)
+
+
+def guided_runs(pipe, scale, indices=range(3)):
+    return full_runs(pipe, PROMPTS, guided(scale), SEED, indices, 2)
+
+
+def test_guidance_is_followed_through_both_passes(pipe, two_texts):
+    """The pipeline's own latents, and a plan's as the cached pipeline samples it."""
+    runs = guided_runs(pipe, 3.0)
+    negative = {f"negative_{name}": tensor for name, tensor in text_of("").items()}
+
+    def pipelines(index):
+        return sampled(pipe, index, true_cfg_scale=3.0, **negative)[0].double().numpy()
+
+    assert runs.latents.shape[0] == STEPS + 1
+    finals = np.stack([pipelines(index) for index in range(3)])
+    assert np.allclose(runs.latents[-1], finals, rtol=1e-4, atol=1e-5)
+    assert np.allclose(follow(runs, range(STEPS), None)[-1].latents, finals, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(guided_runs(pipe, 2.0).latents[-1], finals, atol=1e-2)
+    plan = make_plan(Steps([0, 1, 3]), Newton(1), runs.timesteps)
+    expected = follow(runs, (0, 1, 3), fixed(updates_of(plan)))[-1].latents
+    with cached(pipe.transformer, plan) as counts:
+        cached_finals = np.stack([pipelines(index) for index in range(3)])
+    assert (counts.full, counts.skipped) == (18, 18)
+    assert np.allclose(cached_finals, expected, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(cached_finals, finals, atol=1e-2)
+
+
+def test_another_combination_of_the_passes_is_refused(pipe, two_texts, monkeypatch):
+    """What the network is followed by must be what the sampler steps by."""
+
+    def other_scale(pipe, text, settings, seeds, **options):
+        return call(pipe, text, replace(settings, true_cfg_scale=5.0), seeds, **options)
+
+    monkeypatch.setattr("eigencache.full_runs.call", other_scale)
+    with pytest.raises(PlanError, match="no Euler step"):
+        guided_runs(pipe, 1.5)
+
+
+@pytest.mark.parametrize(("asked", "called", "times"), [(1.0, 2.0, 12), (2.0, 1.0, 6)])
+def test_another_number_of_calls_is_refused(pipe, two_texts, monkeypatch, asked, called, times):
+    def other_scale(pipe, text, settings, seeds, **options):
+        return call(pipe, text, replace(settings, true_cfg_scale=called), seeds, **options)
+
+    monkeypatch.setattr("eigencache.full_runs.call", other_scale)
+    with pytest.raises(PlanError, match=f"called its network {times} times in 6 steps"):
+        guided_runs(pipe, asked)
     assert not pipe.transformer._forward_pre_hooks
 
 
