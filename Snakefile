@@ -9,8 +9,11 @@ from snakemake.utils import min_version
 
 from eigencache.experiment import Experiment, one_of
 from eigencache.provenance import source_hash
+from eigencache.stale_locks import forget_stale_locks
 
 min_version("9.12")
+# Where the last run was killed, this one goes on without --unlock.
+running = forget_stale_locks(".snakemake") if workflow.is_main_process else None
 
 
 # A configuration given by --configfile replaces the default one: its methods are all there are.
@@ -25,8 +28,8 @@ except (ValueError, OSError) as error:
     raise WorkflowError(f"configuration: {error}") from None
 
 # Jobs call `python`: let it be the one that runs this, whether or not its environment is active.
-python = os.path.dirname(sys.executable)
-os.environ.update(PATH=os.pathsep.join([python, *os.get_exec_path()]))
+path = os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
+os.environ.update(PATH=path, EIGENCACHE_DEVICE=E.config["device"])
 shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 
 

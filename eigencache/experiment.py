@@ -1,6 +1,7 @@
 """The experiment that a configuration describes: checked first, then asked for its parts."""
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,8 @@ from jsonschema.exceptions import ValidationError
 
 from eigencache.methods import METHODS
 from eigencache.plan import BASELINES, FULL, TAPS
-from eigencache.prompts import read_prompts, refuse_overlap, shard_indices
+from eigencache.prompts import read_prompts, refuse_overlap
+from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
@@ -38,6 +40,8 @@ class Experiment:
     def __init__(self, config: Mapping, schema: str | Path):
         self.config = _with_defaults(config, yaml.safe_load(Path(schema).read_text()))
         self._check_budgets()
+        self._check_paths()
+        self._check_model_path()
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
         self._check_ablation()
@@ -51,7 +55,7 @@ class Experiment:
             )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
         refuse_overlap(read_prompts(calibration["prompts"]), read_prompts(self.config["prompts"]))
-        shard_indices(len(self.prompts), 0, self.config["shards"])
+        self.sharding = plan_shards(self.config, len(self.prompts))
         if calibration["seed"] == self.config["seed"]:
             raise ConfigError(
                 f"calibration.seed: {calibration['seed']} is the seed of the evaluation too; "
@@ -87,7 +91,7 @@ class Experiment:
     @property
     def shards(self) -> list[str]:
         """The names of the shards of the evaluation prompts."""
-        return [f"{shard:03d}" for shard in range(self.config["shards"])]
+        return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
     @property
     def kernels(self) -> list[str]:
@@ -137,6 +141,37 @@ class Experiment:
             return [f"{folder}/psnr.safetensors"]
         return [f"{folder}/{budget}.safetensors" for budget in self.config["budgets"]]
 
+    def sampling(self, label: str) -> dict:
+        """Return the settings of `eigencache.stages.sample` that all shards of a label share."""
+        return {
+            "label": label,
+            "method": self.spec(label)["method"],
+            "model": f"models/{self.config['model']}/manifest.json",
+            "budgets": self.config["budgets"],
+            "plans": self.plans(label),
+            "prompts": self.config["prompts"],
+            "num_prompts": len(self.prompts),
+            "shards": len(self.shards),
+            "seed": self.config["seed"],
+            "sampler": self.config["sampler"],
+        }
+
+    def _check_paths(self) -> None:
+        """Raise a ConfigError if a prompt file lies outside the project.
+
+        The configuration's own words count: a link that the user has put into the project may lead
+        anywhere. What `model_path` names is the user's word too.
+        """
+        for key, path in (
+            ("prompts", self.config["prompts"]),
+            ("calibration.prompts", self.config["calibration"]["prompts"]),
+        ):
+            if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
+                raise ConfigError(
+                    f"{key}: {path!r} leads out of the project; put the file into it and state its "
+                    "path from the project's folder"
+                )
+
     def _check_budgets(self) -> None:
         steps = self.config["sampler"]["num_steps"]
         for i, budget in enumerate(self.config["budgets"]):
@@ -149,6 +184,14 @@ class Experiment:
                     f"figures.{figure}.budget: {budget} is not one of budgets "
                     f"{self.config['budgets']}"
                 )
+
+    def _check_model_path(self) -> None:
+        path = self.config["model_path"]
+        if path is not None and not (Path(path) / "model_index.json").is_file():
+            raise ConfigError(
+                f"model_path: {path!r} is not the folder of a diffusers pipeline; it must have a "
+                "model_index.json"
+            )
 
     def _check_prompts_suffice(self) -> None:
         """Raise a ConfigError if a method or figure wants more prompts or steps than there are."""
@@ -192,6 +235,11 @@ class Experiment:
                     f"{where}.base: {part['base']!r} is not one of its values "
                     f"{list(part['values'])}"
                 )
+
+
+def hash_of(prompts: Iterable[str]) -> str:
+    """Return a hash of prompts in their order: a rule's parameter, short however many they are."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -49,11 +50,17 @@ def sha256(path: str | os.PathLike) -> str:
 def write_arrays(
     path: str | os.PathLike, arrays: dict[str, np.ndarray], format: str, metadata: dict[str, str]
 ) -> None:
-    """Write arrays and metadata as safetensors; `format` names what the file holds."""
+    """Write arrays and metadata as safetensors; `format` names what the file holds.
+
+    A hash of all contents stands in the metadata too, so that damage is noticed wherever the file
+    is read. The same contents give the same bytes.
+    """
+    # A transposed view would be written as the array it is a view of.
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    metadata = metadata | {"format": format}
     with replacing(path) as part:
-        # A transposed view would be written as the array it is a view of.
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(arrays, part, metadata | {"format": format})
+        save_file(arrays, part, metadata | {"sha256": _contents_hash(arrays, metadata)})
+        _sort_metadata(part)
 
 
 def read_arrays(
@@ -76,4 +83,29 @@ def read_arrays(
         raise error(f"{path}: damaged or not safetensors ({damage}); make it again") from damage
     if metadata.get("format") != format:
         raise error(f"{path}: its format is {metadata.get('format')!r}, expected {format!r}")
+    stored = metadata.pop("sha256", None)
+    if stored != _contents_hash(arrays, metadata):
+        raise error(
+            f"{path}: damaged (its contents do not have the hash stored in it); make it again"
+        )
     return arrays, metadata
+
+
+def _contents_hash(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """Return the SHA-256 of names, data types, shapes, metadata and values."""
+    shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    digest = hashlib.sha256(json.dumps([shapes, metadata], sort_keys=True).encode())
+    for name in sorted(arrays):
+        digest.update(arrays[name].tobytes())
+    return digest.hexdigest()
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, which its writer shuffles at every call."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))

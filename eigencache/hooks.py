@@ -8,7 +8,7 @@ from diffusers.hooks.hooks import BaseState
 from torch import nn
 
 from eigencache.plan import Plan
-from eigencache.taps import Stream, map_tensors
+from eigencache.taps import Stream, map_tensors, tensors
 
 
 @dataclass
@@ -23,6 +23,7 @@ class State(BaseState):
             entered or are to leave a run of blocks, or an MLP's tokens.
         silence: silent hook to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
+        devices: stream to the device where its features are made, and its forecasts are.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """
@@ -30,6 +31,7 @@ class State(BaseState):
     step: int = -1
     scale: float = 1.0
     anchors: dict[str, dict[int, object]] = field(default_factory=dict)
+    devices: dict[str, torch.device] = field(default_factory=dict)
     passing: dict[str, object] = field(default_factory=dict)
     silence: dict[ModelHook, object] = field(default_factory=dict)
     seen: dict[str, object] = field(default_factory=dict)
@@ -37,15 +39,27 @@ class State(BaseState):
 
     def reset(self) -> None:
         self.step = -1
-        for held in (self.anchors, self.passing, self.silence, self.seen, self.refreshed):
-            held.clear()
+        held = self.anchors, self.devices, self.passing, self.silence, self.seen, self.refreshed
+        for kept in held:
+            kept.clear()
 
 
 @dataclass
 class Call:
-    """The call of the transformer that is under way, with the state that its hooks work on."""
+    """The call of the transformer that is under way.
 
+    Attributes:
+        anchor_device: where anchors are kept from one call to the next; None: where they are made.
+        state: what its hooks work on.
+    """
+
+    anchor_device: torch.device | None = None
     state: State | None = None
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
+        tensor = tensor.to(self.anchor_device)
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 class StreamHook(ModelHook):
@@ -78,7 +92,8 @@ class StreamHook(ModelHook):
         if needed and self.last:
             feature = self.stream.feature(state.passing.pop(self.name), output)
             anchors = state.anchors.setdefault(self.name, {})
-            anchors[state.step] = map_tensors(_compact, feature)
+            anchors[state.step] = map_tensors(self.call.keep, feature)
+            state.devices[self.name] = tensors(feature)[0].device
         return output
 
     def stand_in(self, state: State, args: tuple, kwargs: dict):
@@ -94,7 +109,7 @@ class StreamHook(ModelHook):
 
     def predict(self, state: State, args: tuple):
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
-        return forecast(self.terms(state))
+        return forecast(self.terms(state), state.devices[self.name])
 
     def terms(self, state: State) -> list[tuple[object, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
@@ -125,12 +140,17 @@ class SilentHook(ModelHook):
         return state.silence[self]
 
 
-def forecast(terms: list[tuple[object, float]], wide: bool = False):
+def forecast(
+    terms: list[tuple[object, float]], device: torch.device | None = None, wide: bool = False
+):
     """Return the weighted sum of features, summed in float32 or better.
+
+    Features that are elsewhere are brought to the device of the sum one at a time.
 
     Args:
         terms: pairs of a feature (a tensor, a tuple of tensors or a diffusers output) and its
             weight. All features have the same structure, shapes and dtypes.
+        device: of the sum; by default that of the features.
         wide: whether to return the sum as it was summed; else it has the features' dtype.
 
     Returns:
@@ -140,14 +160,11 @@ def forecast(terms: list[tuple[object, float]], wide: bool = False):
 
     def weigh(*anchors: torch.Tensor) -> torch.Tensor:
         dtype = torch.promote_types(anchors[0].dtype, torch.float32)
-        total = anchors[0].to(dtype, copy=True).mul_(weights[0])
+        # In one pass: a weight that has a dimension makes the product wide, a number would not.
+        leading = anchors[0].new_full((1,), weights[0], dtype=dtype, device=device)
+        total = anchors[0].to(device) * leading
         for anchor, weight in zip(anchors[1:], weights[1:], strict=True):
-            total.add_(anchor, alpha=weight)
+            total.add_(anchor.to(device), alpha=weight)
         return total if wide else total.to(anchors[0].dtype)
 
     return map_tensors(weigh, *features)
-
-
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor that keeps no more memory alive than its own."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

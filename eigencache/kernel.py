@@ -225,7 +225,7 @@ class Kernel:
                 model=json.loads(metadata["model"]),
                 source=json.loads(metadata["source"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
 
 

@@ -164,7 +164,7 @@ class Plan:
                 source=json.loads(metadata["source"]),
                 refresh=rule_of(json.loads(metadata.get("refresh", "null"))),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
 
 

@@ -9,11 +9,15 @@ def read_prompts(path: str | os.PathLike, count: int | None = None) -> list[str]
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is empty or occurs twice, or the file has fewer than `count` prompts.
+        ValueError: a line is empty or occurs twice, or the file is not UTF-8 or has fewer than
+            `count` prompts.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such prompt file")
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: a prompt file must be UTF-8: {error}") from error
     seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         prompt = line.strip()

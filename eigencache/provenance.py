@@ -1,11 +1,18 @@
-"""Which source code a result depends on."""
+"""Which source code a result depends on, and what else a run can say about itself."""
 
 import ast
 import hashlib
+import platform
+import re
+import subprocess
+import sys
+import tomllib
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent
+PROJECT = ROOT.parent / "pyproject.toml"  # where the package lies in its repository
 
 
 @cache
@@ -47,6 +54,55 @@ def source_hash(module: str, *data: str) -> str:
     for path in [*files, *(_file(module).parent / name for name in data)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def package() -> dict[str, str | None]:
+    """Return the package's `version`, and the git `commit` that it is of (None: not from git).
+
+    A commit ends in "-dirty" if files that git follows differ from it.
+    """
+    version = _project()["version"] if PROJECT.is_file() else metadata.version(ROOT.name)
+    return {"version": version, "commit": _commit()}
+
+
+def libraries() -> dict[str, str | None]:
+    """Return the versions of Python and of what the package depends on; None of what is missing."""
+    listed = _project()["dependencies"] if PROJECT.is_file() else metadata.requires(ROOT.name)
+    names = sorted(re.match(r"[\w.-]+", line)[0] for line in listed if "extra ==" not in line)
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+
+
+def device() -> str:
+    """Return the name of the GPU that this process has used, or else of the CPU."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    found = cpus.is_file() and re.search(r"^model name\s*: (.*)$", cpus.read_text(), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _project() -> dict:
+    return tomllib.loads(PROJECT.read_text())["project"]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    if not (ROOT.parent / ".git").exists():
+        return None
+    # Locks are optional, so that jobs side by side do not stop each other or the user's own git.
+    command = "git --no-optional-locks describe --always --abbrev=40 --dirty --exclude *"
+    try:
+        done = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None  # no git here
+    return done.stdout.strip() or None
 
 
 def _file(module: str) -> Path | None:

@@ -69,17 +69,18 @@ class MlpHook(StreamHook):
     def predict(self, state: State, args: tuple) -> torch.Tensor:
         """Return the forecast with the recomputed tokens blended into it."""
         terms = self.terms(state)
-        plain, dtype = forecast(terms, wide=True), terms[0][0].dtype
+        plain, dtype = forecast(terms, state.devices[self.name], True), terms[0][0].dtype
         added, age = state.refreshed.pop(self.name, (None, None))
         if added is None:
-            added, age = 0, torch.zeros(plain.shape[:2], dtype=torch.int64, device=plain.device)
+            added = plain.new_zeros(())
+            age = torch.zeros(plain.shape[:2], dtype=torch.int64, device=plain.device)
         seen, moment = state.seen[self.source], self.moments[state.step]
         tokens = self.rule.pick(seen, age, self.place, moment)
         fresh = self._recompute(state, args[0], tokens).to(plain.dtype)
-        blended = self.rule.blend(plain + added, fresh, tokens, seen)
+        blended = self.rule.blend(plain + added.to(plain.device), fresh, tokens, seen)
         if self.followed[state.step]:
             added, age = (blended - plain).to(dtype), (age + 1).scatter_(1, tokens, 0)
-            state.refreshed[self.name] = added, age
+            state.refreshed[self.name] = self.call.keep(added), age
         return blended.to(dtype)
 
     def _recompute(self, state: State, entered: torch.Tensor, tokens: torch.Tensor):

@@ -15,6 +15,12 @@ or, at tap output, call `transformer.compile_repeated_blocks()`. No graph breaks
 is compiled anew as steps go by. What would trace the cache's bookkeeping at every step is refused:
 a module compiled around its `forward` (`module.compile()`, `torch.compile(transformer)`) that the
 cache would have to reach into. A plan that recomputes tokens is sampled uncompiled.
+
+What is kept between steps (anchors, and what recomputed tokens add to forecasts) may be kept on
+another device, `anchor_device="cpu"`. The sums are computed where the stream is, for which its
+anchors come back one by one; so images are the same to the last bit, and a skipped step takes as
+long as that copying does. Diffusers' model offloading (`enable_model_cpu_offload`) and the cache go
+together, in either order.
 """
 
 import contextlib
@@ -24,6 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
@@ -129,11 +136,18 @@ class _StepHook(ModelHook):
         )
 
 
-def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
+def enable_cache(
+    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
+) -> CacheStats:
     """Make a diffusers transformer sample by a plan until `disable_cache`.
 
     Pipelines that name their passes (`transformer.cache_context`) keep separate state for each;
     a sampling that starts anew, at whatever resolution or batch size, starts from nothing.
+
+    Args:
+        transformer: of diffusers.
+        plan: what to sample by.
+        anchor_device: where features of full steps are kept; by default where they are made.
 
     Returns:
         Counts of full and skipped calls, which grow as the transformer is called.
@@ -152,7 +166,8 @@ def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
             f"the plan was calibrated on model {plan.model}, this is {fingerprint(transformer)}: "
             "calibrate a kernel and make a plan for this model"
         )
-    found, call, stats = tapped(transformer, plan.tap, bool(plan.refresh)), Call(), CacheStats()
+    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats()
+    call = Call(None if anchor_device is None else torch.device(anchor_device))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
     else:
@@ -160,8 +175,9 @@ def enable_cache(transformer: nn.Module, plan: Plan) -> CacheStats:
     hooks = [(module, hook, _STREAM_HOOK) for module, hook in pairs]
     hooks += [(transformer, _StepHook(plan, call, stats), _STEP_HOOK)]  # outermost, so it is last
     _check_compiled(transformer, {module for module, _ in pairs})
-    for module, hook, name in hooks:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    with _offloading_apart(transformer):
+        for module, hook, name in hooks:
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
     registry.invalidate_child_registries_cache()
     return stats
 
@@ -195,15 +211,35 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
 def disable_cache(transformer: nn.Module) -> None:
     """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    for name in (_STEP_HOOK, _STREAM_HOOK):
-        registry.remove_hook(name, recurse=True)
+    with _offloading_apart(transformer):
+        for name in (_STEP_HOOK, _STREAM_HOOK):
+            registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
 
 
 @contextlib.contextmanager
-def cached(transformer: nn.Module, plan: Plan) -> Iterator[CacheStats]:
+def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
+    """Take the hook of model offloading off, and put it on again around what was done meanwhile.
+
+    Offloading replaces its hook after every image by the `forward` that it found: hooks around it
+    would be lost with the first image, and offloading with hooks that were below it.
+    """
+    hook = getattr(transformer, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(transformer)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            add_hook_to_module(transformer, hook)
+
+
+@contextlib.contextmanager
+def cached(
+    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
+) -> Iterator[CacheStats]:
     """Enable a plan inside a `with` block; yields the counts of full and skipped calls."""
-    stats = enable_cache(transformer, plan)
+    stats = enable_cache(transformer, plan, anchor_device)
     try:
         yield stats
     finally:

@@ -1,15 +1,29 @@
-"""Sampling one image with a diffusers pipeline: its noise, its text, its time."""
+"""Sampling one image with a diffusers pipeline: its noise, its text, its time.
 
+What is resident on the device when, of a pipeline from `load_encoded`:
+
+    while prompts are encoded   the text encoders alone; their embeddings go to main memory
+    while images are sampled    the transformer and the VAE; no text encoder is left anywhere
+    with low memory             the transformer while it denoises, then the VAE while it decodes;
+                                the other waits in main memory, and moves once an image
+"""
+
+import gc
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import empty_device_cache, get_module_execution_device
 from PIL import Image
+
+# The components of a pipeline that encode prompts, and those that make images.
+TEXT = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+IMAGE = ("transformer", "vae")
 
 
 @dataclass(frozen=True)
@@ -55,21 +69,89 @@ class Sample:
 
 
 def default_device() -> str:
-    """Return "cuda" where there is a GPU, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return "cuda" where there is a GPU, else "cpu"; EIGENCACHE_DEVICE, gpu or cpu, decides.
+
+    Raises:
+        OSError: it is gpu, as in a job that leased one, and torch cannot use any.
+        ValueError: it is neither of the two, nor auto.
+    """
+    wish = os.environ.get("EIGENCACHE_DEVICE", "auto")
+    if wish not in ("auto", "gpu", "cpu"):
+        raise ValueError(f"EIGENCACHE_DEVICE={wish}: it is auto, gpu or cpu")
+    if wish == "gpu":
+        try:
+            torch.cuda.init()
+        except (AssertionError, RuntimeError) as error:  # the first: torch was built without CUDA
+            raise OSError(
+                f"EIGENCACHE_DEVICE=gpu, but torch {torch.__version__} cannot use the GPU "
+                f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}: {error}. Install "
+                "a torch that fits the driver, or set `device: cpu`"
+            ) from error
+        return "cuda"
+    return "cuda" if wish == "auto" and torch.cuda.is_available() else "cpu"
 
 
-def load_pipeline(path: str | os.PathLike, dtype: str, device: str | None = None):
+def load_pipeline(
+    path: str | os.PathLike, dtype: str, device: str | None = None, low_memory: bool = False,
+    without: Iterable[str] = (),
+):  # fmt: skip
     """Return the diffusers pipeline in the folder `path`, quiet and ready on `device`.
+
+    Args:
+        path: of the pipeline.
+        dtype: of its weights.
+        device: by default `default_device`.
+        low_memory: whether each model is moved there when it is called, and back to main memory
+            when the next one is (diffusers' `enable_model_cpu_offload`).
+        without: names of components that are not loaded.
 
     Raises:
         OSError: a file is missing or unreadable.
     """
     pipe = DiffusionPipeline.from_pretrained(
-        path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-    )
+        path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
+        **dict.fromkeys(without),
+    )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or default_device())
+    device = device or default_device()
+    if not low_memory:
+        return pipe.to(device)
+    pipe.enable_model_cpu_offload(device=device)
+    return pipe
+
+
+def load_encoded(
+    path: str | os.PathLike, prompts: Iterable[str], settings: Settings, low_memory: bool = False
+):
+    """Return a pipeline without its text encoders, and what they made of prompts.
+
+    The text encoders are loaded alone, encode every prompt and are freed; then the transformer and
+    the VAE are loaded. So neither the device nor main memory ever holds both.
+
+    Args:
+        path: of the pipeline.
+        prompts: to encode.
+        settings: how the pipeline will be called.
+        low_memory: whether the transformer and the VAE take turns on the device.
+
+    Returns:
+        The pipeline, and the embeddings of each prompt as from `encode`.
+
+    Raises:
+        OSError: a file is missing or unreadable.
+    """
+    encoders = load_pipeline(path, settings.dtype, without=IMAGE)
+    texts = [encode(encoders, prompt, settings) for prompt in prompts]
+    device = encoders.device.type
+    del encoders
+    gc.collect()
+    empty_device_cache(device)
+    return load_pipeline(path, settings.dtype, low_memory=low_memory, without=TEXT), texts
+
+
+def device_of(pipe) -> torch.device:
+    """Return the device where the pipeline computes, wherever its weights wait."""
+    return get_module_execution_device(pipe.transformer)
 
 
 def image_seed(seed: int, index: int) -> int:
@@ -80,7 +162,13 @@ def image_seed(seed: int, index: int) -> int:
 
 @torch.no_grad()
 def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
-    """Return the text embeddings of one prompt, as keyword arguments of the pipeline."""
+    """Return the text embeddings of one prompt, on the CPU, as keyword arguments of the pipeline.
+
+    Args:
+        pipe: from `load_pipeline`, with its text encoders.
+        prompt: to encode.
+        settings: how the pipeline will be called.
+    """
     text = {}
     for sign, words in {"": prompt, "negative_": ""}.items():
         if not sign or settings.true_cfg_scale > 1:
@@ -88,7 +176,7 @@ def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
                 prompt=words, prompt_2=None, max_sequence_length=settings.max_sequence_length
             )
             text |= {f"{sign}prompt_embeds": embeds, f"{sign}pooled_prompt_embeds": pooled}
-    return text
+    return {name: tensor.cpu() for name, tensor in text.items()}
 
 
 def together(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -111,8 +199,9 @@ def call(
         num_steps: sampler steps; by default those of the settings.
         options: other arguments of the pipeline.
     """
+    device = device_of(pipe)
     return pipe(
-        **text,
+        **{name: tensor.to(device) for name, tensor in text.items()},
         num_inference_steps=num_steps or settings.num_steps,
         height=settings.height,
         width=settings.width,
@@ -135,11 +224,11 @@ def sample(
         seed: of the noise, from `image_seed`.
         num_steps: sampler steps.
     """
-    marks = {}
+    marks, device = {}, device_of(pipe)
 
     def mark(name: str) -> None:
         if name not in marks:
-            _synchronize(pipe)
+            _synchronize(device)
             marks[name] = time.perf_counter()
 
     def at_step_end(pipe, step, timestep, tensors):
@@ -147,8 +236,10 @@ def sample(
             mark("denoised")
         return {}
 
-    if pipe.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(pipe.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if hasattr(pipe.transformer, "_hf_hook"):  # with low memory: it shall not move while timed
+        pipe.transformer._hf_hook.pre_forward(pipe.transformer)
     start = pipe.transformer.register_forward_pre_hook(lambda module, args: mark("begun"))
     try:
         image = call(
@@ -162,16 +253,16 @@ def sample(
         image,
         marks["denoised"] - marks["begun"],
         marks["decoded"] - marks["denoised"],
-        _peak_memory_mb(pipe),
+        _peak_memory_mb(device),
     )
 
 
-def _synchronize(pipe) -> None:
-    if pipe.device.type == "cuda":
-        torch.cuda.synchronize(pipe.device)
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-def _peak_memory_mb(pipe) -> float:
-    if pipe.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(pipe.device) / 1e6
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

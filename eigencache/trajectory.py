@@ -86,5 +86,5 @@ class Trajectory:
                 int(metadata["seed"]),
                 metadata["model"],
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise TrajectoryError(f"{path}: not a valid trajectory: {error}") from error

@@ -32,9 +32,14 @@ def pipe():
     return load_pipeline(ROOT / "data/emoji-flux", "float32")
 
 
+def collected(pipe, tap, *streams, **options):
+    text = encode(pipe, "a red apple", SETTINGS)
+    return stage.collect(pipe, "a red apple", text, SETTINGS, 5, tap, *streams, **options)
+
+
 @pytest.fixture(scope="module")
 def blocks(pipe):
-    return stage.collect(pipe, "a red apple", SETTINGS, 5, "blocks")
+    return collected(pipe, "blocks")
 
 
 def test_features_are_those_that_calibration_sees(pipe, blocks):
@@ -57,7 +62,7 @@ def test_trajectory_says_what_it_is_of(pipe, blocks):
 
 
 def test_output_is_what_moves_the_latents(pipe):
-    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "output")
+    made = collected(pipe, "output")
     latents = []
     with recording(pipe.transformer, "output", "full"):
         hook = pipe.transformer.register_forward_pre_hook(
@@ -72,18 +77,18 @@ def test_output_is_what_moves_the_latents(pipe):
 
 def test_streams_are_chosen_by_patterns(pipe):
     patterns = ["transformer_blocks.*.ff", "single_transformer_blocks.3.*"]
-    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "modules", patterns)
+    made = collected(pipe, "modules", patterns)
     assert list(made.features) == [
         "transformer_blocks.0.ff",
         "transformer_blocks.1.ff",
         "single_transformer_blocks.3.proj_out",
     ]
     with pytest.raises(ValueError, match=r"'blocks\.9' matches none of .*'transformer_blocks\.0"):
-        stage.collect(pipe, "a red apple", SETTINGS, 5, "modules", ["*", "blocks.9"])
+        collected(pipe, "modules", ["*", "blocks.9"])
 
 
 def test_features_may_be_compressed(pipe, blocks):
-    made = stage.collect(pipe, "a red apple", SETTINGS, 5, "blocks", features="token-mean")
+    made = collected(pipe, "blocks", features="token-mean")
     name = "transformer_blocks.1"
     means = [blocks.features[f"{name}.{part}"].mean(1) for part in ("image", "text")]
     np.testing.assert_allclose(made.features[name], np.concatenate(means, 1), atol=1e-5)
@@ -139,7 +144,7 @@ def arguments(path, **changes):
     made = {
         "model": "models/emoji-flux/manifest.json", "prompts": CALIBRATION, "index": 2, "seed": 7,
         "sampler": json.dumps({**vars(SETTINGS)}), "threads": 1, "tap": "hidden",
-        "streams": ["*"], "features": "whole", "trajectory": path,
+        "streams": ["*"], "features": "whole", "trajectory": path, "low_memory": 0,
     }  # fmt: skip
     return argparse.Namespace(**made | changes)
 

@@ -88,6 +88,14 @@ MISTAKES = [
     ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
     ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 24"),
     ("experiment", "..", "experiment: '..' is not allowed"),
+    ("experiment", "a\n", "experiment: .* is not allowed"),
+    ("model", "../../x", "model: '../../x' is not allowed"),
+    ("clip", "/models/x", "clip: '/models/x' is not allowed"),
+    ("methods/..", {"method": "FORA"}, "methods: '..' is not allowed"),
+    ("methods/-x", {"method": "FORA"}, "methods: '-x' is not allowed"),
+    ("prompts", "../prompts.txt", r"prompts: '\.\./prompts\.txt' leads out of the project"),
+    ("prompts", "data/../../x", "prompts: 'data/../../x' leads out of the project"),
+    ("calibration/prompts", "/etc/hosts", "calibration.prompts: '/etc/hosts' leads out of"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
 ]
 
@@ -111,10 +119,13 @@ def test_missing_prompt_file_is_named(config):
         experiment(config)
 
 
-def test_prompt_in_both_files_is_an_error(config, tmp_path):
-    both = tmp_path / "both.txt"
-    both.write_text("\n".join(experiment(config).calibration_prompts) + "\nand one more\n")
-    config["prompts"] = str(both)
+def test_prompt_in_both_files_is_an_error(config, tmp_path, monkeypatch):
+    prompts = "\n".join(experiment(config).calibration_prompts)
+    monkeypatch.chdir(tmp_path)
+    Path("calibration.txt").write_text(prompts)
+    Path("both.txt").write_text(f"{prompts}\nand one more\n")
+    config["calibration"]["prompts"] = "calibration.txt"
+    config["prompts"] = "both.txt"
     config["num_prompts"] = 1
     with pytest.raises(ValueError, match="calibration must never see evaluation prompts"):
         experiment(config)

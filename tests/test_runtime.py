@@ -383,7 +383,8 @@ def test_a_forecast_allocates_its_result_and_at_most_one_float32_sum(dtype):
     with Allocations() as allocations:
         result = forecast([(anchor, 0.5) for anchor in anchors])
     accumulator = 4000 if dtype == torch.bfloat16 else 0
-    assert allocations.bytes_beside(*anchors) == result.nbytes + accumulator
+    weight = 8 if dtype == torch.float64 else 4
+    assert allocations.bytes_beside(*anchors) == result.nbytes + accumulator + weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -402,8 +403,8 @@ def test_a_skipped_step_at_the_output_allocates_nothing_else(flux, dtype):
     with cached(flux, plan):
         outputs = sampled(flux, time_dtype=torch.float32)
     accumulator = 4 * outputs[0].numel() if dtype == torch.bfloat16 else 0
-    # Beside them: the timestep, and the coordinates that `sampling` makes.
-    small = 4 * (1 + 4 * 3 + 3 * 3) + 8 * 2
+    # Beside them: the timestep, a weight, and the coordinates that `sampling` makes.
+    small = 4 * (1 + 1 + 4 * 3 + 3 * 3) + 8 * 2
     for step in set(range(STEPS)) - set(FULL):
         assert made[step] <= outputs[0].nbytes + accumulator + small
 

@@ -23,11 +23,20 @@ def pipe():
     return load_pipeline(ROOT / "data/emoji-flux", "float32")
 
 
+def encoded(pipe, prompts):
+    return [encode(pipe, prompt, SETTINGS) for prompt in prompts]
+
+
+def sampled_shard(pipe, shard, *rest, **options):
+    texts = encoded(pipe, [PROMPTS[index] for index in shard])
+    return list(sample_shard(pipe, PROMPTS, texts, shard, *rest, **options))
+
+
 @pytest.fixture(scope="module")
 def kernels(pipe):
     prompts = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 3)
     kinds = map(Kind.of, ["output.full.second-moment", "modules.token-mean.cosine"])
-    return calibrate(pipe, prompts, SETTINGS, 7, list(kinds))
+    return calibrate(pipe, encoded(pipe, prompts), SETTINGS, 7, list(kinds))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,7 @@ def hashes(records):
 def test_images_do_not_depend_on_shards_or_order(pipe, runs, tmp_path):
     def sampled(*shards):
         parts = [
-            sample_shard(pipe, PROMPTS, shard, runs, SETTINGS, 5, tmp_path / str(i), timed=0)
+            sampled_shard(pipe, shard, runs, SETTINGS, 5, tmp_path / str(i), timed=0)
             for i, shard in enumerate(shards)
         ]
         return hashes(record for part in parts for record in part)
@@ -57,7 +66,7 @@ def test_images_do_not_depend_on_shards_or_order(pipe, runs, tmp_path):
 
 
 def test_records_state_what_was_done(pipe, runs, tmp_path):
-    records = list(sample_shard(pipe, PROMPTS, range(2), runs, SETTINGS, 5, tmp_path, timed=1))
+    records = sampled_shard(pipe, range(2), runs, SETTINGS, 5, tmp_path, timed=1)
     by_run = {record["run"]: record for record in records if record["prompt_index"] == 0}
     assert [by_run[name]["full_steps"] for name in ("full", "fewer", "ours", "theirs")] == [
         8,

@@ -161,8 +161,11 @@ def forget_peak() -> None:
 
 def peak_memory_mb(pipe, made: Sample) -> float:
     """Return the most memory that sampling took: of the GPU, or of the process on a CPU."""
-    if pipe.device.type == "cuda":
-        return made.peak_memory_mb
+    return made.peak_memory_mb if pipe.device.type == "cuda" else process_peak_mb()
+
+
+def process_peak_mb() -> float:
+    """Return the most memory that the process took, since `forget_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     kibibytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(kibibytes) * 1024 / 1e6

@@ -317,7 +317,7 @@ class Run:
 
     def start_from(self, folder: Path) -> None:
         """Begin with the weights of a pipeline directory, for instance the shipped one."""
-        pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32)
+        pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         for part in ("transformer", "text_encoder", "text_encoder_2"):
             weights = getattr(pipeline, part).state_dict()
             for model in (self.model, self.average):
@@ -386,7 +386,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     selection = data.read_selection(arguments.data)
     icons = data.load_icons(selection, arguments.assets)
-    vae = AutoencoderKL.from_pretrained(arguments.vae).eval()
+    vae = AutoencoderKL.from_pretrained(arguments.vae, use_safetensors=True).eval()
     pools = []
     for held_out, count in ((False, arguments.pool), (True, 1024)):
         pairs = data.pairs(selection, held_out)

@@ -125,7 +125,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     selection = data.read_selection(arguments.data)
-    pipeline = FluxPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(
+        arguments.model, dtype=torch.float32, use_safetensors=True
+    )
     if arguments.bank and arguments.bank.exists():
         bank = load_file(arguments.bank)["bank"]
     else:

@@ -116,4 +116,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("ablation", description=__doc__)
     parser.add_argument("--table", required=True, help="CSV of eigencache.stages.ablation")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["table"])

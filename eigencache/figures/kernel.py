@@ -104,4 +104,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("kernel", description=__doc__)
     parser.add_argument("--kernel", required=True, help="a kernel of the second-moment kind")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["kernel"])

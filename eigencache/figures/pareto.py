@@ -90,4 +90,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("pareto", description=__doc__)
     parser.add_argument("--summary", required=True, help="CSV of eigencache.stages.table")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["summary"])

@@ -131,4 +131,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("plans", description=__doc__)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["plans"])

@@ -18,7 +18,7 @@ from PIL import Image
 from eigencache.figures import OURS, TWO_COLUMNS, require, save, style, wrapped
 from eigencache.plan import FULL
 from eigencache.stages import run
-from eigencache.tables import read_table
+from eigencache.tables import read_table, refuse_altered
 
 HEAD_PT, PROMPT_PT, SCORE_PT = 6.5, 6.5, 6
 LINE = 1.25  # distance of lines, in font sizes
@@ -213,6 +213,7 @@ def _decibels(psnr: float) -> str:
 def main(arguments: argparse.Namespace) -> None:
     records = pd.concat(map(read_table, arguments.records), ignore_index=True)
     shown = select(records, arguments.budget, arguments.prompts)
+    refuse_altered(shown)
     psnr = None
     if arguments.scores:
         psnr = table_of(shown, pd.concat(map(read_table, arguments.scores), ignore_index=True))
@@ -229,4 +230,4 @@ if __name__ == "__main__":
     parser.add_argument("--budget", type=int, required=True, help="the number of full steps")
     parser.add_argument("--prompts", type=int, nargs="+", required=True, help="their indices")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["records", "scores"])

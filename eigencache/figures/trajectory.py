@@ -144,4 +144,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("trajectory", description=__doc__)
     parser.add_argument("--trajectory", required=True, help="of eigencache.stages.collect")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser)
+    run(main, parser, outputs=["out"], inputs=["trajectory"])

@@ -132,4 +132,4 @@ if __name__ == "__main__":
     parser.add_argument("--configfiles", nargs="+", required=True, help="the configuration's files")
     parser.add_argument("--table", required=True, help="CSV to write")
     parser.add_argument("--markdown", required=True, help="Markdown file to write")
-    run(main, parser)
+    run(main, parser, outputs=["table", "markdown"], inputs=["summary", "scores"])

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from eigencache.kernel import Kernel
 from eigencache.prompts import read_prompts
-from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
-from eigencache.stages import run
+from eigencache.sampler import Settings, image_seed, load_encoded, sample
+from eigencache.stages import LOW_MEMORY, run
 from eigencache.stages.fetch import verified
 from eigencache.taps import FEATURES, fingerprint, tapped, watching
 
@@ -56,23 +56,22 @@ class Kind(NamedTuple):
 
 
 def calibrate(
-    pipe, prompts: list[str], settings: Settings, seed: int, kinds: list[Kind]
+    pipe, texts: Sequence[dict], settings: Settings, seed: int, kinds: list[Kind]
 ) -> list[Kernel]:
-    """Return one kernel for each kind, from full runs of every prompt.
+    """Return one kernel for each kind, from a full run of every prompt.
 
     Only one trajectory is held at a time, so memory does not grow with the number of prompts.
 
     Args:
-        pipe: from `eigencache.sampler.load_pipeline`.
-        prompts: calibration prompts; run `i` has the noise of `image_seed(seed, i)`.
+        pipe: from `eigencache.sampler.load_encoded`.
+        texts: with it, of calibration prompts; run `i` has the noise of `image_seed(seed, i)`.
         settings: how to call the pipeline.
         seed: of the calibration; it must differ from every evaluation seed.
         kinds: of the kernels.
     """
     kernels: list[Kernel | None] = [None] * len(kinds)
     source = {"seed": str(seed)}
-    for index, prompt in enumerate(tqdm(prompts, desc="calibrate", unit="run")):
-        text = encode(pipe, prompt, settings)
+    for index, text in enumerate(tqdm(texts, desc="calibrate", unit="run")):
         with contextlib.ExitStack() as stack:
             recorded = {
                 what: stack.enter_context(recording(pipe.transformer, *what))
@@ -103,8 +102,9 @@ def main(arguments: argparse.Namespace) -> None:
     for path, kind in zip(arguments.kernels, kinds, strict=True):
         if kind.runs is not None and kind.runs > len(prompts):
             raise ValueError(f"{path}: of {kind.runs} runs, there are {len(prompts)} prompts")
-    pipe = load_pipeline(verified(arguments.model), settings.dtype)
-    kernels = calibrate(pipe, prompts, settings, arguments.seed, kinds)
+    model = verified(arguments.model)
+    pipe, texts = load_encoded(model, prompts, settings, arguments.low_memory)
+    kernels = calibrate(pipe, texts, settings, arguments.seed, kinds)
     for path, kernel in zip(arguments.kernels, kernels, strict=True):
         kernel.save(path)
 
@@ -117,8 +117,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--sampler", required=True, help="the settings, as JSON")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument(
         "--kernels", nargs="+", required=True,
         help="files to write, named TAP.FEATURES.NORMALISATION.safetensors",
     )  # fmt: skip
-    run(main, parser)
+    run(main, parser, outputs=["kernels"], sources=["prompts"], models=["model"])

@@ -12,8 +12,8 @@ import torch
 
 from eigencache.plan import TAPS
 from eigencache.prompts import read_prompts
-from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
-from eigencache.stages import run
+from eigencache.sampler import Settings, image_seed, load_encoded, sample
+from eigencache.stages import LOW_MEMORY, run
 from eigencache.stages.fetch import verified
 from eigencache.taps import FEATURES, Stream, fingerprint, tapped, tensors, watching
 from eigencache.trajectory import Trajectory
@@ -22,13 +22,13 @@ WHOLE = "whole"  # features as they are
 
 
 def collect(
-    pipe, prompt: str, settings: Settings, seed: int, tap: str, patterns: Sequence[str] = ("*",),
-    features: str = WHOLE,
+    pipe, prompt: str, text: dict, settings: Settings, seed: int, tap: str,
+    patterns: Sequence[str] = ("*",), features: str = WHOLE,
 ) -> Trajectory:  # fmt: skip
     """Return the features of chosen streams over one full run.
 
     Args:
-        pipe: from `eigencache.sampler.load_pipeline`.
+        pipe: from `eigencache.sampler.load_encoded`, with `text`: the embeddings of the prompt.
         prompt: of the run.
         settings: how to call the pipeline.
         seed: of the noise, from `eigencache.sampler.image_seed`.
@@ -51,7 +51,7 @@ def collect(
     with contextlib.ExitStack() as stack:
         for name, stream in streams.items():
             stack.enter_context(watching(stream, partial(keep, records[name])))
-        sample(pipe, encode(pipe, prompt, settings), settings, seed)
+        sample(pipe, text, settings, seed)
     found = {}
     for name, record in records.items():
         found |= _named(name, [np.stack(part) for part in zip(*record, strict=True)])
@@ -92,11 +92,13 @@ def main(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments.prompts)
     if arguments.index >= len(prompts):
         raise ValueError(f"{arguments.prompts}: no prompt {arguments.index} of {len(prompts)}")
-    pipe = load_pipeline(verified(arguments.model), settings.dtype)
-    trajectory = collect(
-        pipe, prompts[arguments.index], settings, image_seed(arguments.seed, arguments.index),
-        arguments.tap, arguments.streams, arguments.features,
+    prompt, seed = prompts[arguments.index], image_seed(arguments.seed, arguments.index)
+    pipe, texts = load_encoded(
+        verified(arguments.model), [prompt], settings, arguments.low_memory
     )  # fmt: skip
+    trajectory = collect(
+        pipe, prompt, *texts, settings, seed, arguments.tap, arguments.streams, arguments.features
+    )
     trajectory.save(arguments.trajectory)
     for name, feature in trajectory.features.items():
         print(f"{name}: {list(feature.shape)}")
@@ -110,8 +112,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True, help="of the calibration")
     parser.add_argument("--sampler", required=True, help="the settings, as JSON")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument("--tap", choices=TAPS, required=True)
     parser.add_argument("--streams", nargs="+", default=["*"], help="shell patterns of their names")
     parser.add_argument("--features", choices=[WHOLE, *FEATURES], default=WHOLE)
     parser.add_argument("--trajectory", required=True, help="safetensors file to write")
-    run(main, parser)
+    run(main, parser, outputs=["trajectory"], sources=["prompts"], models=["model"])

@@ -1,18 +1,26 @@
 """Fetch: put a model's files into models/, each checked against the size and hash it must have.
 
-`data/models.tsv` pins every file: model, source (a folder of this repository), path, bytes, sha256.
+`data/models.tsv` pins them: model, source, path, bytes, sha256. The source is a folder of this
+repository or `hf://OWNER/NAME@COMMIT` of a model hub, where a path may be a pattern and a size and
+a hash that are left open are those that the hub states for that commit.
 """
 
 import argparse
+import fnmatch
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
+from eigencache import hub
 from eigencache.files import replacing, sha256
 from eigencache.stages import run
+
+COLUMNS = {"bytes": "Int64", "sha256": "object", "note": "object"}  # any of them may be open
 
 
 class FetchError(ValueError):
@@ -25,32 +33,129 @@ def pinned(table: str | Path, model: str) -> pd.DataFrame:
     Raises:
         FetchError: there are none; the message lists the models there are.
     """
-    rows = pd.read_csv(table, sep="\t", dtype={"sha256": str})
+    rows = pd.read_csv(table, sep="\t", dtype=COLUMNS)
     mine = rows[rows["model"] == model]
     if mine.empty:
         raise FetchError(f"{table}: no model {model!r}; it has {sorted(set(rows['model']))}")
     return mine
 
 
-def fetch(table: str | Path, model: str, folder: str | Path) -> None:
-    """Copy the pinned files of `model` into `folder`, then write `manifest.json` there.
+def fetch(
+    table: str | Path, model: str, folder: str | Path, model_path: str | Path | None = None
+) -> None:
+    """Put the pinned files of `model` into `folder`, then write `manifest.json` there.
 
-    The manifest (file to its bytes and sha256) is written last: where it stands, the model is
-    whole. A file that is already right is left alone.
+    The manifest (file to its bytes and sha256, and where it came from if not from this repository)
+    is written last: where it stands, the model is whole. A file that is right is left alone.
+
+    Args:
+        table: what pins the models.
+        model: its name there.
+        folder: where to.
+        model_path: the folder of a diffusers pipeline to use in its place: its files are linked
+            into `folder`, not copied, and the table is not asked.
 
     Raises:
         FetchError: a source file is missing or not the one pinned; nothing wrong is put in place.
+        HubError: the same of a hub, or it refuses or cannot be reached.
     """
     folder = Path(folder)
-    rows = pinned(table, model)
+    if model_path:
+        manifest = adopt(Path(model_path), folder)
+    else:
+        rows = pinned(table, model)
+        of_hub = rows["source"].str.startswith(hub.SCHEME).any()
+        manifest = (_from_hub if of_hub else _from_here)(rows, folder)
+    with replacing(folder / "manifest.json") as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _from_here(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
+    """Copy files of this repository; return their manifest."""
     manifest = {}
-    for row in tqdm(list(rows.itertuples()), desc=f"fetch {model}", unit="file"):
+    for row in tqdm(list(rows.itertuples()), desc=f"fetch {folder.name}", unit="file"):
         target = folder / row.path
         if _mismatch(target, row.bytes, row.sha256):
             _copy(Path(row.source) / row.path, target, row.bytes, row.sha256)
         manifest[row.path] = {"bytes": int(row.bytes), "sha256": row.sha256}
-    with replacing(folder / "manifest.json") as part:
-        part.write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest
+
+
+def _from_hub(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
+    """Fetch files of a repository of a hub, unless they are here; return their manifest."""
+    if rows["source"].nunique() > 1:
+        raise FetchError(f"{folder.name}: sources {sorted(set(rows['source']))}; state one for all")
+    source, wanted = rows["source"].iloc[0], list(rows["path"])
+    pins = dict(rows.dropna(subset="sha256")[["path", "sha256"]].itertuples(index=False))
+    before = folder / "manifest.json"
+    if before.is_file():  # the hub need not be asked, nor be in reach, for what was checked before
+        manifest = json.loads(before.read_text())
+        if _covers(manifest, source, wanted, pins) and not _fault(before):
+            return manifest
+    return hub.download(source, wanted, pins, folder)
+
+
+def _covers(manifest: Mapping, source: str, wanted: list[str], pins: Mapping[str, str]) -> bool:
+    """Whether a manifest is of this source and has all that is wanted of it."""
+    origins = {str(facts.get("source")) for facts in manifest.values()}
+    return (
+        all(origin == source or origin.startswith(f"{source}@") for origin in origins)
+        and all(fnmatch.filter(manifest, pattern) for pattern in wanted)
+        and all(manifest[path]["sha256"] == pin for path, pin in pins.items() if path in manifest)
+    )
+
+
+def adopt(source: Path, folder: Path) -> dict[str, dict]:
+    """Link the files of the diffusers pipeline in `source` into `folder`; return their manifest.
+
+    Raises:
+        FetchError: `source` is no pipeline, or `folder` holds other files under the same names.
+    """
+    files = pipeline_files(source)
+    if source.resolve() != folder.resolve():
+        for path in folder.rglob("*"):
+            if path.is_symlink():  # of an earlier model_path
+                path.unlink()
+        for name in files:
+            link = folder / name
+            if link.exists():
+                raise FetchError(
+                    f"{link}: fetched before; give the model of model_path another name in `model`"
+                )
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.abspath(source / name))
+    return {
+        name: {
+            "bytes": (source / name).stat().st_size,
+            "sha256": sha256(source / name),
+            "source": os.path.abspath(source),
+        }
+        for name in tqdm(files, desc=f"hash {source}", unit="file")
+    }
+
+
+def pipeline_files(source: Path) -> list[str]:
+    """Return the files of a diffusers pipeline: its index and all below its components' folders.
+
+    Raises:
+        FetchError: it has no readable `model_index.json`, or a component that this names is absent.
+    """
+    index = source / "model_index.json"
+    try:
+        parts = json.loads(index.read_text())
+    except (OSError, ValueError) as error:
+        raise FetchError(
+            f"{index}: {error}; model_path must be the folder of a diffusers pipeline"
+        ) from None
+    # "transformer": ["diffusers", "FluxTransformer2DModel"], or [null, null] for one left out
+    names = [name for name, of in parts.items() if isinstance(of, list) and of[:1] != [None]]
+    files = [index]
+    for name in names:
+        found = sorted(path for path in (source / name).rglob("*") if path.is_file())
+        if not found:
+            raise FetchError(f"{source / name}: missing or empty, but {index} names it")
+        files += found
+    return [path.relative_to(source).as_posix() for path in files]
 
 
 def verified(manifest: str | Path) -> Path:
@@ -59,13 +164,10 @@ def verified(manifest: str | Path) -> Path:
     Raises:
         FetchError: a file is missing, truncated or altered; the message says what to do.
     """
-    folder = Path(manifest).parent
-    for name, pinned in json.loads(Path(manifest).read_text()).items():
-        path = folder / name
-        fault = _mismatch(path, pinned["bytes"], pinned["sha256"])
-        if fault:
-            raise FetchError(f"{path}: {fault}; delete {manifest} and run again to fetch it anew")
-    return folder
+    fault = _fault(Path(manifest))
+    if fault:
+        raise FetchError(f"{fault}; delete {manifest} and run again to fetch it anew")
+    return Path(manifest).parent
 
 
 def pin(model: str, source: str | Path) -> pd.DataFrame:
@@ -99,6 +201,15 @@ def _copy(source: Path, target: Path, size: int, digest: str) -> None:
         shutil.copyfile(source, part)
 
 
+def _fault(manifest: Path) -> str | None:
+    """Return the first file that is not as its manifest says, and why, or None."""
+    for name, facts in json.loads(manifest.read_text()).items():
+        fault = _mismatch(manifest.parent / name, facts["bytes"], facts["sha256"])
+        if fault:
+            return f"{manifest.parent / name}: {fault}"
+    return None
+
+
 def _mismatch(path: Path, size: int, digest: str) -> str | None:
     """Return what is wrong with a file, or None."""
     if not path.is_file():
@@ -114,12 +225,13 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.pin:
         rows = pin(arguments.model, arguments.pin)
         if Path(arguments.table).is_file():
-            kept = pd.read_csv(arguments.table, sep="\t")
+            kept = pd.read_csv(arguments.table, sep="\t", dtype=COLUMNS)
             rows = pd.concat([kept[kept["model"] != arguments.model], rows])
         with replacing(arguments.table) as part:
             rows.to_csv(part, sep="\t", index=False)
         return
-    fetch(arguments.table, arguments.model, Path(arguments.manifest).parent)
+    folder = Path(arguments.manifest).parent
+    fetch(arguments.table, arguments.model, folder, arguments.model_path)
 
 
 if __name__ == "__main__":
@@ -127,5 +239,6 @@ if __name__ == "__main__":
     parser.add_argument("--table", default="data/models.tsv")
     parser.add_argument("--model", required=True)
     parser.add_argument("--manifest", help="write the model's folder, this file in it last")
+    parser.add_argument("--model-path", nargs="?", help="a diffusers pipeline to use in its place")
     parser.add_argument("--pin", metavar="FOLDER", help="pin this folder in the table instead")
     run(main, parser)

@@ -30,4 +30,4 @@ if __name__ == "__main__":
     parser.add_argument(
         "--plans", nargs="+", required=True, help="files to write, BUDGET.safetensors"
     )
-    run(main, parser)
+    run(main, parser, outputs=["plans"], inputs=["kernel"])

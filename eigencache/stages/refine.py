@@ -78,4 +78,6 @@ if __name__ == "__main__":
         required=True,
         help="files to write, BUDGET.safetensors; or one file, of the plan for a quality",
     )
-    run(main, parser)
+    run(
+        main, parser, outputs=["plans"], inputs=["kernel"], sources=["prompts"], models=["model"]
+    )

@@ -8,7 +8,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from eigencache.files import replacing, sha256
 from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr
 from eigencache.prompts import read_prompts, shard_indices
 from eigencache.runtime import cached
-from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
-from eigencache.stages import run
+from eigencache.sampler import Sample, Settings, device_of, image_seed, load_encoded, sample
+from eigencache.stages import LOW_MEMORY, run
 from eigencache.stages.fetch import verified
 from eigencache.tables import write_table
 
@@ -47,21 +47,24 @@ class Run:
         return predicted_psnr(self.plan) if self.plan else math.nan
 
 
-def sample_run(pipe, text, settings: Settings, seed: int, run: Run) -> tuple[Sample, int]:
+def sample_run(
+    pipe, text, settings: Settings, seed: int, run: Run, anchor_device: str | None = None
+) -> tuple[Sample, int]:
     """Return one image of a run, and the number of steps that were really computed in full."""
-    with cached(pipe.transformer, run.plan) if run.plan else nullcontext() as stats:
+    applied = cached(pipe.transformer, run.plan, anchor_device) if run.plan else nullcontext()
+    with applied as stats:
         made = sample(pipe, text, settings, seed, run.num_steps)
     return made, stats.full if stats else run.num_steps
 
 
 def sample_shard(
-    pipe, prompts: list[str], indices: range, runs: list[Run], settings: Settings, seed: int,
-    images: Path, timed: int,
+    pipe, prompts: list[str], texts: Sequence[dict], indices: range, runs: list[Run],
+    settings: Settings, seed: int, images: Path, timed: int, anchor_device: str | None = None,
 ) -> Iterator[dict]:  # fmt: skip
     """Sample every run of every prompt of a shard, write the PNGs, and yield one record an image.
 
     Args:
-        pipe: from `load_pipeline`.
+        pipe: from `load_encoded`, with `texts`: the embeddings of the prompts of this shard.
         prompts: all prompts of the experiment.
         indices: those of this shard. The noise of prompt `i` is of `image_seed(seed, i)`.
         runs: what to sample.
@@ -69,17 +72,18 @@ def sample_shard(
         seed: of the experiment.
         images: the folder of the images: `RUN/INDEX.png`, lossless.
         timed: of how many prompts a full run is timed beside the others (`reference_seconds`).
+        anchor_device: where a cache keeps features; by default where they are made.
     """
     reference = Run(FULL, settings.num_steps)
     if indices:  # the first calls of a process are slower than those to come
-        sample_run(pipe, encode(pipe, prompts[indices[0]], settings), settings, seed, reference)
+        sample_run(pipe, texts[0], settings, seed, reference)
     for position, index in enumerate(tqdm(indices, desc="sample", unit="prompt")):
-        text, noise = encode(pipe, prompts[index], settings), image_seed(seed, index)
+        text, noise = texts[position], image_seed(seed, index)
         pair = None
         if position < timed and runs != [reference]:
             pair = sample_run(pipe, text, settings, noise, reference)[0].seconds
         for run_ in runs:
-            made, computed = sample_run(pipe, text, settings, noise, run_)
+            made, computed = sample_run(pipe, text, settings, noise, run_, anchor_device)
             path = images / run_.name / f"{index:05d}.png"
             with replacing(path) as part:
                 made.image.save(part, format="PNG")
@@ -95,7 +99,7 @@ def sample_shard(
                 "reference_seconds": pair,
                 "decode_seconds": made.decode_seconds,
                 "peak_memory_mb": made.peak_memory_mb,
-                "device": pipe.device.type,
+                "device": device_of(pipe).type,
                 "threads": torch.get_num_threads(),
                 "image": path.as_posix(),
                 "sha256": sha256(path),
@@ -129,19 +133,21 @@ def main(arguments: argparse.Namespace) -> None:
     prompts = read_prompts(arguments.prompts, arguments.num_prompts)
     indices = shard_indices(len(prompts), arguments.shard, arguments.shards)
     runs = runs_of(arguments.label, arguments.method, settings, arguments.budgets, arguments.plans)
-    pipe = load_pipeline(verified(arguments.model), settings.dtype)
+    pipe, texts = load_encoded(
+        verified(arguments.model), [prompts[i] for i in indices], settings, arguments.low_memory
+    )
     loaded = time.perf_counter()
     records = pd.DataFrame(
         sample_shard(
-            pipe, prompts, indices, runs, settings, arguments.seed, Path(arguments.images),
-            arguments.timed,
+            pipe, prompts, texts, indices, runs, settings, arguments.seed,
+            Path(arguments.images), arguments.timed, arguments.anchor_device,
         )
     )  # fmt: skip
     records.insert(1, "method", arguments.label)
     write_table(records, arguments.records)
     sampled = time.perf_counter()
-    print(f"model loaded in {loaded - started:.1f} s, {len(records)} images of {len(runs)} runs "
-          f"in {sampled - loaded:.1f} s on {pipe.device}")  # fmt: skip
+    print(f"prompts encoded and model loaded in {loaded - started:.1f} s, {len(records)} images "
+          f"of {len(runs)} runs in {sampled - loaded:.1f} s on {device_of(pipe)}")  # fmt: skip
 
 
 if __name__ == "__main__":
@@ -159,6 +165,10 @@ if __name__ == "__main__":
     parser.add_argument("--sampler", required=True, help="the settings, as JSON")
     parser.add_argument("--timed", type=int, default=4, help="prompts timed beside a full run")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
+    parser.add_argument(
+        "--anchor-device", nargs="?", help="where a cache keeps features, such as cpu"
+    )
     parser.add_argument("--images", required=True, help="folder to write RUN/INDEX.png into")
     parser.add_argument("--records", required=True, help="CSV to write, one row an image")
-    run(main, parser)
+    run(main, parser, outputs=["records"], inputs=["plans"], sources=["prompts"], models=["model"])

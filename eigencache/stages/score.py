@@ -10,7 +10,7 @@ from eigencache.clip_score import ClipScore
 from eigencache.metrics import load_image, psnr, ssim
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
-from eigencache.tables import read_table, write_table
+from eigencache.tables import read_table, refuse_altered, write_table
 
 
 def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: ClipScore):
@@ -44,6 +44,7 @@ def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: Cl
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     records, reference = read_table(arguments.records), read_table(arguments.reference)
+    refuse_altered(pd.concat([records, reference]))
     scores = score_records(records, reference, ClipScore(verified(arguments.clip)))
     write_table(scores, arguments.scores)
 
@@ -55,4 +56,4 @@ if __name__ == "__main__":
     parser.add_argument("--clip", required=True, help="the manifest of a fetched open_clip model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scores", required=True, help="CSV to write")
-    run(main, parser)
+    run(main, parser, outputs=["scores"], inputs=["records", "reference"], models=["clip"])

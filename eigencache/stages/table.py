@@ -55,4 +55,4 @@ if __name__ == "__main__":
     parser.add_argument("--records", nargs="+", required=True, help="one a method, in their order")
     parser.add_argument("--scores", nargs="+", required=True, help="one a method")
     parser.add_argument("--summary", required=True, help="CSV to write")
-    run(main, parser)
+    run(main, parser, outputs=["summary"], inputs=["records", "scores"])

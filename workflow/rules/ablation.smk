@@ -9,6 +9,7 @@ rule ablation:
         "logs/{experiment}/ablation.log",
     wildcard_constraints:
         experiment=one_of([E.config["experiment"]] if E.config["ablation"] else []),
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -32,6 +33,7 @@ rule ablation_figure:
         ),
     log:
         "logs/{experiment}/figure-ablation.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:

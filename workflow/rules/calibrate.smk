@@ -1,3 +1,6 @@
+from eigencache.experiment import hash_of
+
+
 rule calibrate:
     input:
         model=f"models/{E.config['model']}/manifest.json",
@@ -13,13 +16,16 @@ rule calibrate:
     threads: E.config["threads"]
     resources:
         gpu=1,
+        low_memory=int(E.config["low_memory"]),  # no result depends on it
     params:
-        prompts=E.calibration_prompts,
+        prompts=hash_of(E.calibration_prompts),
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
         threads=E.config["threads"],
         code=source_hash("eigencache.stages.calibrate"),
     shell:
+        "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.calibrate --model {input.model} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} --kernels {output} 2>&1 | tee {log}"
+        "--sampler {params.sampler:q} --threads {threads} "
+        "--low-memory {resources.low_memory} --kernels {output} 2>&1 | tee {log}"

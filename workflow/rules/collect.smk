@@ -18,6 +18,7 @@ rule collect:
     threads: E.config["threads"]
     resources:
         gpu=1,
+        low_memory=int(E.config["low_memory"]),  # no result depends on it
     params:
         index=E.config["collect"]["prompt"],
         features=E.config["collect"]["features"],
@@ -26,9 +27,10 @@ rule collect:
         sampler=json.dumps(E.config["sampler"]),
         code=source_hash("eigencache.stages.collect"),
     shell:
+        "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.collect --model {input.model} --prompts {input.prompts} "
         "--index {params.index} --seed {params.seed} --sampler {params.sampler:q} "
-        "--threads {threads} --tap {wildcards.tap} --streams {params.streams:q} "
+        "--low-memory {resources.low_memory} --threads {threads} --tap {wildcards.tap} --streams {params.streams:q} "
         "--features {params.features} --trajectory {output} > {log} 2>&1"
 
 
@@ -48,6 +50,7 @@ rule trajectory:
         ),
     log:
         "logs/{experiment}/figure-trajectory.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:

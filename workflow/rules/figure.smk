@@ -9,6 +9,7 @@ rule pareto:
         ),
     log:
         "logs/{experiment}/figure-pareto.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -29,6 +30,7 @@ rule samples:
         ),
     log:
         "logs/{experiment}/figure-samples.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -67,6 +69,7 @@ rule plans:
         ),
     log:
         "logs/{experiment}/figure-plans.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -86,6 +89,7 @@ rule kernel:
         ),
     log:
         "logs/{experiment}/figure-kernel.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
@@ -105,6 +109,7 @@ rule quality:
         ),
     log:
         "logs/{experiment}/figure-quality.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:

@@ -5,11 +5,13 @@ rule merge:
         "results/{experiment}/records/{label}.csv",
     log:
         "logs/{experiment}/merge-{label}.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
         num_prompts=len(E.prompts),
+        settings=lambda w: json.dumps(E.sampling(w.label)),
         code=source_hash("eigencache.stages.merge"),
     shell:
         "python -m eigencache.stages.merge --shards {input} --count {params.num_prompts} "
-        "--records {output} > {log} 2>&1"
+        "--settings {params.settings:q} --records {output} > {log} 2>&1"

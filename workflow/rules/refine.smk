@@ -1,3 +1,6 @@
+from eigencache.experiment import hash_of
+
+
 rule refine:
     input:
         kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
@@ -23,13 +26,13 @@ rule refine:
         gpu=1,
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
-        # The prompts themselves: their number alone would not show an edit of the file.
-        prompts=E.calibration_prompts,
+        prompts=hash_of(E.calibration_prompts),
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
         threads=E.config["threads"],
         code=source_hash("eigencache.stages.refine"),
     shell:
+        "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.refine --model {input.model} --kernel {input.kernel} "
         "--method {params.method:q} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "

@@ -1,3 +1,12 @@
+from snakemake.logging import logger
+
+from eigencache.experiment import hash_of
+
+PROMPTS = hash_of(E.prompts)
+if workflow.is_main_process:
+    logger.info(f"shards: {E.sharding}")
+
+
 rule sample:
     input:
         model=f"models/{E.config['model']}/manifest.json",
@@ -18,18 +27,23 @@ rule sample:
         method=lambda w: E.spec(w.label)["method"],
         budgets=E.config["budgets"],
         num_prompts=len(E.prompts),
-        prompts=E.prompts,
+        prompts=PROMPTS,
         shards=len(E.shards),
         seed=E.config["seed"],
         sampler=json.dumps(E.config["sampler"]),
         timed=E.config["timed_prompts"],
         threads=E.config["threads"],
+        # The images do not depend on these, but the seconds and the memory recorded do.
+        low_memory=int(E.config["low_memory"]),
+        anchor_device=E.config["anchor_device"] or [],
         images="results/{experiment}/images",
         code=source_hash("eigencache.stages.sample"),
     shell:
+        "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.sample --model {input.model} --label {wildcards.label} "
         "--method {params.method} --budgets {params.budgets} --plans {input.plans} "
         "--prompts {input.prompts} --num-prompts {params.num_prompts} "
         "--shard $((10#{wildcards.shard})) --shards {params.shards} --seed {params.seed} "
         "--sampler {params.sampler:q} --timed {params.timed} --threads {params.threads} "
+        "--low-memory {params.low_memory} --anchor-device {params.anchor_device} "
         "--images {params.images} --records {output} 2>&1 | tee {log}"

@@ -6,6 +6,7 @@ rule table:
         "results/{experiment}/summary.csv",
     log:
         "logs/{experiment}/table.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:

@@ -34,6 +34,7 @@ rule npm_package:
         "results/train/logs/npm-{key}.log",
     wildcard_constraints:
         key="|".join(NPM),
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:

@@ -1,0 +1,27 @@
+"""Fuzz the readers for some minutes: `python tests/fuzz.py --minutes 10`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def main() -> int:
+    """Run tests/test_fuzz.py again and again, with other seeds; return 1 at the first failure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, required=True)
+    end = time.monotonic() + 60 * parser.parse_args().minutes
+    seed = time.time_ns() % 2**31
+    while time.monotonic() < end:
+        print(f"seed {seed}", flush=True)
+        options = ["-q", "-x", "--hypothesis-profile=long", f"--hypothesis-seed={seed}"]
+        if pytest.main([str(Path(__file__).with_name("test_fuzz.py")), *options]):
+            return 1
+        seed += 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

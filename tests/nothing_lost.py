@@ -1,0 +1,211 @@
+"""Kill a small run of the workflow at random moments, let it go on, and compare every result.
+
+    python tests/nothing_lost.py [--trials 20] [--seed 0]
+
+An undisturbed run comes first. Each trial then starts anew, is disturbed at a random moment in one
+of these ways, and is continued by `snakemake` with the same arguments:
+
+    SIGTERM      to Snakemake alone: it finishes its running jobs and ends
+    SIGKILL      to Snakemake and all its jobs at once
+    orphans      SIGKILL to Snakemake alone: its jobs go on beside the next run
+    dead worker  SIGKILL to one job
+    full disk    nothing more can be written until the run has ended (where a disk can be mounted)
+
+Images, plans, kernels, scores and figures of these must be the undisturbed run's byte for byte, the
+records but for the times and memory they measured, and `eigencache verify` must find no fault. The
+exit status is 1 if a trial was not so. It takes about a minute a trial on two cores.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import yaml
+from test_workflow import copy_of_project
+
+from eigencache.tables import read_table
+
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2"]
+WAYS = ("SIGTERM", "SIGKILL", "orphans", "dead worker", "full disk")
+DISK = 400  # megabytes, of which the project takes about 30
+MEASURED = ["seconds", "reference_seconds", "decode_seconds", "peak_memory_mb"]
+EXACT = ("images/*/*.png", "kernels/*.safetensors", "plans/*/*.safetensors", "scores/*.csv")
+
+
+def small_project(folder: Path) -> Path:
+    """Copy the project with an experiment of a few jobs, every stage among them."""
+    copy_of_project(folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"num_prompts": 2, "budgets": [3], "shards": 2, "timed_prompts": 1}
+    config["sampler"]["num_steps"] = 8
+    config["calibration"]["num_prompts"] = 3
+    config["methods"] = {
+        "EigenCache-design": {"method": "EigenCache-design"},
+        "EigenCache": {"method": "EigenCache", "held_out": 1},
+    }
+    config["figures"] = {"samples": {"budget": 3, "prompts": [0, 1]}, "plans": {"budget": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def start(folder: Path, printed: Path) -> subprocess.Popen:
+    """Start the workflow in a session of its own; what it prints is added to a file."""
+    with open(printed, "a") as file:
+        return subprocess.Popen(
+            SNAKEMAKE, cwd=folder, start_new_session=True, stdout=file, stderr=file,
+            env=os.environ | {"PYTHONPATH": str(folder)},
+        )  # fmt: skip
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Return a hash of every result that must not depend on how often the run was disturbed."""
+    results, found = folder / "results" / "emoji-flux", {}
+    exact = [path for pattern in EXACT for path in results.glob(pattern)]
+    exact += [path for path in folder.glob("figures/*/*.pdf") if path.stem in ("kernel", "plans")]
+    for path in exact:
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in results.glob("records/*.csv"):
+        table = read_table(path).drop(columns=MEASURED)
+        hashed = pd.util.hash_pandas_object(table).to_numpy()
+        found[str(path.relative_to(folder))] = hashlib.sha256(hashed.tobytes()).hexdigest()
+    return found
+
+
+@contextlib.contextmanager
+def disk(folder: Path, mounted: bool) -> Iterator[Path]:
+    """Yield an empty folder, on a small disk of its own if wanted."""
+    folder.mkdir()
+    if mounted:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", folder], check=True)
+    try:
+        (folder / "project").mkdir()
+        yield folder / "project"
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        shutil.rmtree(folder)
+
+
+def can_mount() -> bool:
+    """Whether this user may mount a small disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with disk(Path(folder) / "disk", mounted=True):
+                return True
+        except (subprocess.CalledProcessError, FileNotFoundError, PermissionError):
+            return False
+
+
+def jobs_of(running: subprocess.Popen) -> list[psutil.Process]:
+    """Return the processes of Snakemake's jobs: whatever it has started and its children."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(running.pid).children(recursive=True)
+    return []
+
+
+def disturb(way: str, running: subprocess.Popen, folder: Path, draw: random.Random) -> None:
+    """Disturb a run in one of the ways."""
+    jobs = jobs_of(running)
+    if way == "SIGTERM":
+        running.terminate()
+    elif way == "orphans":
+        running.kill()
+    elif way == "dead worker" and jobs:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            draw.choice(jobs).kill()
+    elif way == "SIGKILL":
+        running.kill()
+        for job in jobs:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job.kill()
+    elif way == "full disk":
+        with contextlib.suppress(OSError), open(folder.parent / "ballast", "wb") as ballast:
+            while True:
+                ballast.write(bytes(1 << 16))
+                ballast.flush()
+
+
+def trial(way: str, seconds: float, draw: random.Random, expected: dict, scratch: Path) -> dict:
+    """Disturb one run after so many seconds, continue it, and return the row of the table."""
+    with disk(scratch / "trial", mounted=way == "full disk") as folder:
+        small_project(folder)
+        running = start(folder, scratch / "printed.txt")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(seconds)
+        before = running.poll()
+        disturb(way, running, folder, draw)
+        first = running.wait()
+        made = len(digest(folder))
+        (folder.parent / "ballast").unlink(missing_ok=True)
+        second = start(folder, scratch / "printed.txt").wait()
+        found = digest(folder)
+        verified = subprocess.run(
+            [sys.executable, "-m", "eigencache.cli", "verify", "results", "figures"], cwd=folder,
+            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)},
+        )  # fmt: skip
+        identical = found == expected
+        row = {
+            "way": way,
+            "after_s": round(seconds, 1),
+            "ended_before": before is not None,
+            "results_made": made,
+            "exit": first,
+            "next_exit": second,
+            "identical": identical,
+            "verified": verified.returncode == 0,
+        }
+        if second or not identical or verified.returncode:
+            shutil.copytree(folder, scratch / f"failed-{way}-{seconds:.1f}", symlinks=True)
+            print(verified.stdout[-2000:], verified.stderr[-2000:])
+            print({k for k in expected | found if expected.get(k) != found.get(k)})
+    return row
+
+
+def main(arguments: argparse.Namespace) -> int:
+    draw = random.Random(arguments.seed)
+    scratch = Path(tempfile.mkdtemp(prefix="nothing-lost-"))
+    ways = WAYS if can_mount() else WAYS[:-1]
+    if len(ways) < len(WAYS):
+        print("full disk: left out, since this user may not mount a small disk")
+    with disk(scratch / "undisturbed", mounted=False) as folder:
+        small_project(folder)
+        began = time.monotonic()
+        if start(folder, scratch / "printed.txt").wait():
+            print((scratch / "printed.txt").read_text()[-5000:])
+            return 1
+        whole = time.monotonic() - began
+        expected = digest(folder)
+    print(f"undisturbed: {whole:.0f} s, {len(expected)} results to compare")
+    rows = []
+    for number in range(arguments.trials):
+        rows.append(
+            trial(ways[number % len(ways)], draw.uniform(0, whole), draw, expected, scratch)
+        )
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False))
+    kept = table.identical & table.verified & (table.next_exit == 0)
+    print(f"{kept.sum()} of {len(table)} trials: finished by the next run, every result as it was")
+    if kept.all():
+        shutil.rmtree(scratch)
+    return int(not kept.all())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    sys.exit(main(parser.parse_args()))
