@@ -214,7 +214,8 @@ def make(
     torch.set_num_threads(threads)
     pipe = pipeline(model, setting)
     kernel = calibrated(pipe, setting)
-    texts, sampler = setting.calibration, setting.sampler
+    sampler = setting.sampler
+    texts = [encode(pipe, prompt, sampler) for prompt in setting.calibration]
     fitted = RUNS - LOOP.held_out
     runs = [
         full_runs(pipe, texts, sampler, CALIBRATION_SEED, part, LOOP.batch)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
 from eigencache.methods import METHODS
@@ -19,6 +19,15 @@ from eigencache.shards import plan_shards
 OUTPUT_KERNEL = "output.full.second-moment"
 FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
 ABLATION_TABLES = ("ablation.csv", "ablation.md")
+
+
+# A JSON schema takes 2.0 for a whole number, `range` does not.
+_Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
 
 
 class ConfigError(ValueError):
@@ -279,11 +288,25 @@ def _options(spec: Mapping) -> dict:
 def _with_defaults(config: Mapping, schema: Mapping) -> dict:
     """Return a copy of `config` with the schema's defaults, or raise a ConfigError."""
     config = copy.deepcopy(dict(config))
+    try:
+        _check_keys(config)
+    except RecursionError as error:
+        raise ConfigError("the configuration holds itself, or is nested too deeply") from error
     _fill(config, schema)
-    errors = sorted(Draft202012Validator(schema).iter_errors(config), key=lambda e: e.json_path)
+    errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: e.json_path)
     if errors:
         raise ConfigError("; ".join(_explain(error) for error in errors))
     return config
+
+
+def _check_keys(values, where: str = "the configuration") -> None:
+    """Raise a ConfigError if a key is no text, as YAML's `1:`, `no:` and `null:` are not."""
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}: the key {key!r} is no text; put it in quotes")
+        _check_keys(value, key)
+    for value in values if isinstance(values, list) else ():
+        _check_keys(value, where)
 
 
 def _fill(values: dict, schema: Mapping) -> None:

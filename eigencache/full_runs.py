@@ -8,14 +8,17 @@ import torch
 from eigencache.closed_loop import Runs
 from eigencache.design import step_sizes
 from eigencache.plan import PlanError
-from eigencache.sampler import Settings, call, encode, image_seed, together
+from eigencache.sampler import Settings, call, image_seed, together
 
 
 @torch.no_grad()
 def full_runs(
-    pipe, prompts: Sequence[str], settings: Settings, seed: int, indices: Sequence[int], batch: int
-) -> Runs:
-    """Return full runs of `prompts[i]` with the noise of `image_seed(seed, i)`, i in `indices`.
+    pipe, texts: Sequence[dict[str, torch.Tensor]], settings: Settings, seed: int,
+    indices: Sequence[int], batch: int,
+) -> Runs:  # fmt: skip
+    """Return full runs of `texts[i]` with the noise of `image_seed(seed, i)`, i in `indices`.
+
+    A text is the embeddings of a prompt, from `eigencache.sampler.encode`.
 
     The network is called as the pipeline calls it, with other latents and timesteps; under
     classifier-free guidance twice, and what is followed is the guided velocity. A plan at the
@@ -27,7 +30,7 @@ def full_runs(
     parts, calls, sizes = [], [], []
     for first in range(0, len(indices), batch):
         chunk = indices[first : first + batch]
-        text = together([encode(pipe, prompts[i], settings) for i in chunk])
+        text = together([texts[i] for i in chunk])
         latents, network = _one_run(pipe, text, settings, [image_seed(seed, i) for i in chunk])
         parts.append(latents)
         calls.append(network)

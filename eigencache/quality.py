@@ -10,7 +10,7 @@ import numpy as np
 from eigencache.metrics import pixels, psnr
 from eigencache.plan import PREDICTED, Plan, predicted_psnr
 from eigencache.runtime import cached
-from eigencache.sampler import Settings, encode, image_seed, sample
+from eigencache.sampler import Settings, image_seed, sample
 
 # The fewest full steps that are tried for a quality; each try has a third more.
 FEWEST, GROWTH = 2, 4 / 3
@@ -20,18 +20,15 @@ class Judge:
     """Samples prompts in full and by a plan, and compares the images.
 
     Args:
-        pipe: from `eigencache.sampler.load_pipeline`.
-        prompts: prompt index to prompt; calibration prompts that no plan was fitted on.
+        pipe: from `eigencache.sampler.load_encoded`.
+        texts: prompt index to the embeddings of calibration prompts that no plan was fitted on.
         settings: how to call the pipeline.
         seed: of the calibration.
     """
 
-    def __init__(self, pipe, prompts: dict[int, str], settings: Settings, seed: int):
+    def __init__(self, pipe, texts: dict[int, dict], settings: Settings, seed: int):
         self.pipe, self.settings = pipe, settings
-        self.calls = [
-            (encode(pipe, prompt, settings), image_seed(seed, index))
-            for index, prompt in prompts.items()
-        ]
+        self.calls = [(text, image_seed(seed, index)) for index, text in texts.items()]
 
     def psnr(self, plan: Plan) -> float:
         """Return the mean over prompts of the PSNR in dB of 8-bit images to those of full runs."""

@@ -108,12 +108,12 @@ def load_pipeline(
     Raises:
         OSError: a file is missing or unreadable.
     """
+    device = device or default_device()  # an error, if it is one, before loading
     pipe = DiffusionPipeline.from_pretrained(
         path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
         **dict.fromkeys(without),
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    device = device or default_device()
     if not low_memory:
         return pipe.to(device)
     pipe.enable_model_cpu_offload(device=device)

@@ -11,7 +11,6 @@ from conftest import tiny_pipeline
 
 from benchmarks import carry_over
 from benchmarks.carry_over import CLOSED, OPEN, Setting, calibrated, images, pipeline, settings_of
-from eigencache import full_runs
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton
@@ -47,8 +46,7 @@ def tiny():
 @pytest.fixture(autouse=True)
 def model(tiny, monkeypatch):
     monkeypatch.setattr(carry_over, "loaded", lambda model, dtype: tiny)
-    for module in (carry_over, full_runs):
-        monkeypatch.setattr(module, "encode", encode)
+    monkeypatch.setattr(carry_over, "encode", encode)
 
 
 def sampled(pipe, setting, num_steps=None) -> np.ndarray:

@@ -88,6 +88,8 @@ MISTAKES = [
     ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
     ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 24"),
     ("experiment", "..", "experiment: '..' is not allowed"),
+    ("shards", 2.0, "shards: 2.0 is not allowed.*integer"),
+    ("methods/EigenCache", {"method": "EigenCache", 1: 2}, "EigenCache: the key 1 is no text"),
     ("experiment", "a\n", "experiment: .* is not allowed"),
     ("model", "../../x", "model: '../../x' is not allowed"),
     ("clip", "/models/x", "clip: '/models/x' is not allowed"),

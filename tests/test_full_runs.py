@@ -48,14 +48,12 @@ def text_of(prompt):
     }
 
 
-@pytest.fixture(autouse=True)
-def embeddings(monkeypatch):
-    """Let prompts be embedded without the encoders that the pipeline lacks."""
-    monkeypatch.setattr("eigencache.full_runs.encode", lambda pipe, prompt, _: text_of(prompt))
+TEXTS = [text_of(prompt) for prompt in PROMPTS]
+NEGATIVE = {f"negative_{name}": tensor for name, tensor in text_of("").items()}
 
 
 def runs_of(pipe, indices=range(5), batch=2):
-    return full_runs(pipe, PROMPTS, SETTINGS, SEED, indices, batch)
+    return full_runs(pipe, TEXTS, SETTINGS, SEED, indices, batch)
 
 
 def sampled(pipe, index, every_step=None, **arguments):
@@ -174,27 +172,17 @@ def guided(scale):
     return replace(SETTINGS, true_cfg_scale=scale)
 
 
-@pytest.fixture
-def two_texts(monkeypatch):
-    """Embed the empty prompt too, as guidance by two passes wants it."""
-
-    def encode(pipe, prompt, settings):
-        return text_of(prompt) | {f"negative_{name}": t for name, t in text_of("").items()}
-
-    monkeypatch.setattr("eigencache.full_runs.encode", encode)
-
-
 def guided_runs(pipe, scale, indices=range(3)):
-    return full_runs(pipe, PROMPTS, guided(scale), SEED, indices, 2)
+    texts = [text | NEGATIVE for text in TEXTS]
+    return full_runs(pipe, texts, guided(scale), SEED, indices, 2)
 
 
-def test_guidance_is_followed_through_both_passes(pipe, two_texts):
+def test_guidance_is_followed_through_both_passes(pipe):
     """The pipeline's own latents, and a plan's as the cached pipeline samples it."""
     runs = guided_runs(pipe, 3.0)
-    negative = {f"negative_{name}": tensor for name, tensor in text_of("").items()}
 
     def pipelines(index):
-        return sampled(pipe, index, true_cfg_scale=3.0, **negative)[0].double().numpy()
+        return sampled(pipe, index, true_cfg_scale=3.0, **NEGATIVE)[0].double().numpy()
 
     assert runs.latents.shape[0] == STEPS + 1
     finals = np.stack([pipelines(index) for index in range(3)])
@@ -210,7 +198,7 @@ def test_guidance_is_followed_through_both_passes(pipe, two_texts):
     assert not np.allclose(cached_finals, finals, atol=1e-2)
 
 
-def test_another_combination_of_the_passes_is_refused(pipe, two_texts, monkeypatch):
+def test_another_combination_of_the_passes_is_refused(pipe, monkeypatch):
     """What the network is followed by must be what the sampler steps by."""
 
     def other_scale(pipe, text, settings, seeds, **options):
@@ -222,7 +210,7 @@ def test_another_combination_of_the_passes_is_refused(pipe, two_texts, monkeypat
 
 
 @pytest.mark.parametrize(("asked", "called", "times"), [(1.0, 2.0, 12), (2.0, 1.0, 6)])
-def test_another_number_of_calls_is_refused(pipe, two_texts, monkeypatch, asked, called, times):
+def test_another_number_of_calls_is_refused(pipe, monkeypatch, asked, called, times):
     def other_scale(pipe, text, settings, seeds, **options):
         return call(pipe, text, replace(settings, true_cfg_scale=called), seeds, **options)
 
@@ -233,16 +221,12 @@ def test_another_number_of_calls_is_refused(pipe, two_texts, monkeypatch, asked,
 
 
 @pytest.mark.parametrize("steps", [STEPS, 50])  # of many small steps rounding takes a large part
-def test_a_model_in_half_precision_passes(pipe, monkeypatch, steps):
+def test_a_model_in_half_precision_passes(pipe, steps):
     settings = replace(SETTINGS, num_steps=steps)
-    single = full_runs(pipe, PROMPTS, settings, SEED, [0, 1], 2)
-
-    def encode(pipe, prompt, settings):
-        return {name: tensor.bfloat16() for name, tensor in text_of(prompt).items()}
-
-    monkeypatch.setattr("eigencache.full_runs.encode", encode)
+    single = full_runs(pipe, TEXTS, settings, SEED, [0, 1], 2)
+    texts = [{name: tensor.bfloat16() for name, tensor in text.items()} for text in TEXTS]
     half = with_parts(pipe, transformer=tiny_flux().bfloat16())
-    runs = full_runs(half, PROMPTS, replace(settings, dtype="bfloat16"), SEED, [0, 1], 2)
+    runs = full_runs(half, texts, replace(settings, dtype="bfloat16"), SEED, [0, 1], 2)
     assert runs.rounding == torch.finfo(torch.bfloat16).eps
     velocity = runs.velocity(runs.latents[1], 1)
     assert runs.latents.dtype == velocity.dtype == np.float64

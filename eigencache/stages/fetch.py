@@ -37,6 +37,9 @@ def pinned(table: str | Path, model: str) -> pd.DataFrame:
     mine = rows[rows["model"] == model]
     if mine.empty:
         raise FetchError(f"{table}: no model {model!r}; it has {sorted(set(rows['model']))}")
+    for path in map(str, mine["path"]):
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise FetchError(f"{table}: {path!r} leads out of the model's folder")
     return mine
 
 
@@ -203,10 +206,13 @@ def _copy(source: Path, target: Path, size: int, digest: str) -> None:
 
 def _fault(manifest: Path) -> str | None:
     """Return the first file that is not as its manifest says, and why, or None."""
-    for name, facts in json.loads(manifest.read_text()).items():
-        fault = _mismatch(manifest.parent / name, facts["bytes"], facts["sha256"])
-        if fault:
-            return f"{manifest.parent / name}: {fault}"
+    try:
+        for name, facts in json.loads(manifest.read_text()).items():
+            fault = _mismatch(manifest.parent / name, facts["bytes"], facts["sha256"])
+            if fault:
+                return f"{manifest.parent / name}: {fault}"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return f"{manifest}: damaged ({error})"
     return None
 
 

@@ -17,8 +17,8 @@ from eigencache.methods import METHODS
 from eigencache.plan import Plan, predicted_psnr
 from eigencache.prompts import read_prompts
 from eigencache.quality import FEWEST, Judge, cheapest, with_prediction
-from eigencache.sampler import Settings, load_pipeline
-from eigencache.stages import run
+from eigencache.sampler import Settings, load_encoded
+from eigencache.stages import LOW_MEMORY, run
 from eigencache.stages.fetch import verified
 
 
@@ -36,11 +36,12 @@ def main(arguments: argparse.Namespace) -> None:
             f"{arguments.prompts}: {len(prompts)} calibration prompts leave none to fit on when "
             f"{loop.held_out} are held out; state more prompts, or fewer held_out"
         )
-    pipe, seed = load_pipeline(verified(arguments.model), settings.dtype), arguments.seed
-    runs = full_runs(pipe, prompts, settings, seed, range(fitted), loop.batch)
+    model, seed = verified(arguments.model), arguments.seed
+    pipe, texts = load_encoded(model, prompts, settings, arguments.low_memory)
+    runs = full_runs(pipe, texts, settings, seed, range(fitted), loop.batch)
     rest = range(fitted, len(prompts))
-    held_out = full_runs(pipe, prompts, settings, seed, rest, loop.batch)
-    judge = Judge(pipe, {index: prompts[index] for index in rest}, settings, seed)
+    held_out = full_runs(pipe, texts, settings, seed, rest, loop.batch)
+    judge = Judge(pipe, {index: texts[index] for index in rest}, settings, seed)
 
     def refined(budget: int) -> Plan:
         parts = method.parts(budget, **spec)
@@ -72,12 +73,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True, help="of the calibration")
     parser.add_argument("--sampler", required=True, help="the settings, as JSON")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument(
         "--plans",
         nargs="+",
         required=True,
         help="files to write, BUDGET.safetensors; or one file, of the plan for a quality",
     )
-    run(
-        main, parser, outputs=["plans"], inputs=["kernel"], sources=["prompts"], models=["model"]
-    )
+    run(main, parser, outputs=["plans"], inputs=["kernel"], sources=["prompts"], models=["model"])

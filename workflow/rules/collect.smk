@@ -30,7 +30,8 @@ rule collect:
         "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.collect --model {input.model} --prompts {input.prompts} "
         "--index {params.index} --seed {params.seed} --sampler {params.sampler:q} "
-        "--low-memory {resources.low_memory} --threads {threads} --tap {wildcards.tap} --streams {params.streams:q} "
+        "--low-memory {resources.low_memory} --threads {threads} "
+        "--tap {wildcards.tap} --streams {params.streams:q} "
         "--features {params.features} --trajectory {output} > {log} 2>&1"
 
 

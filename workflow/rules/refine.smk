@@ -24,6 +24,7 @@ rule refine:
     threads: E.config["threads"]
     resources:
         gpu=1,
+        low_memory=int(E.config["low_memory"]),  # no result depends on it
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
         prompts=hash_of(E.calibration_prompts),
@@ -36,7 +37,8 @@ rule refine:
         "python -m eigencache.stages.refine --model {input.model} --kernel {input.kernel} "
         "--method {params.method:q} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} --plans {output} 2>&1 | tee {log}"
+        "--sampler {params.sampler:q} --threads {threads} "
+        "--low-memory {resources.low_memory} --plans {output} 2>&1 | tee {log}"
 
 
 use rule refine as refine_for_quality with:
