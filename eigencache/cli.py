@@ -33,9 +33,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     )
     if report.faults:
         # Snakemake does not miss an intermediate file as long as all that is made of it is there.
-        print(
-            "`snakemake FILE` makes a deleted file again; what depends on it follows at the next run"
-        )
+        print("`snakemake FILE` makes a deleted file again, the next run what depends on it")
     sys.exit(bool(report.faults))
 
 

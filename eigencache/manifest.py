@@ -105,13 +105,18 @@ def begin(
 
 
 def write(path: str | os.PathLike, shared: Mapping) -> None:
-    """Write the manifest of a result that is whole; `shared` is from `begin`."""
+    """Write the manifest of a result that is whole; `shared` is from `begin`.
+
+    If Snakemake was killed and started again, two processes may be at the same job. Each looks once
+    more when its manifest stands, so that the last manifest is of the last result.
+    """
     devices = sorted({*shared["devices"], provenance.device()})
-    about = {"format": FORMAT, "sha256": sha256(path), "bytes": Path(path).stat().st_size}
-    about |= {**shared, "devices": devices}
-    with replacing(manifest_path(path)) as part:
+    about = {"format": FORMAT, "sha256": "", "bytes": 0, **shared, "devices": devices}
+    while about["sha256"] != (found := sha256(path)):
+        about |= {"sha256": found, "bytes": Path(path).stat().st_size}
         text = json.dumps(about | {"manifest": _hash(about)}, indent=1, ensure_ascii=False)
-        part.write_text(text + "\n", encoding="utf-8")
+        with replacing(manifest_path(path)) as part:
+            part.write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: str | os.PathLike) -> dict:

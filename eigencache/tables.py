@@ -31,9 +31,9 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
 
 def altered_images(records: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of those records whose image is missing or is not the recorded one."""
-    files = zip(records["image"], records["sha256"], strict=True)
+    files = zip(records["image"].map(str), records["sha256"], strict=True)
     wrong = [not Path(image).is_file() or sha256(image) != digest for image, digest in files]
-    return records[wrong]
+    return records.loc[wrong]
 
 
 def refuse_altered(records: pd.DataFrame) -> None:

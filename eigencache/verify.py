@@ -90,11 +90,15 @@ def _check_origin(path: str, about: dict, digest, report: Report) -> None:
 
 
 def _check_images(path: str, report: Report) -> None:
-    records = read_table(path)
+    try:
+        records = read_table(path)
+    except ValueError as error:
+        report.faults.append(str(error))
+        return
     if not {"image", "sha256"} <= set(records.columns):
         return
     images = list(zip(records["image"], records["sha256"], strict=True))
-    new = records[[image not in report.images for image in images]]  # shards list them once more
+    new = records.loc[[image not in report.images for image in images]]  # shards list them once more
     report.images.update(images)
     for row in altered_images(new).itertuples():
         rest = f"{row.shard} and {path}" if "shard" in records else path

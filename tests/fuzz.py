@@ -1,6 +1,7 @@
 """Fuzz the readers for some minutes: `python tests/fuzz.py --minutes 10`."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,9 +15,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, required=True)
     end = time.monotonic() + 60 * parser.parse_args().minutes
     seed = time.time_ns() % 2**31
+    os.environ["FUZZ"] = "long"  # the profile of its tests
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
-        options = ["-q", "-x", "--hypothesis-profile=long", f"--hypothesis-seed={seed}"]
+        options = ["-q", "-x", f"--hypothesis-seed={seed}"]
         if pytest.main([str(Path(__file__).with_name("test_fuzz.py")), *options]):
             return 1
         seed += 1

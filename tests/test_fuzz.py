@@ -6,6 +6,7 @@
 import copy
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,15 @@ from conftest import flow_timesteps, kernel_of, random_trajectories
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from eigencache import manifest, provenance, trajectory
 from eigencache import kernel as kernels
+from eigencache import manifest, provenance, trajectory
 from eigencache import plan as plans
 from eigencache.experiment import ConfigError, Experiment
 from eigencache.files import read_arrays, write_arrays
-from eigencache.kernel import Kernel, KernelError
+from eigencache.kernel import KernelError
 from eigencache.manifest import ManifestError
 from eigencache.methods import METHODS
-from eigencache.plan import Plan, PlanError, predicted_psnr
+from eigencache.plan import PlanError, predicted_psnr
 from eigencache.prompts import read_prompts
 from eigencache.stages.fetch import FetchError, verified
 from eigencache.tables import read_table
@@ -40,7 +41,7 @@ shared = {
 }  # fmt: skip
 settings.register_profile("short", max_examples=60, derandomize=True, **shared)
 settings.register_profile("long", max_examples=2000, **shared)
-settings.load_profile("short")
+settings.load_profile(os.environ.get("FUZZ", "short"))
 
 
 # ---- What files may hold
@@ -53,20 +54,10 @@ numbers = (
 )
 words = st.text(max_size=12) | st.sampled_from(
     [
-        "",
-        ".",
-        "..",
-        "../x",
-        "/etc/hosts",
-        "a/../../b",
-        "a\n",
-        "\0",
-        "x" * 300,
-        "nan",
-        "1e999",
-        "full",
+        *("", ".", "..", "../x", "/etc/hosts", "a/../../b", "a\n", "\0", "x" * 300, "nan", "1e999"),
+        *("full", "output", "modules", "EigenCache", "FORA", "data"),
+        "data/prompts/emoji-calibration.txt",
     ]
-    + ["output", "modules", "EigenCache", "FORA", "data/prompts/emoji-calibration.txt", "data"]
 )
 leaves = st.none() | st.booleans() | numbers | words
 values = st.recursive(
@@ -126,7 +117,9 @@ def altered(draw, contents):
 @st.composite
 def arrays(draw):
     """An array of any type that safetensors holds, any small shape, any values."""
-    dtype = draw(st.sampled_from("? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split()))
+    dtype = draw(
+        st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"])
+    )
     shape = draw(st.lists(st.sampled_from([0, 1, 2, STEPS, STEPS + 1]), max_size=4))
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     pattern = draw(st.binary(min_size=1, max_size=16))
@@ -343,6 +336,17 @@ ABOUT = {
     "models": {"m/manifest.json": {"sha256": HASH, "revision": None}}, "seeds": {"s": 3},
     "devices": ["d"], "package": provenance.package(), "libraries": {"python": "3"},
 }  # fmt: skip
+
+
+@given(st.binary(max_size=60) | altered(b"run,image,sha256,shard\nx,a.png,00,b.csv\n"))
+def test_wild_records_with_a_right_manifest(folder, contents):
+    place = folder / "records"
+    place.mkdir(exist_ok=True)
+    path = place / "records.csv"
+    path.write_bytes(contents)
+    about = {name: value for name, value in ABOUT.items() if name not in ("sha256", "bytes")}
+    manifest.write(path, about)
+    assert verify([str(place)]).results == 1
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -282,6 +282,23 @@ def test_a_crash_before_the_manifest_leaves_what_is_refused_until_the_job_is_run
     manifest.check(PLAN)
 
 
+def test_a_result_that_another_process_replaces_meanwhile_has_its_own_manifest(
+    project, monkeypatch
+):
+    other = [b"another's plan"]
+
+    def replaced_after(path):
+        found = sha256(path)
+        if path == PLAN and other:
+            Path(path).write_bytes(other.pop())
+        return found
+
+    monkeypatch.setattr(manifest, "sha256", replaced_after)
+    make_plan(monkeypatch)
+    assert Path(PLAN).read_bytes() == b"another's plan"
+    assert manifest.read(PLAN)["sha256"] == sha256(PLAN)
+
+
 def test_a_stage_that_fails_leaves_the_former_result_and_its_manifest(project, monkeypatch):
     make_plan(monkeypatch)
     with pytest.raises(SystemExit), monkeypatch.context() as patch:

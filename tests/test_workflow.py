@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 PARTS = "Snakefile config.yaml workflow envs profiles eigencache data models results figures"
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+SECRET = "hf_nobody_must_read_this"
 FIGURES = [f"{name}.{kind}" for name in ("pareto", "samples", "plans", "kernel", "quality")
            for kind in ("pdf", "png")]  # fmt: skip
 
@@ -38,7 +39,7 @@ def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
     done = subprocess.run(
         [*SNAKEMAKE, *arguments],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(folder)},
+        env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET},
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout[-5000:]
     return done.stdout
@@ -151,6 +152,55 @@ def test_summary_has_a_row_for_every_run(finished):
     cached = summary.drop("full")
     assert cached[["psnr", "ssim", "clip_score", "seconds", "speedup"]].notna().all(axis=None)
     assert (cached["speedup"] > 1).all()
+
+
+def verify(folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "eigencache.cli", "verify", "results", "figures"],
+        cwd=folder, text=True, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(folder)},
+    )  # fmt: skip
+
+
+def test_every_result_has_a_manifest_that_agrees(finished):
+    kinds = ("results/*/**/*.csv", "results/*/**/*.safetensors", "figures/*/*.p??")
+    results = [path for kind in kinds for path in finished.glob(kind)]
+    assert len(results) > 20
+    assert [path for path in results if not Path(f"{path}.json").is_file()] == []
+    done = verify(finished)
+    assert done.returncode == 0, done.stdout
+    assert f"checked {len(results)} results" in done.stdout
+
+
+def test_no_secret_is_written(finished):
+    written = [
+        path
+        for folder in ("logs", "results", "figures", "models", ".snakemake/log")
+        for path in (finished / folder).rglob("*")
+        if path.is_file()
+    ]
+    assert len(written) > 50
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def test_an_image_damaged_in_silence_is_refused_and_made_again(finished):
+    results = finished / "results/emoji-flux"
+    image = results / "images/fewer-steps-03/00001.png"
+    whole, when = image.read_bytes(), image.stat()
+    image.write_bytes(whole[:-20] + b"\0" + whole[-19:])
+    os.utime(image, ns=(when.st_atime_ns, when.st_mtime_ns))
+    scores = results / "scores/fewer-steps.csv"
+    scores.unlink()
+    wanted = str(scores.relative_to(finished))
+    printed = snakemake(finished, "--cores", "2", wanted, check=False)
+    assert "images/fewer-steps-03/00001.png: missing or altered" in printed
+    assert "delete results/emoji-flux/shards/fewer-steps/000.csv" in printed
+    assert not scores.exists() and verify(finished).returncode == 1
+    (results / "shards/fewer-steps/000.csv").unlink()
+    (results / "records/fewer-steps.csv").unlink()
+    snakemake(finished, "--cores", "2", wanted)
+    snakemake(finished, "--cores", "2")
+    assert image.read_bytes() == whole
+    assert verify(finished).returncode == 0
 
 
 def test_nothing_is_left_to_do(finished):
