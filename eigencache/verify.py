@@ -98,7 +98,7 @@ def _check_images(path: str, report: Report) -> None:
     if not {"image", "sha256"} <= set(records.columns):
         return
     images = list(zip(records["image"], records["sha256"], strict=True))
-    new = records.loc[[image not in report.images for image in images]]  # shards list them once more
+    new = records.loc[[image not in report.images for image in images]]  # shards list them too
     report.images.update(images)
     for row in altered_images(new).itertuples():
         rest = f"{row.shard} and {path}" if "shard" in records else path
