@@ -40,7 +40,7 @@ shared = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }  # fmt: skip
 settings.register_profile("short", max_examples=60, derandomize=True, **shared)
-settings.register_profile("long", max_examples=2000, **shared)
+settings.register_profile("long", max_examples=300, **shared)
 settings.load_profile(os.environ.get("FUZZ", "short"))
 
 
