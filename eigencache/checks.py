@@ -1,5 +1,7 @@
 """Checks of options: each raises a ValueError that names the option and its value."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 
@@ -20,6 +22,13 @@ def check_range(name: str, value, low: float, high: float = np.inf) -> None:
     if not _is_finite(value) or not low <= value <= high:
         bound = "" if np.isinf(high) else f" and at most {high}"
         raise ValueError(f"{name} must be a finite number of at least {low}{bound}, got {value!r}")
+
+
+def check_source(source: Mapping, error: type[ValueError]) -> None:
+    """Raise `error` unless every name and every value in `source` is text."""
+    for name, value in source.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise error(f"`source` must be text to text, got {name!r}: {value!r}")
 
 
 def _is_finite(value) -> bool:

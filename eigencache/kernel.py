@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.polynomial import chebyshev
 
-from eigencache.checks import check_range, check_whole
+from eigencache.checks import check_range, check_source, check_whole
 from eigencache.files import read_arrays, write_arrays
 
 FORMAT = "eigencache-kernel-1"
@@ -67,9 +67,14 @@ class Kernel:
         self._check()
 
     def _check(self) -> None:
+        if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
+            raise KernelError("`timesteps` must be a vector of finite numbers")
+        check_source(self.source, KernelError)
         steps = len(self.timesteps)
         if not self.sums or self.runs < 1:
             raise KernelError("a kernel needs at least one stream and one run")
+        if self.runs >= 2**53:
+            raise KernelError(f"a kernel of {self.runs} runs: no float64 counts so far")
         if self.normalisation not in NORMALISATIONS:
             raise KernelError(f"normalisation {self.normalisation!r} is not in {NORMALISATIONS}")
         for name, matrix in self.sums.items():

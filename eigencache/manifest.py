@@ -207,10 +207,11 @@ def _model(path: str) -> dict[str, str | None]:
     """
     try:
         files = json.loads(Path(path).read_bytes()).values()
-        origins = {facts["source"] for facts in files if "source" in facts}
+        origins = sorted({facts["source"] for facts in files if "source" in facts})
+        revision = " ".join(origins) or None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(f"{path}: damaged ({error}); delete it and run again") from error
-    return {"sha256": sha256(path), "revision": " ".join(sorted(origins)) or None}
+    return {"sha256": sha256(path), "revision": revision}
 
 
 def _union(earlier: Mapping[str, Mapping], key: str) -> dict:

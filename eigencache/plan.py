@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from eigencache.checks import check_source
 from eigencache.files import read_arrays, write_arrays
 from eigencache.tokens import Rule, described, rule_of
 
@@ -76,6 +77,11 @@ class Plan:
             raise PlanError(f"unknown tap {self.tap!r}; there are {TAPS}")
         if self.refresh and self.tap != "modules":
             raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
+        check_source(self.source, PlanError)
+        try:
+            predicted_psnr(self)
+        except ValueError as error:
+            raise PlanError(f"`source`: {PREDICTED} must be a number of decibels") from error
         _check(full, weights, timesteps, self.streams)
 
     def __len__(self) -> int:

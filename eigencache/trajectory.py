@@ -48,6 +48,8 @@ class Trajectory:
             raise TrajectoryError("a trajectory needs at least one stream")
         if len(self.sigmas) != steps + 1:
             raise TrajectoryError(f"{len(self.sigmas)} sigmas do not fit {steps} steps")
+        if not (np.isfinite(self.timesteps).all() and np.isfinite(self.sigmas).all()):
+            raise TrajectoryError("`timesteps` and `sigmas` must be finite")
         for name, feature in self.features.items():
             if len(feature) != steps:
                 raise TrajectoryError(f"stream {name!r}: {len(feature)} entries in {steps} steps")

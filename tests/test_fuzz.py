@@ -24,7 +24,7 @@ from eigencache.files import read_arrays, write_arrays
 from eigencache.kernel import KernelError
 from eigencache.manifest import ManifestError
 from eigencache.methods import METHODS
-from eigencache.plan import PlanError, predicted_psnr
+from eigencache.plan import PREDICTED, PlanError, predicted_psnr
 from eigencache.prompts import read_prompts
 from eigencache.stages.fetch import FetchError, verified
 from eigencache.tables import read_table
@@ -75,6 +75,7 @@ json_values = st.recursive(
 )
 # JSON as text: valid, cut, or nested deeper than any reader goes.
 json_texts = json_values.map(json.dumps) | st.text(max_size=20) | st.just("[" * 2000)
+sources = st.dictionaries(st.sampled_from([PREDICTED, "x"]), leaves).map(json.dumps)
 
 
 def spots(tree):
@@ -235,7 +236,7 @@ def test_wild_contents(folder, thing, format, error, usable, data):
     path = folder / "contents.safetensors"
     thing.save(path)
     found, metadata = data.draw(
-        contents(read_arrays(path, format, error), json_texts | words | numbers.map(str))
+        contents(read_arrays(path, format, error), json_texts | sources | words | numbers.map(str))
     )
     write_arrays(path, found, format, metadata)
     load(path, thing, error, usable)

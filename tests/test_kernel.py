@@ -103,6 +103,7 @@ def test_kernels_that_differ_are_not_merged(changes, message):
     ("changes", "message"),
     [
         ({"sums": {}}, "at least one stream"),
+        ({"runs": 10**400}, "no float64 counts"),
         ({"runs": 0}, "one run"),
         ({"normalisation": "cos"}, "'cos' is not in"),
         ({"sums": {"a": np.eye(5)}}, r"'a': shape \(5, 5\), not \(6, 6\)"),
@@ -177,7 +178,13 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
-    [({"runs": "many"}, "not a valid kernel"), ({"runs": "0"}, "one run"), ({}, "runs")],
+    [
+        ({"runs": "many"}, "not a valid kernel"),
+        ({"runs": "0"}, "one run"),
+        ({"runs": "1", "source": '{"a": 1}'}, "`source` must be text to text"),
+        ({"runs": "1", "source": "[" * 2000}, "recursion"),
+        ({}, "runs"),
+    ],
 )
 def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     path = tmp_path / "odd.safetensors"
@@ -188,6 +195,12 @@ def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     )
     with pytest.raises(KernelError, match=rf"odd\.safetensors.*{message}"):
         Kernel.load(path)
+
+
+@pytest.mark.parametrize("timesteps", [np.full(STEPS, np.nan), np.ones((STEPS, 1))])
+def test_timesteps_that_are_no_finite_vector_are_refused(timesteps):
+    with pytest.raises(KernelError, match="`timesteps` must be a vector of finite numbers"):
+        Kernel({"a": np.eye(STEPS)}, 1, timesteps, "output")
 
 
 def test_a_truncated_file_is_named(tmp_path):

@@ -191,6 +191,13 @@ def respell(path, old, new):
     files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
 
 
+def of_a_prediction_that_is_no_number(path):
+    plan().save(path)
+    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    metadata["source"] = '{"predicted psnr": "many"}'
+    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+
+
 def acausal(path):
     plan().save(path)
     arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
@@ -203,7 +210,7 @@ def acausal(path):
     [
         truncated, garbage, empty, of_another_format, without_a_format,
         without_weights, without_its_tap, acausal, of_an_unknown_rule, of_an_unknown_option,
-        of_a_bad_option,
+        of_a_bad_option, of_a_prediction_that_is_no_number,
     ],
 )  # fmt: skip
 def test_a_spoilt_file_is_named(tmp_path, spoil):
