@@ -1,7 +1,5 @@
 """Many prompts: the planner of shards, dry runs of many jobs, the arithmetic of docs/scale.md."""
 
-import contextlib
-import io
 import os
 import re
 import subprocess
@@ -157,11 +155,9 @@ def test_a_hundred_thousand_prompts_of_20_runs(project, methods, budgets, shards
 def test_the_page_states_what_its_arithmetic_gives():
     page = (ROOT / "docs/scale.md").read_text()
     code = re.search(r"```python\n(.*?)```", page, re.S)[1]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "docs/scale.md", "exec"), {})
-    lines = printed.getvalue().splitlines()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
+    lines = done.stdout.splitlines()
     assert len(lines) == 3
-    assert not set(lines) - set(page.splitlines()), printed.getvalue()
+    assert not set(lines) - set(page.splitlines()), done.stdout + done.stderr
     assert f"shards: {plan_shards(config_of('auto'), 200)}" in page
     assert f"taken for {LOADING} full steps" in page and f"**{LONGEST} full steps**" in page
