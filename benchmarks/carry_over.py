@@ -52,9 +52,10 @@ from tqdm import tqdm
 from eigencache.closed_loop import ClosedLoop, refine
 from eigencache.emoji.data import COLOURS, caption, read_selection
 from eigencache.full_runs import full_runs
+from eigencache.images import pixels
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
-from eigencache.metrics import pixels, psnr
+from eigencache.metrics._psnr import psnr
 from eigencache.plan import Plan
 from eigencache.prompts import read_prompts
 from eigencache.runtime import cached

@@ -7,7 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from eigencache.metrics import pixels, psnr
+from eigencache.images import pixels
+from eigencache.metrics._psnr import psnr
 from eigencache.plan import PREDICTED, Plan, predicted_psnr
 from eigencache.runtime import cached
 from eigencache.sampler import Settings, image_seed, sample

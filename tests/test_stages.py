@@ -384,7 +384,8 @@ def noise(seed, size=32):
 
 
 def test_psnr_is_on_the_true_scale(image_file):
-    from eigencache.metrics import load_image, psnr
+    from eigencache.images import load_image
+    from eigencache.metrics._psnr import psnr
 
     one, two = noise(1), noise(2)
     squares = [(float(a) - float(b)) ** 2 for a, b in zip(one.flat, two.flat, strict=True)]
@@ -396,7 +397,9 @@ def test_psnr_is_on_the_true_scale(image_file):
 
 
 def test_identical_images_agree_wholly(image_file):
-    from eigencache.metrics import load_image, psnr, ssim
+    from eigencache.images import load_image
+    from eigencache.metrics._psnr import psnr
+    from eigencache.metrics._ssim import ssim
 
     image = load_image(image_file("1.png", noise(1)))
     assert psnr(image, image) == np.inf
@@ -404,7 +407,8 @@ def test_identical_images_agree_wholly(image_file):
 
 
 def test_ssim_falls_as_noise_grows(image_file):
-    from eigencache.metrics import load_image, ssim
+    from eigencache.images import load_image
+    from eigencache.metrics._ssim import ssim
 
     image = load_image(image_file("1.png", noise(1)))
     other = load_image(image_file("2.png", noise(2)))
@@ -414,7 +418,7 @@ def test_ssim_falls_as_noise_grows(image_file):
 
 
 def test_an_image_is_loaded_as_channels_rows_columns(image_file):
-    from eigencache.metrics import load_image
+    from eigencache.images import load_image
 
     pixels = noise(1)[:20]
     image = load_image(image_file("1.png", pixels))
@@ -432,7 +436,8 @@ def score_of(paths, **changes):
 
 
 def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
-    from eigencache.metrics import load_image, psnr
+    from eigencache.images import load_image
+    from eigencache.metrics._psnr import psnr
 
     paths = image_file("1.png", noise(1)), image_file("2.png", noise(2))
     scores = score_of(paths).iloc[0]

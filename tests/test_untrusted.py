@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eigencache.clip_score import ClipScore
+from eigencache.metrics._clip_score import ClipScore
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("eigencache", "benchmarks", "workflow", "tests")

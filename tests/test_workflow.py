@@ -230,7 +230,9 @@ def test_plot_setting_redraws_only_that_plot(finished):
 
 
 def test_edit_of_a_module_runs_what_used_it(finished):
-    with edited(finished / "eigencache/clip_score.py", "import os\n", "import os  # an edit\n"):
+    with edited(
+        finished / "eigencache/metrics/_clip_score.py", "import os\n", "import os  # an edit\n"
+    ):
         jobs = planned_jobs(snakemake(finished, "-n"))
     assert {"score", "table"} <= jobs
     assert not {"sample", "calibrate", "plan", "refine"} & jobs

@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from benchmarks.peers.contestant import Contestant, Study
 from eigencache import sampler
 from eigencache.experiment import Experiment
-from eigencache.metrics import psnr, ssim
+from eigencache.metrics._psnr import psnr
+from eigencache.metrics._ssim import ssim
 from eigencache.prompts import read_prompts
 from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
 from eigencache.tables import write_table

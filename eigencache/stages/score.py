@@ -6,8 +6,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.clip_score import ClipScore
-from eigencache.metrics import load_image, psnr, ssim
+from eigencache.images import load_image
+from eigencache.metrics._clip_score import ClipScore
+from eigencache.metrics._psnr import psnr
+from eigencache.metrics._ssim import ssim
 from eigencache.stages import run
 from eigencache.stages.fetch import verified
 from eigencache.tables import read_table, refuse_altered, write_table
