@@ -3,7 +3,9 @@
     python tests/nothing_lost.py [--trials 20] [--seed 0]
 
 An undisturbed run comes first. Each trial then starts anew, is disturbed at a random moment in one
-of these ways, and is continued by `snakemake` with the same arguments:
+of these ways, and is continued by `snakemake` with the same arguments. The moment is a random
+number of finished jobs and up to a job's time more, so that it falls inside the run however busy
+the machine is; a trial whose run ended all the same is made again with another moment.
 
     SIGTERM      to Snakemake alone: it finishes its running jobs and ends
     SIGKILL      to Snakemake and all its jobs at once
@@ -21,6 +23,7 @@ import contextlib
 import hashlib
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -136,19 +139,41 @@ def disturb(way: str, running: subprocess.Popen, folder: Path, draw: random.Rand
                 ballast.flush()
 
 
-def trial(way: str, seconds: float, draw: random.Random, expected: dict, scratch: Path) -> dict:
-    """Disturb one run after so many seconds, continue it, and return the row of the table."""
+def steps_done(printed: Path) -> tuple[int, int]:
+    """Return how many jobs of a run have ended, by what it printed, and how many there are."""
+    done = re.findall(r"^(\d+) of (\d+) steps", printed.read_text(), re.MULTILINE)
+    return tuple(map(int, done[-1])) if done else (0, 1)
+
+
+def wait_for(jobs: int, seconds: float, running: subprocess.Popen, printed: Path) -> None:
+    """Wait until so many jobs of a run have ended, and so many seconds more, or until it ends."""
+    while running.poll() is None and steps_done(printed)[0] < jobs:
+        time.sleep(0.1)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.wait(seconds)
+
+
+def trial(
+    way: str, jobs: int, seconds: float, draw: random.Random, expected: dict, scratch: Path
+) -> dict | None:
+    """Disturb one run after so many jobs and seconds more, continue it, and return its row.
+
+    Returns:
+        the row of the table; None if the run had ended before it could be disturbed.
+    """
     with disk(scratch / "trial", mounted=way == "full disk") as folder:
         small_project(folder)
-        running = start(folder, scratch / "printed.txt")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(seconds)
-        before = running.poll()
+        printed = scratch / "printed.txt"
+        printed.write_text("")
+        running = start(folder, printed)
+        wait_for(jobs, seconds, running, printed)
+        if running.poll() is not None:
+            return None
         disturb(way, running, folder, draw)
         first = running.wait()
         made = len(digest(folder))
         (folder.parent / "ballast").unlink(missing_ok=True)
-        second = start(folder, scratch / "printed.txt").wait()
+        second = start(folder, printed).wait()
         found = digest(folder)
         verified = subprocess.run(
             [sys.executable, "-m", "eigencache.cli", "verify", "results", "figures"], cwd=folder,
@@ -157,8 +182,8 @@ def trial(way: str, seconds: float, draw: random.Random, expected: dict, scratch
         identical = found == expected
         row = {
             "way": way,
-            "after_s": round(seconds, 1),
-            "ended_before": before is not None,
+            "jobs_done": jobs,
+            "seconds_more": round(seconds, 1),
             "results_made": made,
             "exit": first,
             "next_exit": second,
@@ -166,7 +191,7 @@ def trial(way: str, seconds: float, draw: random.Random, expected: dict, scratch
             "verified": verified.returncode == 0,
         }
         if second or not identical or verified.returncode:
-            shutil.copytree(folder, scratch / f"failed-{way}-{seconds:.1f}", symlinks=True)
+            shutil.copytree(folder, scratch / f"failed-{way}-{jobs}-{seconds:.1f}", symlinks=True)
             print(verified.stdout[-2000:], verified.stderr[-2000:])
             print({k for k in expected | found if expected.get(k) != found.get(k)})
     return row
@@ -181,18 +206,22 @@ def main(arguments: argparse.Namespace) -> int:
     with disk(scratch / "undisturbed", mounted=False) as folder:
         small_project(folder)
         began = time.monotonic()
-        if start(folder, scratch / "printed.txt").wait():
-            print((scratch / "printed.txt").read_text()[-5000:])
+        printed = scratch / "printed.txt"
+        if start(folder, printed).wait():
+            print(printed.read_text()[-5000:])
             return 1
-        whole = time.monotonic() - began
+        whole, (jobs, _) = time.monotonic() - began, steps_done(printed)
         expected = digest(folder)
-    print(f"undisturbed: {whole:.0f} s, {len(expected)} results to compare")
+    print(f"undisturbed: {whole:.0f} s, {jobs} jobs, {len(expected)} results to compare")
     rows = []
-    for number in range(arguments.trials):
-        rows.append(
-            trial(ways[number % len(ways)], draw.uniform(0, whole), draw, expected, scratch)
-        )
-        print(rows[-1], flush=True)
+    while len(rows) < arguments.trials:
+        way, moment = ways[len(rows) % len(ways)], (draw.randrange(jobs), draw.uniform(0, 8))
+        row = trial(way, *moment, draw, expected, scratch)
+        if row is None:
+            print(f"{way} after {moment[0]} jobs: the run had ended; again", flush=True)
+            continue
+        rows.append(row)
+        print(row, flush=True)
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     kept = table.identical & table.verified & (table.next_exit == 0)
