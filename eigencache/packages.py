@@ -66,8 +66,10 @@ def fetch_weights(source: str, target: Path) -> None:
 
     try:
         url = get_weight(source.removeprefix(TORCHVISION)).url
-    except ValueError as error:
-        raise PackageError(f"{source}: {error}; correct the table of models") from None
+    except (ValueError, KeyError) as error:
+        raise PackageError(
+            f"{source}: torchvision has none ({error}); correct the table of models"
+        ) from None
     if url.rpartition("/")[2] != target.name:
         raise PackageError(f"{source}: torchvision calls them {url.rpartition('/')[2]}")
     prefix = torch.hub.HASH_REGEX.search(target.name)[1]

@@ -41,6 +41,7 @@ class FrechetLite0:
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
         network.reset_classifier(0)
         self.network, self.device = network.to(device).eval(), device
+        self.folder = folder
 
     @torch.no_grad()
     def features(self, image: torch.Tensor) -> np.ndarray:

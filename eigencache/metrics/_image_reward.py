@@ -69,7 +69,7 @@ class ImageReward:
     def __call__(self, reference: torch.Tensor | None, image: torch.Tensor, prompt: str) -> float:
         if self.process is None:
             self.process = subprocess.Popen(
-                list(map(str, self.command)), text=True, env=_environment(),
+                list(map(str, self.command)), encoding="utf-8", env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
@@ -99,5 +99,6 @@ def _environment() -> dict[str, str]:
     """Return this process's environment variables, without what leads to its own packages."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name not in ours} | {
-        "OMP_NUM_THREADS": str(torch.get_num_threads())
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        "PYTHONUTF8": "1",
     }
