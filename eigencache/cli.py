@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from eigencache import folders
+
 
 def main() -> None:
     """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
@@ -13,6 +15,7 @@ def main() -> None:
         "places", nargs="+", metavar="PATH", help="a result, or a folder of results and others"
     )
     command.set_defaults(run=_verify)
+    folders.add_arguments(commands.add_parser("score", help="score folders of images"))
     arguments = parser.parse_args()
     try:
         arguments.run(arguments)

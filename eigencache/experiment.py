@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
 
 from eigencache.methods import METHODS
+from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
 from eigencache.prompts import read_prompts, refuse_overlap
 from eigencache.shards import plan_shards
@@ -51,6 +52,7 @@ class Experiment:
         self._check_budgets()
         self._check_paths()
         self._check_model_path()
+        self._check_metrics()
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
         self._check_ablation()
@@ -124,6 +126,28 @@ class Experiment:
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
+
+    @property
+    def runs(self) -> dict[str, str]:
+        """The runs whose names are known beforehand, to their labels: all but those of `psnr`."""
+        budgets = self.config["budgets"]
+        return {FULL: FULL} | {
+            f"{label}-{budget:02d}": label
+            for label in self.budgeted if label != FULL for budget in budgets
+        }  # fmt: skip
+
+    @property
+    def reference_labels(self) -> list[str]:
+        """The labels of the runs that others are compared with."""
+        return list(dict.fromkeys(self.runs[name] for name in self.config["references"]))
+
+    @property
+    def metrics(self) -> dict[str, list[str]]:
+        """The metrics to the models of data/models.tsv that they need."""
+        return {
+            name: [self.config["clip"] if m == CLIP else m for m in METRICS[name].models]
+            for name in self.config["metrics"]
+        }
 
     def spec(self, label: str) -> dict:
         """Return the method of a label and its options: `{"method": name, option: value ...}`."""
@@ -201,6 +225,21 @@ class Experiment:
                 f"model_path: {path!r} is not the folder of a diffusers pipeline; it must have a "
                 "model_index.json"
             )
+
+    def _check_metrics(self) -> None:
+        for i, name in enumerate(self.config["references"]):
+            if name not in self.runs:
+                raise ConfigError(
+                    f"references.{i}: {name!r} is unknown; there are {list(self.runs)}"
+                )
+        needed = {model for models in self.metrics.values() for model in models}
+        for model, folder in self.config["metric_models"].items():
+            if model not in needed:
+                raise ConfigError(
+                    f"metric_models.{model}: no metric needs it; they need {sorted(needed)}"
+                )
+            if not Path(folder).is_dir():
+                raise ConfigError(f"metric_models.{model}: {folder!r} is no folder")
 
     def _check_prompts_suffice(self) -> None:
         """Raise a ConfigError if a method or figure wants more prompts or steps than there are."""

@@ -51,7 +51,9 @@ _ENTRIES = {
     "libraries": {"type": "object"},
     "manifest": _HASH,
 }
-_SCHEMA = {"type": "object", "required": list(_ENTRIES), "properties": _ENTRIES}
+# Of scores: a metric to the package and version that computed it and the hashes of its weights.
+_MORE = {"metrics": {"type": "object"}}
+_SCHEMA = {"type": "object", "required": list(_ENTRIES), "properties": _ENTRIES | _MORE}
 
 
 class ManifestError(ValueError):

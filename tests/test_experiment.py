@@ -60,6 +60,23 @@ def test_kernel_is_calibrated_at_the_tap_that_a_method_uses(config):
     assert set(ours.kernels) == {ours.kernel(label) for label in "abc"}
 
 
+def test_any_run_of_a_known_budget_can_be_a_reference(config):
+    config["methods"]["EigenCache-50dB"] = {"method": "EigenCache", "psnr": 50}
+    config["references"] = ["TaylorSeer-1-09", "full", "TaylorSeer-1-12"]
+    ours = experiment(config)
+    assert ours.reference_labels == ["TaylorSeer-1", "full"]
+    assert len(ours.runs) == 1 + len(ours.config["budgets"]) * (len(config["methods"]) - 1)
+    assert not any("50dB" in run for run in ours.runs)
+
+
+def test_a_metric_names_the_models_it_needs(config):
+    config["metrics"] = ["psnr", "clip_score", "image_reward"]
+    assert experiment(config).metrics == {
+        "psnr": [], "clip_score": ["emoji-clip"],
+        "image_reward": ["ImageReward", "bert-base-uncased"],
+    }  # fmt: skip
+
+
 def change(config, path, value):
     *parents, last = path.split("/")
     for key in parents:
@@ -98,6 +115,12 @@ MISTAKES = [
     ("prompts", "../prompts.txt", r"prompts: '\.\./prompts\.txt' leads out of the project"),
     ("prompts", "data/../../x", "prompts: 'data/../../x' leads out of the project"),
     ("calibration/prompts", "/etc/hosts", "calibration.prompts: '/etc/hosts' leads out of"),
+    ("metrics", ["ssim"], r"metrics: \['ssim'\] is not allowed.*contains.*psnr"),
+    ("metrics", ["psnr", "lpips"], "metrics.1: 'lpips' is not allowed.*lpips_alex"),
+    ("metric_models", {"LPIPS-alex": "data"}, "metric_models.LPIPS-alex: no metric needs it"),
+    ("metric_models", {"ST-LPIPS-alex": "nowhere"}, "ST-LPIPS-alex: 'nowhere' is no folder"),
+    ("references", [], "references: .* is not allowed"),
+    ("references", ["full", "FORA-08"], r"references.1: 'FORA-08' is unknown; .*'FORA-09'"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
 ]
 

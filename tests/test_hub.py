@@ -477,7 +477,9 @@ def test_model_path_is_checked_before_anything_runs(tmp_path, monkeypatch):
 def test_every_model_of_a_hub_is_pinned_or_says_that_it_is_open():
     table = pd.read_csv(ROOT / "data/models.tsv", sep="\t", dtype=str)
     of_hub = table[table["source"].str.startswith(hub.SCHEME)]
-    assert {"FLUX.1-dev", "FLUX.1-schnell", "CLIP-ViT-B-32"} == set(of_hub["model"])
+    assert set(of_hub["model"]) == {
+        "FLUX.1-dev", "FLUX.1-schnell", "CLIP-ViT-B-32", "ImageReward", "bert-base-uncased",
+    }  # fmt: skip
     assert (of_hub.groupby("model")["source"].nunique() == 1).all()
     assert of_hub["source"].str.fullmatch(r"hf://[\w-]+/[\w.-]+@[0-9a-f]{40}").all()
     assert of_hub["sha256"].dropna().str.fullmatch("[0-9a-f]{64}").all()
@@ -526,7 +528,7 @@ def test_the_configurations_of_real_models_plan_their_jobs(project, name):
     config = yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
     jobs = re.search(r"^sample +(\d+)$", printed, re.MULTILINE)
     assert int(jobs[1]) == (len(config["methods"]) + 1) * config["shards"]
-    assert re.search(r"^fetch +2$", printed, re.MULTILINE)
+    assert re.search(r"^fetch +5$", printed, re.MULTILINE)
 
 
 def test_the_workflow_goes_online_to_fetch_and_not_twice(project, server):

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
-GPU_RULES = {"calibrate", "collect", "refine", "refine_for_quality", "sample"}
+GPU_RULES = {"calibrate", "collect", "refine", "refine_for_quality", "sample", "score"}
 
 
 def snakemake(*arguments) -> str:
@@ -64,7 +64,7 @@ def test_every_job_with_a_gpu_has_partition_memory_and_time(jobs):
 
 def test_jobs_without_a_gpu_do_not_wait_for_one(jobs):
     others = {rule: job for rule, job in jobs.items() if rule not in GPU_RULES}
-    assert {"plan", "score"} <= set(others)
+    assert "plan" in others
     for rule, job in others.items():
         assert job["slurm_partition"] == "cpu", rule
         assert int(job["mem_mb"]) >= 4000 and int(job["runtime"]) >= 60, rule

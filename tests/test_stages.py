@@ -426,13 +426,38 @@ def test_an_image_is_loaded_as_channels_rows_columns(image_file):
     assert image[0, 2, 5, 7].item() == pixels[5, 7, 2] / 255
 
 
-def score_of(paths, **changes):
+class Toy:
+    """A metric of a set: the features are an image's mean, the distance that of the means."""
+
+    def features(self, image):
+        return image.mean().numpy(force=True)[None]
+
+    def distance(self, reference, images):
+        return float(abs(reference.mean() - images.mean()))
+
+
+class ToyScorers:
+    """PSNR, a CLIP score that counts letters, and the toy."""
+
+    def __init__(self):
+        from eigencache.metrics._psnr import psnr
+
+        self.calls = []
+        self.images = {"psnr": psnr, "clip_score": self.letters}
+        self.sets = {"frechet_lite0": Toy()}
+
+    def letters(self, reference, image, prompt):
+        self.calls.append(prompt)
+        return float(len(prompt))
+
+
+def score_of(paths, references=("full",), **changes):
     from eigencache.stages.score import score_records
 
     row = {"run": "x", "prompt_index": 0, "prompt": "a cat", "seed": 5}
-    reference = pd.DataFrame([row | {"run": "full", "image": paths[0]}])
+    reference = pd.DataFrame([row | {"run": run, "image": paths[0]} for run in references])
     records = pd.DataFrame([row | {"image": paths[1]} | changes])
-    return score_records(records, reference, lambda path, prompt: float(len(prompt)))
+    return score_records(records, reference, ToyScorers())[0]
 
 
 def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
@@ -440,9 +465,32 @@ def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
     from eigencache.metrics._psnr import psnr
 
     paths = image_file("1.png", noise(1)), image_file("2.png", noise(2))
-    scores = score_of(paths).iloc[0]
-    assert scores["psnr"] == psnr(*map(load_image, paths))
-    assert (scores["run"], scores["prompt_index"], scores["clip_score"]) == ("x", 0, 5.0)
+    scores = score_of(paths)
+    assert list(scores) == ["run", "prompt_index", "reference", "psnr", "clip_score"]
+    row = scores.iloc[0]
+    assert row["psnr"] == psnr(*map(load_image, paths))
+    assert (row["run"], row["prompt_index"], row["clip_score"]) == ("x", 0, 5.0)
+
+
+def test_an_image_is_scored_against_every_reference_itself_among_them(image_file):
+    from eigencache.stages.score import score_records
+
+    paths = [str(image_file(f"{i}.png", noise(i))) for i in range(4)]
+    rows = [("full", 0), ("full", 1), ("x", 0), ("x", 1)]
+    records = pd.DataFrame(rows, columns=["run", "prompt_index"])
+    records = records.assign(prompt=["a", "bb"] * 2, seed=1, image=paths)
+    scorers = ToyScorers()
+    scores, sets = score_records(records[2:], records, scorers)
+    assert scores[["run", "prompt_index", "reference"]].values.tolist() == [
+        ["x", 0, "full"], ["x", 0, "x"], ["x", 1, "full"], ["x", 1, "x"],
+    ]  # fmt: skip
+    assert (scores["psnr"] == np.inf).tolist() == [False, True, False, True]
+    assert scores["clip_score"].tolist() == [1, 1, 2, 2]
+    assert scorers.calls == ["a", "bb"]  # what is not paired is asked for once
+    means = [noise(i).mean() / 255 for i in range(4)]
+    assert sets["reference"].tolist() == ["full", "x"]
+    expected = [abs(sum(means[:2]) - sum(means[2:])) / 2, 0]
+    assert sets["frechet_lite0"].tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -450,12 +498,27 @@ def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
     [
         ({"prompt": "a dog"}, "prompt or noise differ"),
         ({"seed": 6}, "prompt or noise differ"),
-        ({"prompt_index": 3}, r"no reference image of prompts \[3\]"),
+        ({"prompt_index": 3}, r"full: no reference image of prompts \[3\]"),
     ],
 )
 def test_an_image_of_another_prompt_or_noise_is_not_scored(image_file, changes, message):
     with pytest.raises(ValueError, match=message):
         score_of((image_file("1.png", noise(1)), image_file("2.png", noise(2))), **changes)
+
+
+def test_an_image_of_another_size_is_not_scored(image_file):
+    with pytest.raises(ValueError, match="sizes differ"):
+        score_of((image_file("1.png", noise(1)), image_file("2.png", noise(2, 40))))
+
+
+def test_references_are_chosen_by_the_names_of_runs():
+    from eigencache.stages.score import choose_references
+
+    one = pd.DataFrame({"run": ["a-07", "a-09"], "prompt_index": 0})
+    two = pd.DataFrame({"run": ["full"], "prompt_index": 0})
+    assert choose_references([one, two, two], ["full", "a-09"])["run"].tolist() == ["full", "a-09"]
+    with pytest.raises(ValueError, match=r"no run 'b'.*\['a-07', 'a-09', 'full'\]"):
+        choose_references([one, two], ["b"])
 
 
 # ---- Sampling and calibration

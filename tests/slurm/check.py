@@ -31,7 +31,7 @@ OPTIONS = [
 ]
 SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": len(LABELS) * SHARDS,
              "score": len(LABELS)}  # fmt: skip
-GPU_RULES = {"calibrate", "sample"}
+GPU_RULES = {"calibrate", "sample", "score"}
 LIMIT = 1200  # seconds for all jobs on Slurm, 5 times what they take
 
 

@@ -19,7 +19,12 @@ rule fetch:
     params:
         pins=lambda w: [p for p in PINS if p.split("\t")[0] == w.model],
         path=lambda w: [
-            p for p in [E.config["model_path"]] if p and w.model == E.config["model"]
+            p
+            for p in [
+                E.config["metric_models"].get(w.model)
+                or (w.model == E.config["model"] and E.config["model_path"])
+            ]
+            if p
         ],
         code=source_hash("eigencache.stages.fetch"),
     shell:
@@ -27,3 +32,36 @@ rule fetch:
         "HF_HUB_OFFLINE=0 python -m eigencache.stages.fetch --table {input.table} "
         "--model {wildcards.model} --model-path {params.path:q} --manifest {output} "
         "2>&1 | tee {log}"
+
+
+# ImageReward wants other versions than the workflow, so it has an environment of its own.
+
+IMAGEREWARD = "build/imagereward/installed.txt"
+
+
+rule image_reward_environment:
+    input:
+        "envs/imagereward.txt",
+    output:
+        IMAGEREWARD,
+    log:
+        "logs/image-reward-environment.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        folder=lambda w, output: os.path.dirname(output[0]),
+    shell:
+        """
+        (
+            if command -v uv; then
+                uv venv --clear --python "$(command -v python)" {params.folder}
+                uv pip install --python {params.folder}/bin/python -r {input}
+                uv pip freeze --python {params.folder}/bin/python >{output}
+            else
+                python -m venv --clear {params.folder}
+                {params.folder}/bin/pip install -r {input}
+                {params.folder}/bin/pip freeze >{output}
+            fi
+        ) 2>&1 | tee {log}
+        """

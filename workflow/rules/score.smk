@@ -1,10 +1,23 @@
+from eigencache.metrics import METRICS
+
+SET_METRICS = [name for name in E.metrics if METRICS[name].whole]
+MANIFESTS = {
+    name: [f"models/{model}/manifest.json" for model in models]
+    for name, models in E.metrics.items()
+}
+
+
 rule score:
     input:
         records="results/{experiment}/records/{label}.csv",
-        reference="results/{experiment}/records/full.csv",
-        clip=f"models/{E.config['clip']}/manifest.json",
+        references=expand(
+            "results/{{experiment}}/records/{label}.csv", label=E.reference_labels
+        ),
+        models=sorted({path for paths in MANIFESTS.values() for path in paths}),
+        environment=[IMAGEREWARD] if "image_reward" in E.metrics else [],
     output:
-        "results/{experiment}/scores/{label}.csv",
+        scores="results/{experiment}/scores/{label}.csv",
+        sets=["results/{experiment}/sets/{label}.csv"] if SET_METRICS else [],
     log:
         "logs/{experiment}/score-{label}.log",
     benchmark:
@@ -12,9 +25,18 @@ rule score:
     conda:
         "../../envs/workflow.yaml"
     threads: E.config["threads"]
+    resources:
+        gpu=1,
     params:
-        code=source_hash("eigencache.stages.score"),
+        metrics=json.dumps(MANIFESTS),
+        references=E.config["references"],
+        code=[
+            source_hash(f"eigencache.{module}")
+            for module in ("stages.score", *(f"metrics._{name}" for name in E.metrics))
+        ],
     shell:
+        "python -m eigencache.lease {resources.gpu} -- "
         "python -m eigencache.stages.score --records {input.records} "
-        "--reference {input.reference} --clip {input.clip} --threads {threads} "
-        "--scores {output} 2>&1 | tee {log}"
+        "--references {params.references:q} --reference-records {input.references} "
+        "--metrics {params.metrics:q} --models {input.models} --threads {threads} "
+        "--scores {output.scores} --sets {output.sets} 2>&1 | tee {log}"

