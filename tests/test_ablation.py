@@ -52,9 +52,12 @@ def test_every_method_of_the_shipped_ablation_is_shown(shipped):
 
 def test_targets_are_the_tables_and_the_figure_of_an_ablation(shipped, config):
     assert set(shipped.targets) == {
+        "results/ablation/scores.csv",
+        "results/ablation/scores.parquet",
         "results/ablation/summary.csv",
         "results/ablation/ablation.csv",
         "results/ablation/ablation.md",
+        "results/ablation/ablation.tex",
         "figures/ablation/ablation.pdf",
         "figures/ablation/ablation.png",
     }
