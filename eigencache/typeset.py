@@ -37,7 +37,7 @@ _MARKDOWN = str.maketrans(
 
 # The same file makes a page of its own, as wide and high as the table, and can be \input: where a
 # document has begun, LaTeX has made \documentclass the error \@twoclasseserror.
-_LATEX = r"""% pdflatex makes a page of this file. \input in a paper that uses booktabs, it is the tabular.
+_LATEX = r"""% pdflatex makes a page of this file; \input in a paper with booktabs it is a tabular.
 % {title}
 \expandafter\ifx\csname @twoclasseserror\endcsname\documentclass
 \let\EndOfTable\relax
