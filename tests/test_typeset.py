@@ -7,6 +7,7 @@ import re
 import shutil
 import string
 import subprocess
+import unicodedata
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def compiled(text: str, folder) -> str:
     words = subprocess.run(
         ["pdftotext", "-layout", "table.pdf", "-"], cwd=folder, capture_output=True, text=True
     )
-    return words.stdout
+    return unicodedata.normalize("NFC", words.stdout)
 
 
 # ---- Numbers
