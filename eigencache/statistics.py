@@ -28,6 +28,7 @@ from scipy.stats import bootstrap, norm, t
 
 LEVEL = 0.95
 RESAMPLES = 9999
+AT_ONCE = 2_000_000  # values of resamples that are in memory together
 SEED = 2026  # of the resampling: the same values have the same interval, to the bit
 # The range of n values misses their distribution's median with a chance of 2 ** (1 - n), and no
 # resample leaves that range: 6 values are the fewest with which 95 % can be reached.
@@ -96,7 +97,8 @@ def _interval(values: ArrayLike, statistic: Callable) -> Interval:
         return Interval(value, np.nan, np.nan)
     ends = bootstrap(
         (values,), statistic, n_resamples=RESAMPLES, confidence_level=_level(len(values)),
-        method="percentile", rng=np.random.default_rng(SEED), vectorized=True, batch=1000,
+        method="percentile", rng=np.random.default_rng(SEED), vectorized=True,
+        batch=max(1, AT_ONCE // len(values)),
     ).confidence_interval  # fmt: skip
     return Interval(value, float(ends.low), float(ends.high))
 

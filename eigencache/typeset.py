@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+Mark = Literal["", "bold", "underlined"]
+
 NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # NONE stands where nothing was measured
 
 _GREEK = (
@@ -75,7 +77,7 @@ class Cell:
 
     text: str
     detail: str = ""
-    mark: Literal["", "bold", "underlined"] = ""
+    mark: Mark = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def number(value: float, digits: int, signed: bool = False) -> str:
 
 def measured(
     value: float, low: float, high: float, digits: int, signed: bool = False,
-    mark: Literal["", "bold", "underlined"] = "",
+    mark: Mark = "",
 ) -> Cell:  # fmt: skip
     """Return the cell of a value with its interval, if that is finite and has any width."""
     detail = ""
@@ -158,7 +160,7 @@ def _tex_character(character: str) -> str:
         return _TEX[character]
     if character.isascii() and character.isprintable():
         return character
-    base, *accents = unicodedata.normalize("NFD", character)
+    base, *accents = list(unicodedata.normalize("NFD", character))
     if base.isascii() and base.isalpha() and accents and set(accents) <= _ACCENTS:
         return character
     kind, _, code = unicodedata.decomposition(character).partition(" ")

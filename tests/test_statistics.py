@@ -31,9 +31,9 @@ def values():
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("count", [8, 24])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch, kind, count):
-    monkeypatch.setattr(statistics, "RESAMPLES", 499)
+    monkeypatch.setattr(statistics, "RESAMPLES", 399)
     draw, (sample, mean, median) = np.random.default_rng(0), DRAWS[kind]
-    trials = [sample(draw, count) for _ in range(400)]
+    trials = [sample(draw, count) for _ in range(300)]
     means, medians = map(mean_interval, trials), map(median_interval, trials)
     hits = {
         "mean": np.mean([low <= mean <= high for _, low, high in means]),

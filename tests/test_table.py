@@ -313,6 +313,14 @@ def test_another_reference_has_a_table_of_its_own(summary, images):
         compare(summary, images, "x")
 
 
+def test_the_reference_is_not_the_best_for_being_like_itself(records, scores):
+    own = (scores["run"] == "plain-05") & (scores["reference"] == "plain-05")
+    scores.loc[own, "psnr"] = np.inf
+    images = join(records, scores)
+    table = compare(summarise(images, "plain"), images, "plain-05").set_index("run")
+    assert table.loc["plain-05", "psnr"] == np.inf and pd.isna(table.loc["plain-05", "psnr_place"])
+
+
 def test_sheet_shows_means_intervals_and_marks(table):
     found = sheet(table, "full")
     assert found.heads == ["method", "PSNR (dB) ↑", "PSNR over plain (dB) ↑", "ST-LPIPS (alex) ↓",

@@ -93,7 +93,8 @@ def sheet(table: pd.DataFrame, images: int, reference: str) -> Sheet:
     for budget, rows in table.groupby("full_steps"):
         begins = ~rows["factor"].duplicated()
         groups[f"{budget} full steps"] = [
-            _cells(row, metrics, begins[i]) for i, row in rows.iterrows()
+            _cells(row, metrics, first)
+            for (_, row), first in zip(rows.iterrows(), begins, strict=True)
         ]
     return Sheet("Ablations", notes, heads, groups, left=3)
 

@@ -6,6 +6,7 @@ other run of the group is on its side of zero; the second best likewise among th
 """
 
 import argparse
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -15,11 +16,11 @@ from eigencache.plan import FULL
 from eigencache.stages import run
 from eigencache.statistics import LEVEL, differences, mean_interval
 from eigencache.tables import read_table, write_table
-from eigencache.typeset import NONE, Cell, Sheet, latex, markdown, measured, number
+from eigencache.typeset import NONE, Cell, Mark, Sheet, latex, markdown, measured, number
 
 GAIN = "psnr_gain"
 TIMES = ["seconds", "speedup", "speedup_low", "speedup_high", "images", "timed_images"]
-MARKS = {1: "bold", 2: "underlined"}
+MARKS: Mapping[int, Mark] = {1: "bold", 2: "underlined"}
 
 
 def compare(summary: pd.DataFrame, scores: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -40,31 +41,37 @@ def compare(summary: pd.DataFrame, scores: pd.DataFrame, reference: str) -> pd.D
     if table.empty:
         known = sorted(set(summary["reference"]))
         raise ValueError(f"no run is scored against {reference!r}; the references are {known}")
-    metrics = [name for name in METRICS if name in table.columns]
-    metrics.sort(key=list(table.columns).index)
-    order = pd.DataFrame(
-        {
-            "full": table["run"] != FULL,
-            "steps": table["full_steps"],
-            "base": table["run"] != table["baseline"],
-        }
-    )
-    table = table.loc[order.sort_values([*order.columns], kind="stable").index]
+    table = _ordered(table)
+    metrics = [name for name in table.columns if name in METRICS]
     kept = ["full_steps", "run", "method", "num_steps"]
-    images = scores[scores["reference"] == reference].pivot(index="prompt_index", columns="run")
+    images = scores[scores["reference"] == reference]
     for metric in metrics:
         kept.append(metric)
         if not METRICS[metric].whole:
-            table[f"{metric}_place"] = _places(table, images[metric], METRICS[metric].higher)
+            values = images.pivot(index="prompt_index", columns="run", values=metric)
+            table[f"{metric}_place"] = _places(table, values, METRICS[metric].higher)
             kept += [f"{metric}_low", f"{metric}_high", f"{metric}_place"]
     gain = ["baseline", GAIN, f"{GAIN}_low", f"{GAIN}_high"]
     return table[[*kept, *gain, *TIMES, "seed", "device"]].reset_index(drop=True)
 
 
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    columns = {
+        "full": table["run"] != FULL,
+        "steps": table["full_steps"],
+        "base": table["run"] != table["baseline"],
+    }
+    order = pd.DataFrame(columns).sort_values(list(columns), kind="stable")
+    return table.loc[order.index].copy()
+
+
 def _places(table: pd.DataFrame, values: pd.DataFrame, higher: bool) -> pd.Series:
-    """Return the place of every run of a table among those of its budget, by one metric."""
-    compared = table[table["run"] != FULL]
-    found = {}
+    """Return the place of every run of a table among those of its budget, by one metric.
+
+    Neither the full run competes nor the reference, which is wholly like itself.
+    """
+    compared = table[(table["run"] != FULL) & (table["run"] != table["reference"])]
+    found: dict[str, int] = {}
     for _, rows in compared.groupby("full_steps"):
         found |= places(values[rows["run"]], higher)
     return table["run"].map(found).astype("Int64")
@@ -77,7 +84,8 @@ def places(values: pd.DataFrame, higher: bool) -> dict[str, int]:
         values: one row a prompt, one column a run.
         higher: whether higher is better.
     """
-    found, rest = {}, values if higher else -values
+    found: dict[str, int] = {}
+    rest = values if higher else -values
     for place in (1, 2):
         if rest.shape[1] < 2:
             break
@@ -86,7 +94,7 @@ def places(values: pd.DataFrame, higher: bool) -> dict[str, int]:
         ahead = (mean_interval(differences(rest[best], others[name])) for name in others)
         if not all(interval.sign > 0 for interval in ahead):
             break
-        found[best] = place
+        found[str(best)] = place
         rest = others
     return found
 
@@ -117,7 +125,7 @@ def _row(row: dict, metrics: list[str], compared: bool) -> list[Cell]:
         if METRICS[name].whole:
             cells.append(Cell(number(row[name], digits)))
             continue
-        mark = MARKS.get(row[f"{name}_place"], "")
+        mark: Mark = MARKS.get(row[f"{name}_place"], "")
         cells.append(measured(*_interval(row, name), digits, mark=mark))
         if name == "psnr" and compared:
             gain = measured(*_interval(row, GAIN), digits, signed=True)

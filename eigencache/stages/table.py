@@ -126,7 +126,8 @@ def _with_sets(table: pd.DataFrame, sets: pd.DataFrame) -> pd.DataFrame:
     gaps = merged.loc[merged[list(sets.columns.drop(GROUP))].isna().any(axis=1), "run"]
     if len(gaps):
         raise ValueError(f"the images of {sorted(set(gaps))} have no scores as a set")
-    columns, place = list(table.columns), table.columns.get_loc("predicted_psnr")
+    columns = list(table.columns)
+    place = columns.index("predicted_psnr")
     return merged[[*columns[:place], *sets.columns.drop(GROUP), *columns[place:]]]
 
 
