@@ -12,14 +12,17 @@ from jsonschema.exceptions import ValidationError
 
 from eigencache.methods import METHODS
 from eigencache.metrics import CLIP, METRICS
-from eigencache.plan import BASELINES, FULL, TAPS
+from eigencache.plan import BASELINES, FEWER_STEPS, FULL, TAPS
 from eigencache.prompts import read_prompts, refuse_overlap
 from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
 FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
-ABLATION_TABLES = ("ablation.csv", "ablation.md")
+SCORES = ("scores.csv", "scores.parquet", "summary.csv")
+TABLES, ABLATION_TABLES = (
+    tuple(f"{name}{kind}" for kind in (".csv", ".md", ".tex")) for name in ("table", "ablation")
+)
 
 
 # A JSON schema takes 2.0 for a whole number, `range` does not.
@@ -55,6 +58,7 @@ class Experiment:
         self._check_metrics()
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
+        self._check_baseline()
         self._check_ablation()
         calibration = self.config["calibration"]
         self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
@@ -100,6 +104,15 @@ class Experiment:
         return [label for label in self.labels if label not in self.bounded]
 
     @property
+    def baseline(self) -> str | None:
+        """The label to whose runs others of as many full steps are compared; None: there is none.
+
+        Unless the configuration names one, it is the first of fewer steps.
+        """
+        plain = (k for k in self.labels if self.spec(k)["method"] == FEWER_STEPS)
+        return self.config["baseline"] or next(plain, None)
+
+    @property
     def shards(self) -> list[str]:
         """The names of the shards of the evaluation prompts."""
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
@@ -111,21 +124,20 @@ class Experiment:
 
     @property
     def targets(self) -> list[str]:
-        """The files that the whole experiment is for: the summary and every figure.
+        """The files that the whole experiment is for: the scores, the tables and every figure.
 
         An ablation has a table and a figure of its own in place of those that compare methods.
         """
         name = self.config["experiment"]
+        kept = ABLATION_TABLES if self.config["ablation"] else TABLES
+        tables = [f"results/{name}/{table}" for table in (*SCORES, *kept)]
         if self.config["ablation"]:
-            tables = [f"results/{name}/{table}" for table in ABLATION_TABLES]
-            return [f"results/{name}/summary.csv", *tables] + [
-                f"figures/{name}/ablation{kind}" for kind in FORMATS
-            ]
+            return tables + [f"figures/{name}/ablation{kind}" for kind in FORMATS]
         left_out = set() if self.refined else {"quality"}
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
-        return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
+        return tables + [f + kind for f in figures for kind in FORMATS]
 
     @property
     def runs(self) -> dict[str, str]:
@@ -266,6 +278,13 @@ class Experiment:
                     f"figures.samples.prompts: {index} is none of the {len(self.prompts)} "
                     "evaluation prompts, which count from 0"
                 )
+
+    def _check_baseline(self) -> None:
+        label = self.config["baseline"]
+        if label is not None and label not in self.config["methods"]:
+            raise ConfigError(
+                f"baseline: {label!r} is unknown; methods has {list(self.config['methods'])}"
+            )
 
     def _check_ablation(self) -> None:
         for factor, part in self.config["ablation"].items():

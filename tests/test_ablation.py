@@ -14,12 +14,15 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import flow_timesteps, kernel_of, random_trajectories
+from test_typeset import compiled, needs_latex
 
 from eigencache.experiment import ConfigError, Experiment
 from eigencache.figures import ablation, save
 from eigencache.methods import METHODS
-from eigencache.stages.ablation import ablate, main, markdown
+from eigencache.stages.ablation import ablate, main, sheet
+from eigencache.statistics import mean_interval
 from eigencache.tables import read_table, write_table
+from eigencache.typeset import MINUS, Cell, latex, markdown
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
@@ -52,9 +55,12 @@ def test_every_method_of_the_shipped_ablation_is_shown(shipped):
 
 def test_targets_are_the_tables_and_the_figure_of_an_ablation(shipped, config):
     assert set(shipped.targets) == {
+        "results/ablation/scores.csv",
+        "results/ablation/scores.parquet",
         "results/ablation/summary.csv",
         "results/ablation/ablation.csv",
         "results/ablation/ablation.md",
+        "results/ablation/ablation.tex",
         "figures/ablation/ablation.pdf",
         "figures/ablation/ablation.png",
     }
@@ -156,12 +162,15 @@ def scores():
     draw = np.random.default_rng(0)
     return pd.DataFrame(
         [
-            {"run": f"{label}-{budget:02d}", "prompt_index": index, "psnr": 40 + draw.normal()}
+            {
+                "run": f"{label}-{budget:02d}", "reference": "full", "prompt_index": index,
+                "psnr": 40 + draw.normal(),
+            }
             for label in "abc"
             for budget in BUDGETS
-            for index in range(4)
+            for index in range(8)
         ]
-    )
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -174,9 +183,13 @@ def summary(scores):
         for b in BUDGETS
     ]
     names = ["run", "method", "full_steps", "psnr", "ssim", "seconds", "speedup"]
-    return pd.DataFrame(rows, columns=names)
+    table = pd.DataFrame(rows, columns=names).assign(reference="full", frechet_lite0=2.5)
+    for name in ("psnr", "ssim", "speedup"):
+        table[f"{name}_low"], table[f"{name}_high"] = table[name] - 0.01, table[name] + 0.02
+    return table
 
 
+GAIN = ["gain", "gain_low", "gain_high"]
 COMMANDS = {label: f"snakemake {label}" for label in "abc"}
 
 
@@ -191,7 +204,7 @@ def test_there_is_a_row_for_each_value_and_budget(table, summary):
     assert list(table["full_steps"]) == [*BUDGETS] * 4
     of = summary.set_index(["method", "full_steps"])
     for row in table.itertuples():
-        for name in ("psnr", "ssim", "seconds", "speedup"):
+        for name in ("psnr", "psnr_low", "ssim_high", "frechet_lite0", "seconds", "speedup"):
             assert getattr(row, name) == of.loc[(row.label, row.full_steps), name]
         assert row.command == f"snakemake {row.label}"
 
@@ -201,9 +214,9 @@ def test_gain_is_paired_by_image(table, scores):
     row = table[(table["label"] == "c") & (table["full_steps"] == 5)].iloc[0]
     differences = psnr["c-05"] - psnr["b-05"]
     assert row["gain"] == pytest.approx(differences.mean())
-    assert row["gain_error"] == pytest.approx(differences.std(ddof=1) / 2)
+    assert tuple(row[GAIN]) == pytest.approx(mean_interval(differences))
     bases = table[table["base"]]
-    assert set(bases["label"]) == {"b"} and (bases[["gain", "gain_error"]] == 0).all(axis=None)
+    assert set(bases["label"]) == {"b"} and (bases[GAIN] == 0).all(axis=None)
 
 
 @pytest.mark.parametrize(
@@ -219,50 +232,64 @@ def test_what_is_missing_is_named(summary, scores, spoil, factors, message):
         ablate(spoil(summary), scores, factors, COMMANDS)
 
 
-def cells(text: str) -> list[list[str]]:
-    """Return the cells of all Markdown tables in a text, without their two head rows."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in rows if row[0] != "factor" and not row[0].startswith("---")]
-
-
-def test_markdown_says_what_the_csv_says(table):
-    text = markdown(table, 4)
-    assert re.findall("## (.*)", text) == ["3 full steps", "5 full steps"]
+def test_sheet_says_what_the_csv_says(table):
+    found = sheet(table, 8, "full")
+    assert list(found.groups) == ["3 full steps", "5 full steps"]
+    assert found.heads == [
+        "factor", "value", "label", "PSNR to the base (dB)", "PSNR (dB)", "SSIM",
+        "Fréchet distance (EfficientNet-lite0)", "seconds", "speed-up",
+    ]  # fmt: skip
     rows = pd.concat([table[table["full_steps"] == budget] for budget in BUDGETS])
     factor = ""
-    for (_, row), shown in zip(rows.iterrows(), cells(text), strict=True):
-        factor = shown[0] or factor
-        assert factor == row["factor"]
-        assert shown[1].strip("*") == row["value"]
-        assert shown[1].startswith("**") == row["base"]
-        assert float(shown[2]) == pytest.approx(row["psnr"], abs=0.005)
-        assert (shown[3] == "") == row["base"]
-        if not row["base"]:
-            gain, error = map(float, shown[3].split("±"))
-            assert (gain, error) == pytest.approx((row["gain"], row["gain_error"]), abs=0.005)
-        assert [float(x) for x in shown[4:7]] == pytest.approx(
-            [row["ssim"], row["seconds"], row["speedup"]], abs=0.005
-        )
-        assert shown[7] == f"`{row['label']}`"
-    assert f"    {table['command'][0]}\n" in text
+    for (_, row), cells in zip(
+        rows.iterrows(), itertools.chain(*found.groups.values()), strict=True
+    ):
+        factor = cells[0].text or factor
+        assert factor == row["factor"] and cells[2] == Cell(row["label"])
+        assert cells[1] == Cell(row["value"], mark="bold" if row["base"] else "")
+        ends = f"[{row['gain_low']:+.2f}, {row['gain_high']:+.2f}]"
+        gain = Cell(f"{row['gain']:+.2f}".replace("-", MINUS), ends.replace("-", MINUS))
+        assert cells[3] == (Cell("") if row["base"] else gain)
+        ends = f"[{row['psnr_low']:.2f}, {row['psnr_high']:.2f}]"
+        assert cells[4] == Cell(f"{row['psnr']:.2f}", ends)
+        assert cells[6:8] == [Cell("2.500"), Cell(f"{row['seconds']:.3f}")]
+        assert cells[8].text == f"{row['speedup']:.2f}" and cells[8].detail
+    assert [cells[0].text for cells in found.groups["3 full steps"]] == [
+        "window",
+        "",
+        "kernel of",
+        "",
+    ]
+    assert "over 8 prompts, against the full run" in found.notes[0]
 
 
-def test_stage_writes_both_tables(tmp_path, summary, scores):
-    write_table(summary, tmp_path / "summary.csv")
-    paths = {label: tmp_path / "scores" / f"{label}.csv" for label in "abc"}
-    for label, path in paths.items():
-        write_table(scores[scores["run"].str.startswith(label)], path)
+def test_stage_writes_all_tables(tmp_path, summary, scores):
+    folder = tmp_path / "results"
+    other = {"reference": "b-05", "psnr": 1.0}
+    write_table(pd.concat([summary, summary.assign(**other)]), folder / "summary.csv")
+    write_table(pd.concat([scores, scores.assign(**other)]), folder / "scores.csv")
     parts = {
-        "summary": tmp_path / "summary.csv", "scores": [str(path) for path in paths.values()],
+        "summary": folder / "summary.csv", "tidy": str(folder / "scores.csv"), "reference": "full",
         "factors": json.dumps(FACTORS), "configfiles": ["some.yaml"], "table": tmp_path / "out.csv",
-        "markdown": tmp_path / "out.md",
+        "markdown": tmp_path / "out.md", "latex": tmp_path / "out.tex",
     }  # fmt: skip
     main(argparse.Namespace(**parts))
     table = read_table(tmp_path / "out.csv")
-    assert table["command"][0] == f"snakemake {paths['a']} --configfile some.yaml --cores all"
-    assert "over 4 prompts" in (tmp_path / "out.md").read_text()
-    assert table["base"].dtype == bool
+    command = f"snakemake {folder}/scores/a.csv --configfile some.yaml --cores all"
+    assert table["command"][0] == command and table["base"].dtype == bool
+    typeset = sheet(table, 8, "full")
+    text = (tmp_path / "out.md").read_text()
+    assert text.startswith(markdown(typeset)) and text.endswith(f"\n    {command}\n")
+    assert (tmp_path / "out.tex").read_text() == latex(typeset)
+    assert table["psnr"].min() > 30
+
+
+@needs_latex
+def test_latex_of_the_ablation_compiles_as_it_is(tmp_path, table):
+    table["value"] = table["value"].replace({"1": "10⁻²", "cosines": "50 % & more_"})
+    words = compiled(latex(sheet(table, 8, "full")), tmp_path)
+    assert "10−2" in words and "50 % & more" in words  # noqa: RUF001
+    assert words.count("second moments") == 2
 
 
 # ---- The figure
@@ -279,8 +306,19 @@ def test_figure_draws_the_tables_gains(table):
             rows = table[(table["factor"] == factor) & (table["full_steps"] == budget)]
             np.testing.assert_allclose(line.get_ydata(orig=False), rows["gain"])
             np.testing.assert_array_equal(np.round(line.get_xdata(orig=False)), range(len(rows)))
+        for bars, budget in zip(axes.containers, BUDGETS, strict=True):
+            rows = table[(table["factor"] == factor) & (table["full_steps"] == budget)]
+            ends = [segment[:, 1] for segment in bars.lines[2][0].get_segments()]
+            np.testing.assert_allclose(ends, rows[["gain_low", "gain_high"]])
         low, high = axes.get_ylim()
         assert high - low >= ablation.SPAN
+
+
+def test_figure_draws_no_bar_where_there_is_no_interval(table):
+    table[["gain_low", "gain_high"]] = np.nan
+    for axes in ablation.draw(table).axes:
+        for bars in axes.containers:
+            assert not any(map(len, bars.lines[2][0].get_segments()))
 
 
 def test_figure_joins_numbers_alone(table):

@@ -41,6 +41,23 @@ def test_defaults_come_from_the_schema(config):
     assert experiment(config).config["shards"] == 1
 
 
+def test_baseline_is_the_first_of_fewer_steps_unless_another_is_named(config):
+    assert experiment(config).baseline == "fewer-steps"
+    config["methods"] = {"a": {"method": "FORA"}, "b": {"method": "fewer-steps"},
+                         "c": {"method": "fewer-steps"}}  # fmt: skip
+    assert experiment(config).baseline == "b"
+    config["baseline"] = "a"
+    assert experiment(config).baseline == "a"
+    config["methods"] = {"a": {"method": "FORA"}}
+    assert experiment(config | {"baseline": None}).baseline is None
+
+
+def test_tables_are_among_the_targets(config):
+    names = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex"]
+    wanted = {f"results/emoji-flux/{name}" for name in names}
+    assert wanted <= set(experiment(config).targets)
+
+
 def test_config_given_is_not_changed(config):
     before = copy.deepcopy(config)
     experiment(config)
@@ -85,6 +102,8 @@ def change(config, path, value):
 
 
 MISTAKES = [
+    ("baseline", "TaylorSeer-3", r"baseline: 'TaylorSeer-3' is unknown; methods has \['fewer"),
+    ("baseline", "full", "baseline: 'full' is unknown"),
     ("sampler/num_stepz", 5, r"sampler: unknown keys \['num_stepz'\]; allowed are"),
     ("sampler/num_steps", "fifty", "sampler.num_steps: 'fifty' is not allowed"),
     ("sampler/dtype", "int8", r"sampler.dtype: 'int8' is not allowed.*bfloat16"),

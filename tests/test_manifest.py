@@ -193,8 +193,8 @@ def test_every_stage_says_what_it_reads_and_writes(path):
     if path.stem in ("fetch", "timings"):  # the one writes a manifest itself, the other nothing
         return
     files = {"kernel", "kernels", "plans", "records", "reference_records", "scores", "sets",
-             "summary", "table", "markdown", "trajectory", "shards", "prompts", "model", "models",
-             "out"}  # fmt: skip
+             "summary", "table", "tidy", "parquet", "markdown", "latex", "trajectory", "shards",
+             "prompts", "model", "models", "out"}  # fmt: skip
     files -= {"prompts"} if path.parent.name == "figures" else set()  # their indices
     files -= {"shards"} if path.stem == "sample" else set()  # how many
     assert stated == names & files and keywords["outputs"]

@@ -17,7 +17,6 @@ from eigencache.prompts import read_prompts, refuse_overlap, shard_indices
 from eigencache.stages import run
 from eigencache.stages.fetch import FetchError, fetch, pin, verified
 from eigencache.stages.merge import MergeError, merge
-from eigencache.stages.table import summarise
 
 # ---- Files
 
@@ -276,74 +275,6 @@ def test_a_missing_or_altered_image_is_named_with_its_shard(shards, tmp_path, sp
     spoil(tmp_path / "a-1.png")
     with pytest.raises(ValueError, match=r"a-1\.png: missing or altered.* delete .*001\.csv"):
         merge(paths, 2)
-
-
-# ---- Table
-
-
-def records_and_scores():
-    records = pd.DataFrame(
-        [
-            ("full", 0, "full", 50, 4.0, None, 100.0),
-            ("full", 1, "full", 50, 5.0, None, 300.0),
-            ("full", 2, "full", 50, 9.0, None, 200.0),
-            ("x-09", 0, "x", 9, 1.0, 4.0, 100.0),
-            ("x-09", 1, "x", 9, 1.0, 10.0, 300.0),
-            ("x-09", 2, "x", 9, 4.0, 8.0, 200.0),
-        ],
-        columns=[
-            "run", "prompt_index", "method", "full_steps", "seconds", "reference_seconds",
-            "peak_memory_mb",
-        ],
-    )  # fmt: skip
-    records = records.assign(
-        num_steps=50, decode_seconds=0.5, predicted_psnr=3 * [np.nan] + 3 * [29.0]
-    )
-    scores = records[["run", "prompt_index"]].assign(ssim=0.5, clip_score=25.0)
-    scores["psnr"] = [np.inf] * 3 + [30.0, 40.0, 20.0]
-    return records, scores
-
-
-def test_speed_up_is_the_median_of_paired_ratios():
-    table = summarise(*records_and_scores()).set_index("run")
-    assert table.loc["x-09", "speedup"] == 4.0  # of 4, 10 and 2; the ratio of means is 3.67
-    assert table.loc["x-09", "timed_images"] == 3
-
-
-def test_the_full_run_is_as_fast_as_itself():
-    table = summarise(*records_and_scores()).set_index("run")
-    assert table.loc["full", "speedup"] == 1
-
-
-def test_images_without_a_timed_pair_do_not_count_for_speed_up():
-    records, scores = records_and_scores()
-    records.loc[4, "reference_seconds"] = np.nan  # the ratio of 10
-    row = summarise(records, scores).set_index("run").loc["x-09"]
-    assert (row["speedup"], row["timed_images"], row["images"]) == (3.0, 2, 3)
-
-
-def test_quality_and_seconds_are_means_and_memory_is_the_largest():
-    row = summarise(*records_and_scores()).set_index("run").loc["x-09"]
-    assert (row["psnr"], row["seconds"], row["peak_memory_mb"]) == (30.0, 2.0, 300.0)
-    assert (row["full_steps"], row["num_steps"], row["images"]) == (9, 50, 3)
-    assert row["predicted_psnr"] == 29.0
-
-
-def test_runs_keep_the_order_of_their_records():
-    records, scores = records_and_scores()
-    backwards = summarise(records[::-1], scores)
-    assert list(backwards["run"]) == ["x-09", "full"]
-
-
-def test_scores_are_matched_by_run_and_prompt_not_by_place():
-    records, scores = records_and_scores()
-    pd.testing.assert_frame_equal(summarise(records, scores[::-1]), summarise(records, scores))
-
-
-def test_an_image_scored_twice_is_refused():
-    records, scores = records_and_scores()
-    with pytest.raises(ValueError, match=r"not a one-to-one merge"):
-        summarise(records, pd.concat([scores, scores[:1]]))
 
 
 # ---- The command line

@@ -118,7 +118,8 @@ def untouched(tmp_path_factory):
     return copy_of_project(tmp_path_factory.mktemp("untouched"))
 
 
-TARGETS = ["all", "results/emoji-flux/summary.csv", "emoji_models",
+TABLES = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex"]
+TARGETS = ["all", *(f"results/emoji-flux/{name}" for name in TABLES), "emoji_models",
            *(f"figures/emoji-flux/{name}" for name in FIGURES if name.endswith("pdf"))]  # fmt: skip
 
 
@@ -136,6 +137,16 @@ def test_mistake_in_the_config_stops_before_anything_runs(untouched):
 def test_killed_run_continues_and_finishes(finished):
     assert {path.name for path in finished.glob("figures/emoji-flux/*.p??")} == set(FIGURES)
     assert all(path.stat().st_size > 5000 for path in finished.glob("figures/emoji-flux/*.p??"))
+
+
+def test_every_table_is_written(finished):
+    results = finished / "results/emoji-flux"
+    assert all((results / name).stat().st_size > 500 for name in TABLES)
+    table = pd.read_csv(results / "table.csv")
+    assert table["method"][0] == "full" and table["method"][1] == "fewer-steps"
+    assert set(table["baseline"].dropna()) == {"fewer-steps-03", "fewer-steps-04"}
+    assert table["psnr_low"][1:].isna().all()  # three prompts are too few for an interval
+    assert table["psnr_place"].isna().all()
 
 
 def test_summary_has_a_row_for_every_run(finished):
@@ -181,7 +192,8 @@ def verify(folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_every_result_has_a_manifest_that_agrees(finished):
-    kinds = ("results/*/**/*.csv", "results/*/**/*.safetensors", "figures/*/*.p??")
+    kinds = ("results/*/**/*.csv", "results/*/*.parquet", "results/*/*.md", "results/*/*.tex",
+             "results/*/**/*.safetensors", "figures/*/*.p??")  # fmt: skip
     results = [path for kind in kinds for path in finished.glob(kind)]
     assert len(results) > 20
     assert [path for path in results if not Path(f"{path}.json").is_file()] == []
@@ -268,6 +280,18 @@ def test_edit_of_a_module_runs_what_used_it(finished):
         jobs = planned_jobs(snakemake(finished, "-n"))
     assert {"score", "table"} <= jobs
     assert not {"sample", "calibrate", "plan", "refine"} & jobs
+
+
+def test_edit_of_the_typesetting_makes_the_table_anew_alone(finished):
+    with edited(finished / "eigencache/typeset.py", "import math\n", "import math  # an edit\n"):
+        assert planned_jobs(snakemake(finished, "-n")) == {"compare", "all"}
+
+
+def test_another_baseline_makes_the_tables_anew_and_what_is_made_of_them(finished):
+    with edited(finished / "config.yaml", "baseline: null\n", "baseline: EigenCache\n"):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert {"table", "compare"} <= jobs
+    assert not {"score", "sample", "merge", "kernel", "plans", "samples"} & jobs
 
 
 def test_truncated_weights_are_named(finished):

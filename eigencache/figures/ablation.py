@@ -1,10 +1,10 @@
 """Ablation: what each factor does to the PSNR, one panel a factor, one line a budget.
 
 Drawn is the PSNR to the full run relative to the factor's base, which is a ring on the zero line:
-the mean over images of the difference to the base's image of the same prompt and noise, and its
-standard error. What the base itself has stands below each panel's title. Lines join values that are
-numbers. Each panel has a scale of its own, of one decibel at least, so that what does not matter
-looks flat.
+the mean over images of the difference to the base's image of the same prompt and noise, with its
+95 % bootstrap interval where there are images enough for one. What the base itself has stands below
+each panel's title. Lines join values that are numbers. Each panel has a scale of its own, of one
+decibel at least, so that what does not matter looks flat.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def draw(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: the table is empty or lacks a column, or a value to draw is missing.
     """
-    columns = ["factor", "value", "base", "full_steps", "psnr", "gain", "gain_error"]
+    columns = ["factor", "value", "base", "full_steps", "psnr", "gain", "gain_low", "gain_high"]
     require(table, columns, "ablation's rows")
     gaps = table.loc[~np.isfinite(table["gain"]), "value"]
     if len(gaps):
@@ -79,7 +79,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
         x = np.arange(len(points)) + 0.06 * (2 * i - len(budgets) + 1)  # bars side by side
         look = {"color": COLOURS[i % 4], "marker": MARKERS[i % 4]}
         axes.errorbar(
-            x, points["gain"], points["gain_error"], elinewidth=0.7, label=f"{budget} full steps",
+            x, points["gain"], _bars(points), elinewidth=0.7, label=f"{budget} full steps",
             markersize=3, linestyle="-" if numbers else "none", **look,
         )  # fmt: skip
         if not numbers:
@@ -97,6 +97,11 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     low, high = axes.get_ylim()
     spare = max(SPAN - (high - low), 0) / 2
     axes.set_ylim(low - spare, high + spare)
+
+
+def _bars(points: pd.DataFrame) -> np.ndarray:
+    """Return how far each interval reaches below and above its value; nan draws no bar."""
+    return np.abs(points[["gain_low", "gain_high"]].to_numpy().T - points["gain"].to_numpy())
 
 
 def _title(axes: Axes, factor: str, base: pd.DataFrame) -> None:

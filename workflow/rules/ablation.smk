@@ -1,10 +1,26 @@
 rule ablation:
     input:
         summary="results/{experiment}/summary.csv",
-        scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.labels),
+        tidy="results/{experiment}/scores.csv",
     output:
-        table="results/{experiment}/ablation.csv",
-        markdown="results/{experiment}/ablation.md",
+        table=report(
+            "results/{experiment}/ablation.csv",
+            caption="../report/ablation_table.rst",
+            category="Tables",
+            labels={"table": "ablations", "format": "CSV"},
+        ),
+        markdown=report(
+            "results/{experiment}/ablation.md",
+            caption="../report/ablation_table.rst",
+            category="Tables",
+            labels={"table": "ablations", "format": "Markdown"},
+        ),
+        latex=report(
+            "results/{experiment}/ablation.tex",
+            caption="../report/ablation_table.rst",
+            category="Tables",
+            labels={"table": "ablations", "format": "LaTeX"},
+        ),
     log:
         "logs/{experiment}/ablation.log",
     wildcard_constraints:
@@ -13,13 +29,15 @@ rule ablation:
     conda:
         "../../envs/workflow.yaml"
     params:
+        reference=REFERENCE,
         factors=json.dumps(E.config["ablation"]),
         configfiles=[os.path.relpath(file) for file in workflow.configfiles],
         code=source_hash("eigencache.stages.ablation"),
     shell:
-        "python -m eigencache.stages.ablation --summary {input.summary} --scores {input.scores} "
-        "--factors {params.factors:q} --configfiles {params.configfiles} "
-        "--table {output.table} --markdown {output.markdown} > {log} 2>&1"
+        "python -m eigencache.stages.ablation --summary {input.summary} --tidy {input.tidy} "
+        "--reference {params.reference} --factors {params.factors:q} "
+        "--configfiles {params.configfiles} --table {output.table} "
+        "--markdown {output.markdown} --latex {output.latex} > {log} 2>&1"
 
 
 rule ablation_figure:
