@@ -40,7 +40,8 @@ wildcard_constraints:
 
 
 STAGES = (
-    "fetch calibrate plan refine sample merge score table figure ablation collect train"
+    "fetch calibrate plan refine sample merge score table figure "
+    "errors costs ablation collect train"
 )
 for stage in STAGES.split():
 

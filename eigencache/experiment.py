@@ -17,7 +17,8 @@ from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
-FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
+FIGURES = ("pareto", "samples", "plans", "kernel", "quality", "errors", "costs")
+FORMATS = (".pdf", ".png")
 ABLATION_TABLES = ("ablation.csv", "ablation.md")
 
 
@@ -54,6 +55,7 @@ class Experiment:
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
         self._check_ablation()
+        self._check_figures()
         calibration = self.config["calibration"]
         self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
         self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
@@ -116,11 +118,16 @@ class Experiment:
         name = self.config["experiment"]
         if self.config["ablation"]:
             tables = [f"results/{name}/{table}" for table in ABLATION_TABLES]
+            curve = ["calibration"] if self.config["figures"]["calibration"]["factors"] else []
             return [f"results/{name}/summary.csv", *tables] + [
-                f"figures/{name}/ablation{kind}" for kind in FORMATS
+                f"figures/{name}/{figure}{kind}"
+                for figure in ["ablation", *curve]
+                for kind in FORMATS
             ]
         left_out = set() if self.refined else {"quality"}
-        left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
+        left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans", "errors"}
+        costed = self.config["figures"]["costs"].get("budget", self.config["budgets"][0])
+        left_out |= set() if costed < self.config["sampler"]["num_steps"] else {"costs"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
@@ -194,6 +201,28 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+    def _check_figures(self) -> None:
+        """Raise a ConfigError if a figure is to show a plan or a factor that there is not."""
+        figures = self.config["figures"]
+        label, planned = figures["trajectory"].get("label"), set(self.planned) & set(self.budgeted)
+        if label is not None and label not in planned:
+            raise ConfigError(
+                f"figures.trajectory.label: {label!r} is none of the methods that have a plan for "
+                f"each budget: {sorted(planned)}"
+            )
+        for factor in figures["calibration"]["factors"]:
+            if factor not in self.config["ablation"]:
+                raise ConfigError(
+                    f"figures.calibration.factors: {factor!r} is none of those of `ablation`: "
+                    f"{list(self.config['ablation'])}"
+                )
+            values = self.config["ablation"][factor]["values"].values()
+            if not all(isinstance(value, int) and value > 0 for value in values):
+                raise ConfigError(
+                    f"figures.calibration.factors: the values of {factor!r} are not all numbers of "
+                    f"runs: {list(values)}"
+                )
+
     def _check_model_path(self) -> None:
         path = self.config["model_path"]
         if path is not None and not (Path(path) / "model_index.json").is_file():
@@ -221,12 +250,13 @@ class Experiment:
                     f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
                     "sampler.num_steps"
                 )
-        for index in self.config["figures"].get("samples", {}).get("prompts", []):
-            if index >= len(self.prompts):
-                raise ConfigError(
-                    f"figures.samples.prompts: {index} is none of the {len(self.prompts)} "
-                    "evaluation prompts, which count from 0"
-                )
+        for figure in ("samples", "errors"):
+            for index in self.config["figures"][figure].get("prompts", []):
+                if index >= len(self.prompts):
+                    raise ConfigError(
+                        f"figures.{figure}.prompts: {index} is none of the {len(self.prompts)} "
+                        "evaluation prompts, which count from 0"
+                    )
 
     def _check_ablation(self) -> None:
         for factor, part in self.config["ablation"].items():

@@ -10,7 +10,6 @@ from torch import nn
 from eigencache.plan import Plan
 from eigencache.taps import Stream, map_tensors, tensors
 
-
 # The parts of a state that hold something of a sampling, and nothing of the next one.
 HELD = ("anchors", "devices", "passing", "silence", "seen", "refreshed")
 

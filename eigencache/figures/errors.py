@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from eigencache.figures import OURS, TWO_COLUMNS, require, save, style, wrapped
+from eigencache.figures import OURS, TWO_COLUMNS, marking_lone, require, save, style, wrapped
 from eigencache.stages import run
 from eigencache.tables import read_table
 
@@ -28,7 +28,7 @@ QUANTITIES = {
     "latents": "closed loop: error of the latents",
 }
 COLUMNS_READ = ["label", "full_steps", "step", "full", "prompt_index", "quantity", "value"]
-MEASURED, PREDICTED = "#0072B2", "#111111"
+MEASURED, PREDICTED, DASHES = "#0072B2", "#111111", (0, (2.5, 1.5))
 
 
 @style()
@@ -85,17 +85,10 @@ def _panel(axes: Axes, values: pd.DataFrame) -> None:
     of_prompts = drawn[drawn["prompt_index"].notna()].groupby("step")["value"]
     low, middle, high = (getattr(of_prompts, f)().reindex(steps) for f in ("min", "median", "max"))
     axes.fill_between(steps, low, high, color=MEASURED, alpha=0.3, linewidth=0)
-    axes.plot(steps, middle, color=MEASURED, linewidth=1.2, **_single(middle))
+    axes.plot(steps, middle, color=MEASURED, linewidth=1.2, **marking_lone(middle))
     told = drawn[drawn["prompt_index"].isna()].dropna(subset="value")
     told = told.set_index("step")["value"].reindex(steps)
-    axes.plot(steps, told, color=PREDICTED, linewidth=0.9, linestyle=(0, (2.5, 1.5)))
-
-
-def _single(values: pd.Series) -> dict:
-    """Return a marker for steps that have a value and whose neighbours have none, if any."""
-    there = values.notna().to_numpy()
-    alone = there & ~np.append(there[1:], False) & ~np.append(False, there[:-1])
-    return {"marker": ".", "markersize": 3, "markevery": np.flatnonzero(alone).tolist()}
+    axes.plot(steps, told, color=PREDICTED, linewidth=0.9, linestyle=DASHES)
 
 
 def _full_steps(axes: Axes, values: pd.DataFrame) -> None:
@@ -112,7 +105,7 @@ def _legend(figure: Figure, table: pd.DataFrame) -> None:
         *axes.plot([], [], label=f"measured, median of {prompts} prompts", **look),
         axes.fill_between([], [], [], color=MEASURED, alpha=0.3, linewidth=0, label="their range"),
         *axes.plot(
-            [], [], color=PREDICTED, linewidth=0.9, linestyle=(0, (2.5, 1.5)),
+            [], [], color=PREDICTED, linewidth=0.9, linestyle=DASHES,
             label="predicted from calibration prompts",
         ),
         *axes.plot(

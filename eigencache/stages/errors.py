@@ -223,7 +223,9 @@ def main(arguments: argparse.Namespace) -> None:
     for index, text in zip(arguments.indices, tqdm(texts, desc="errors"), strict=True):
         seed = image_seed(arguments.seed, index)
         every = measured(pipe, text, settings, seed, plans, arguments.anchor_device)
-        found += [row for label, errors in every for row in rows(label, plans[label], errors, index)]
+        found += [
+            row for label, errors in every for row in rows(label, plans[label], errors, index)
+        ]
     euler = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
     for label, plan in plans.items():
         found += rows(label, plan, predicted(plan, kernel, euler))

@@ -35,13 +35,22 @@ rule collect:
         "--features {params.features} --trajectory {output} > {log} 2>&1"
 
 
+TRAJECTORY = {
+    "tap": "blocks",
+    "budget": E.config["budgets"][0],
+    **E.config["figures"]["trajectory"],
+}
+
+
 rule trajectory:
     input:
-        expand(
-            "results/{{experiment}}/collected/{tap}.safetensors",
-            tap=lookup(
-                within=config, dpath="figures/trajectory/tap", default="blocks"
-            ),
+        trajectory=expand(
+            "results/{{experiment}}/collected/{tap}.safetensors", tap=TRAJECTORY["tap"]
+        ),
+        plan=expand(
+            "results/{{experiment}}/plans/{label}/{budget}.safetensors",
+            label=TRAJECTORY.get("label", []),
+            budget=TRAJECTORY["budget"],
         ),
     output:
         report(
@@ -57,4 +66,5 @@ rule trajectory:
     params:
         code=source_hash("eigencache.figures.trajectory", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.trajectory --trajectory {input} --out {output} > {log} 2>&1"
+        "python -m eigencache.figures.trajectory --trajectory {input.trajectory} "
+        "--plan {input.plan} --out {output} > {log} 2>&1"
