@@ -53,7 +53,7 @@ def draw(table: pd.DataFrame) -> Figure:
     right.set_ylabel("megabytes in the cache")
     for axes in (left, right):
         axes.set_xticks(range(len(taps)), taps)
-        axes.set_xlabel("tap")
+        axes.set_xlabel(f"tap ({table['full_steps'].iloc[0]} full steps)")
         axes.grid(axis="x", visible=False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -1,6 +1,7 @@
 """Costs: what a step takes and what a cache holds, by tap, with one method at each.
 
-The method is TaylorSeer of order 1 with its interval schedule, the same full steps at every tap.
+The method is TaylorSeer of order 1 with its interval schedule, the same full steps at every tap: as
+many as were asked for, or, where no interval gives so many, as near to that as one does.
 One row a tap and image:
 
     tap, full_steps         where features are taken, and how many steps are full
@@ -20,7 +21,8 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -76,15 +78,27 @@ def steps_of(
 
 def plans_by_tap(transformer, full_steps: int, timesteps) -> dict[str, Plan]:
     """Return TaylorSeer's plan of order 1 for every tap that the transformer has."""
-    method, plans = METHODS["TaylorSeer"], {}
+    plan, plans = nearest_plan(full_steps, timesteps), {}
     for tap in TAPS:
         try:
             tapped(transformer, tap)
         except ValueError as error:
             print(f"tap {tap} is left out: {error}")
         else:
-            plans[tap] = method.plan(full_steps, timesteps, tap=tap, order=1)
+            plans[tap] = replace(plan, tap=tap)
     return plans
+
+
+def nearest_plan(full_steps: int, timesteps) -> Plan:
+    """Return TaylorSeer's plan of order 1 whose number of full steps is nearest to `full_steps`.
+
+    Raises:
+        ValueError: no interval skips a step.
+    """
+    for budget in sorted(range(1, len(timesteps)), key=lambda n: (abs(n - full_steps), n)):
+        with suppress(ValueError):
+            return METHODS["TaylorSeer"].plan(budget, timesteps, order=1)
+    raise ValueError(f"no interval skips any of {len(timesteps)} steps")
 
 
 def costs(
@@ -121,8 +135,6 @@ def costs(
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     settings = Settings(**json.loads(arguments.sampler))
-    if arguments.full_steps >= settings.num_steps:
-        raise ValueError(f"{arguments.full_steps} full steps of {settings.num_steps} skip none")
     prompts = read_prompts(arguments.prompts)[: arguments.images]
     pipe, texts = load_encoded(verified(arguments.model), prompts, settings, arguments.low_memory)
     sample(pipe, texts[0], settings, arguments.seed)  # the first is slower than those to come
