@@ -157,6 +157,25 @@ class Experiment:
             return [f"{folder}/psnr.safetensors"]
         return [f"{folder}/{budget}.safetensors" for budget in self.config["budgets"]]
 
+    @property
+    def trajectory_plan(self) -> list[str]:
+        """The plan whose forecasts the figure of a trajectory shows, or none.
+
+        Raises:
+            ConfigError: the method has no plans, or there is no such method.
+        """
+        settings = self.config["figures"]["trajectory"]
+        label, budget = settings["label"], settings.get("budget", self.config["budgets"][0])
+        if label is None:
+            return []
+        planned = [name for name in self.planned if name in self.budgeted]
+        if label not in planned:
+            raise ConfigError(
+                f"figures.trajectory.label: {label!r} is none of the methods that have a plan for "
+                f"each budget: {planned}"
+            )
+        return [f"results/{self.config['experiment']}/plans/{label}/{budget}.safetensors"]
+
     def sampling(self, label: str) -> dict:
         """Return the settings of `eigencache.stages.sample` that all shards of a label share."""
         return {
@@ -202,15 +221,8 @@ class Experiment:
                 )
 
     def _check_figures(self) -> None:
-        """Raise a ConfigError if a figure is to show a plan or a factor that there is not."""
-        figures = self.config["figures"]
-        label, planned = figures["trajectory"].get("label"), set(self.planned) & set(self.budgeted)
-        if label is not None and label not in planned:
-            raise ConfigError(
-                f"figures.trajectory.label: {label!r} is none of the methods that have a plan for "
-                f"each budget: {sorted(planned)}"
-            )
-        for factor in figures["calibration"]["factors"]:
+        """Raise a ConfigError if a figure is to show factors that are not of calibration runs."""
+        for factor in self.config["figures"]["calibration"]["factors"]:
             if factor not in self.config["ablation"]:
                 raise ConfigError(
                     f"figures.calibration.factors: {factor!r} is none of those of `ablation`: "

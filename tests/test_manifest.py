@@ -192,8 +192,9 @@ def test_every_stage_says_what_it_reads_and_writes(path):
     assert stated <= names
     if path.stem in ("fetch", "timings"):  # the one writes a manifest itself, the other nothing
         return
-    files = {"kernel", "kernels", "plans", "records", "reference", "scores", "summary", "table",
-             "markdown", "trajectory", "shards", "prompts", "model", "clip", "out"}  # fmt: skip
+    files = {"kernel", "kernels", "plan", "plans", "records", "reference", "scores", "summary",
+             "table", "markdown", "trajectory", "shards", "prompts", "model", "clip",
+             "out"}  # fmt: skip
     files -= {"prompts"} if path.parent.name == "figures" else set()  # their indices
     files -= {"shards"} if path.stem == "sample" else set()  # how many
     assert stated == names & files and keywords["outputs"]

@@ -35,23 +35,13 @@ rule collect:
         "--features {params.features} --trajectory {output} > {log} 2>&1"
 
 
-TRAJECTORY = {
-    "tap": "blocks",
-    "budget": E.config["budgets"][0],
-    **E.config["figures"]["trajectory"],
-}
-
-
 rule trajectory:
     input:
         trajectory=expand(
-            "results/{{experiment}}/collected/{tap}.safetensors", tap=TRAJECTORY["tap"]
+            "results/{{experiment}}/collected/{tap}.safetensors",
+            tap=E.config["figures"]["trajectory"]["tap"],
         ),
-        plan=expand(
-            "results/{{experiment}}/plans/{label}/{budget}.safetensors",
-            label=TRAJECTORY.get("label", []),
-            budget=TRAJECTORY["budget"],
-        ),
+        plan=lambda w: E.trajectory_plan,
     output:
         report(
             multiext("figures/{experiment}/trajectory", ".pdf", ".png"),
