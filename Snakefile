@@ -39,10 +39,9 @@ wildcard_constraints:
     shard="[0-9]{3}",
 
 
-STAGES = (
-    "fetch calibrate plan refine sample merge score table figure ablation collect train"
-)
-for stage in STAGES.split():
+STAGES = "fetch calibrate plan refine sample merge score table"
+EXTRAS = "figure errors costs ablation collect train"
+for stage in f"{STAGES} {EXTRAS}".split():
 
     include: f"workflow/rules/{stage}.smk"
 

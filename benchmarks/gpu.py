@@ -16,7 +16,6 @@ import contextlib
 import gc
 import re
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from torch import nn
 from benchmarks.peers.compare import forget_peak, process_peak_mb
 from benchmarks.peers.diffusers_hooks import MODULES, taylorseer, taylorseer_setting
 from benchmarks.peers.diffusers_hooks import taylorseer_steps as their_steps
+from eigencache.clock import Clock
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import TAPS, Plan
@@ -86,28 +86,6 @@ def random_flux(config: dict, dtype: torch.dtype, device: str) -> FluxTransforme
             else:
                 weight.normal_(0, weight.shape[1] ** -0.5, generator=draw)
     return model.eval()
-
-
-class Clock:
-    """Marks moments, by CUDA events on a GPU, and tells the seconds between two."""
-
-    def __init__(self, device: str):
-        self.cuda = device == "cuda"
-
-    def mark(self):
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, begin, end) -> float:
-        """Return seconds; on a GPU only after `finish`."""
-        return begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
-
-    def finish(self) -> None:
-        if self.cuda:
-            torch.cuda.synchronize()
 
 
 class Denoising:

@@ -38,18 +38,48 @@ def step_sizes(timesteps) -> np.ndarray:
     return np.diff(np.append(np.asarray(timesteps, np.float64) / 1000, 0.0))
 
 
+def residuals(plan: Plan, stream: str = "output") -> np.ndarray:
+    """Return float64 `[T, T]`: each step's forecast less the truth, as weights of the features.
+
+    Rows of steps that compute the stream are zero. For one trajectory of features f `[T, D]`, the
+    errors of the forecasts are `residuals @ f`.
+    """
+    weights = plan.weights_of(stream)
+    forecast = (weights != 0).any(axis=1)
+    return np.where(forecast[:, None], weights - np.eye(len(plan)), 0.0)
+
+
 def gap_coefficients(plan: Plan, stream: str = "output") -> np.ndarray:
     """Return q, float64 `[gaps, T]`: the sampler's error over each gap as weights of the features.
 
     The i-th row belongs to the gap after the i-th full step; it is zero where the next step is
     full too. For one trajectory of features f `[T, D]`, the errors are `q @ f`.
     """
-    sizes = step_sizes(plan.timesteps)
-    residual = np.where(plan.full[:, None], 0.0, plan.weights_of(stream) - np.eye(len(plan)))
     gap = np.cumsum(plan.full) - 1
     rows = np.zeros((plan.full.sum(), len(plan)))
-    np.add.at(rows, gap, sizes[:, None] * residual)
+    np.add.at(rows, gap, step_sizes(plan.timesteps)[:, None] * residuals(plan, stream))
     return rows
+
+
+def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> np.ndarray:
+    """Return sqrt(E|forecast - f|^2 / E|f|^2) of each step, float64 `[T]`; zero at full steps.
+
+    The expectations are over the runs of the kernel `matrix`, float64 `[T, T]`, of the stream's
+    second moments, in open loop: the features are those of undisturbed runs.
+    """
+    squares = np.maximum(_energy(residuals(plan, stream), matrix), 0)
+    return np.sqrt(squares / np.diag(matrix))
+
+
+def latents_errors(plan: Plan, matrix: np.ndarray) -> np.ndarray:
+    """Return the root of the mean square error of the latents after each step, float64 `[T]`.
+
+    In open loop: the errors of forecasts add up, and are not fed back through the network. `matrix`
+    is the second-moment kernel of the output tap, float64 `[T, T]`, and the mean is over its runs
+    and a latent's numbers.
+    """
+    drift = np.cumsum(step_sizes(plan.timesteps)[:, None] * residuals(plan), axis=0)
+    return np.sqrt(np.maximum(_energy(drift, matrix), 0))
 
 
 def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> float:

@@ -18,7 +18,8 @@ from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
-FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
+FIGURES = ("pareto", "samples", "plans", "kernel", "quality", "errors", "costs")
+FORMATS = (".pdf", ".png")
 SCORES = ("scores.csv", "scores.parquet", "summary.csv")
 TABLES, ABLATION_TABLES = (
     tuple(f"{name}{kind}" for kind in (".csv", ".md", ".tex")) for name in ("table", "ablation")
@@ -60,6 +61,7 @@ class Experiment:
             _check_method(label, spec)
         self._check_baseline()
         self._check_ablation()
+        self._check_figures()
         calibration = self.config["calibration"]
         self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
         self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
@@ -132,9 +134,16 @@ class Experiment:
         kept = ABLATION_TABLES if self.config["ablation"] else TABLES
         tables = [f"results/{name}/{table}" for table in (*SCORES, *kept)]
         if self.config["ablation"]:
-            return tables + [f"figures/{name}/ablation{kind}" for kind in FORMATS]
+            curve = ["calibration"] if self.config["figures"]["calibration"]["factors"] else []
+            return tables + [
+                f"figures/{name}/{figure}{kind}"
+                for figure in ["ablation", *curve]
+                for kind in FORMATS
+            ]
         left_out = set() if self.refined else {"quality"}
-        left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
+        left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans", "errors"}
+        # A cache's first three steps are full; it takes one more to have a cost.
+        left_out |= set() if self.config["sampler"]["num_steps"] > 3 else {"costs"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         return tables + [f + kind for f in figures for kind in FORMATS]
@@ -186,6 +195,25 @@ class Experiment:
             return [f"{folder}/psnr.safetensors"]
         return [f"{folder}/{budget}.safetensors" for budget in self.config["budgets"]]
 
+    @property
+    def trajectory_plan(self) -> list[str]:
+        """The plan whose forecasts the figure of a trajectory shows, or none.
+
+        Raises:
+            ConfigError: the method has no plans, or there is no such method.
+        """
+        settings = self.config["figures"]["trajectory"]
+        label, budget = settings["label"], settings.get("budget", self.config["budgets"][0])
+        if label is None:
+            return []
+        planned = [name for name in self.planned if name in self.budgeted]
+        if label not in planned:
+            raise ConfigError(
+                f"figures.trajectory.label: {label!r} is none of the methods that have a plan for "
+                f"each budget: {planned}"
+            )
+        return [f"results/{self.config['experiment']}/plans/{label}/{budget}.safetensors"]
+
     def sampling(self, label: str) -> dict:
         """Return the settings of `eigencache.stages.sample` that all shards of a label share."""
         return {
@@ -230,6 +258,21 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+    def _check_figures(self) -> None:
+        """Raise a ConfigError if a figure is to show factors that are not of calibration runs."""
+        for factor in self.config["figures"]["calibration"]["factors"]:
+            if factor not in self.config["ablation"]:
+                raise ConfigError(
+                    f"figures.calibration.factors: {factor!r} is none of those of `ablation`: "
+                    f"{list(self.config['ablation'])}"
+                )
+            values = self.config["ablation"][factor]["values"].values()
+            if not all(isinstance(value, int) and value > 0 for value in values):
+                raise ConfigError(
+                    f"figures.calibration.factors: the values of {factor!r} are not all numbers of "
+                    f"runs: {list(values)}"
+                )
+
     def _check_model_path(self) -> None:
         path = self.config["model_path"]
         if path is not None and not (Path(path) / "model_index.json").is_file():
@@ -272,12 +315,13 @@ class Experiment:
                     f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
                     "sampler.num_steps"
                 )
-        for index in self.config["figures"].get("samples", {}).get("prompts", []):
-            if index >= len(self.prompts):
-                raise ConfigError(
-                    f"figures.samples.prompts: {index} is none of the {len(self.prompts)} "
-                    "evaluation prompts, which count from 0"
-                )
+        for figure in ("samples", "errors"):
+            for index in self.config["figures"][figure].get("prompts", []):
+                if index >= len(self.prompts):
+                    raise ConfigError(
+                        f"figures.{figure}.prompts: {index} is none of the {len(self.prompts)} "
+                        "evaluation prompts, which count from 0"
+                    )
 
     def _check_baseline(self) -> None:
         label = self.config["baseline"]

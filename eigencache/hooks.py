@@ -10,6 +10,9 @@ from torch import nn
 from eigencache.plan import Plan
 from eigencache.taps import Stream, map_tensors, tensors
 
+# The parts of a state that hold something of a sampling, and nothing of the next one.
+HELD = ("anchors", "devices", "passing", "silence", "seen", "refreshed")
+
 
 @dataclass
 class State(BaseState):
@@ -39,9 +42,8 @@ class State(BaseState):
 
     def reset(self) -> None:
         self.step = -1
-        held = self.anchors, self.devices, self.passing, self.silence, self.seen, self.refreshed
-        for kept in held:
-            kept.clear()
+        for name in HELD:
+            getattr(self, name).clear()
 
 
 @dataclass

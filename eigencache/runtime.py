@@ -36,12 +36,12 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from eigencache.hooks import Call, SilentHook, State, StreamHook, forecast
+from eigencache.hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.plan import Plan, PlanError
 from eigencache.refreshing import refreshing_hooks
-from eigencache.taps import Tapped, fingerprint, tapped
+from eigencache.taps import Tapped, fingerprint, tapped, tensors
 
-__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast"]
+__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
 
 _STEP_HOOK, _STREAM_HOOK = "eigencache_step", "eigencache_stream"
 
@@ -215,6 +215,19 @@ def disable_cache(transformer: nn.Module) -> None:
         for name in (_STEP_HOOK, _STREAM_HOOK):
             registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
+
+
+def held_bytes(transformer: nn.Module) -> int:
+    """Return how many bytes the cache of a transformer keeps at this moment; 0 if none is enabled.
+
+    Counted is the memory behind tensors, once each, wherever they are kept: the anchors, and of
+    plans that recompute tokens what these need. It is largest between two calls.
+    """
+    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_STEP_HOOK)
+    states = hook.states._state_cache.values() if hook else ()
+    kept = [[vars(state)[name] for name in HELD] for state in states]
+    memory = {held.untyped_storage()._cdata: held.untyped_storage() for held in tensors(kept)}
+    return sum(storage.nbytes() for storage in memory.values())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from conftest import flow_timesteps, kernel_of, random_trajectories
 from test_typeset import compiled, needs_latex
 
 from eigencache.experiment import ConfigError, Experiment
-from eigencache.figures import ablation, save
+from eigencache.figures import ablation, calibration, save
 from eigencache.methods import METHODS
 from eigencache.stages.ablation import ablate, main, sheet
 from eigencache.statistics import mean_interval
@@ -63,8 +63,10 @@ def test_targets_are_the_tables_and_the_figure_of_an_ablation(shipped, config):
         "results/ablation/ablation.tex",
         "figures/ablation/ablation.pdf",
         "figures/ablation/ablation.png",
+        "figures/ablation/calibration.pdf",
+        "figures/ablation/calibration.png",
     }
-    del config["ablation"]
+    del config["ablation"], config["figures"]
     assert not any("ablation." in target for target in Experiment(config, SCHEMA).targets)
 
 
@@ -88,6 +90,7 @@ def test_no_two_methods_are_the_same(config):
 OPTIONS = {
     "window": "window",
     "calibration runs": "runs",
+    "closed loop: calibration runs": "runs",
     "rank of the kernel": "rank",
     "smooth share (1 run)": "smooth",
     "closed loop: anchors": "anchors",
@@ -105,6 +108,12 @@ def test_values_are_those_of_the_options(config, factor, option):
         everything = {"runs": config["calibration"]["num_prompts"], "anchors": "all"}
         everything["rank"] = config["sampler"]["num_steps"]
         assert value == (everything[option] if real is None else real)
+
+
+def test_closed_loops_are_fitted_on_as_many_runs_as_they_say(config):
+    for label in config["ablation"]["closed loop: calibration runs"]["values"]:
+        spec = config["methods"][label]
+        assert spec["runs"] + spec["held_out"] == config["calibration"]["num_prompts"]
 
 
 def options(spec):
@@ -349,6 +358,82 @@ def test_figure_refuses_a_faulty_table(table, spoil, message):
         ablation.draw(spoil(table))
 
 
+# ---- The figure of calibration runs
+
+
+def runs_table(**columns):
+    """Return the rows of an ablation of calibration runs at two budgets."""
+    rows = [
+        ("calibration runs", str(runs), runs == 8, budget, 40 + runs / 4 - 1 / budget, runs - 8.0)
+        for runs in (1, 8, 2)
+        for budget in (5, 3)
+    ]
+    names = ["factor", "value", "base", "full_steps", "psnr", "gain"]
+    return pd.DataFrame(rows, columns=names).assign(**columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "below", "above"),
+    [
+        ({"gain_error": 0.5}, 0.98, 0.98),
+        ({"gain_error": 9.0, "gain_low": lambda t: t["gain"] - 1,
+          "gain_high": lambda t: t["gain"] + 2}, 1, 2),
+    ],
+)  # fmt: skip
+def test_curve_has_the_tables_means_and_intervals(columns, below, above):
+    table = runs_table(**columns)
+    (axes,) = calibration.draw(table, ["calibration runs"]).axes
+    assert list(axes.get_xticks()) == [1, 2, 8]
+    for bars, budget in zip(axes.containers, (3, 5), strict=True):
+        rows = table[table["full_steps"] == budget].assign(value=lambda t: t["value"].astype(int))
+        rows = rows.sort_values("value")
+        line, _, (segments,) = bars.lines
+        np.testing.assert_array_equal(line.get_xdata(orig=False), rows["value"])
+        np.testing.assert_allclose(line.get_ydata(orig=False), rows["psnr"])
+        ends = np.array(segments.get_segments())[:, :, 1] - rows["psnr"].to_numpy()[:, None]
+        np.testing.assert_allclose(ends, [[-below, above]] * 3)
+        assert bars.get_label() == f"{budget} full steps"
+    levels = {line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == ":"}
+    assert levels == set(table.loc[table["base"], "psnr"])
+
+
+def test_curve_of_a_real_ablation_is_drawn(table, tmp_path):
+    factors = ["window"]
+    written = []
+    for _ in range(2):
+        paths = [tmp_path / "a.pdf", tmp_path / "a.png"]
+        save(calibration.draw(table, factors), paths)
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "factors", "message"),
+    [
+        (lambda table: table[:0], ["calibration runs"], "no rows"),
+        (lambda table: table.drop(columns="gain"), ["calibration runs"], "lack columns.*'gain'"),
+        (lambda table: table, ["calibration runs", "window"], r"no factors \['window'\]"),
+        (lambda table: table.assign(value="all"), ["calibration runs"], "'all'.*not all numbers"),
+    ],
+)
+def test_curve_refuses_what_it_cannot_draw(spoil, factors, message):
+    with pytest.raises(ValueError, match=message):
+        calibration.draw(spoil(runs_table(gain_error=0.1)), factors)
+
+
+FACTORS_OF_RUNS = [
+    ("rounds", "figures.calibration.factors: 'rounds' is none of those of `ablation`"),
+    ("schedule", "the values of 'schedule' are not all numbers of runs: .'interval'"),
+]
+
+
+@pytest.mark.parametrize(("factor", "message"), FACTORS_OF_RUNS)
+def test_curve_is_of_factors_that_there_are(config, factor, message):
+    config["figures"]["calibration"]["factors"] = [factor]
+    with pytest.raises(ConfigError, match=message):
+        Experiment(config, SCHEMA)
+
+
 # ---- The workflow
 
 
@@ -365,7 +450,7 @@ def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
     assert int(jobs["sample"]) == len(shipped.labels)
     assert int(jobs["refine"]) == len(shipped.refined)
-    assert jobs["ablation"] == jobs["ablation_figure"] == "1"
+    assert jobs["ablation"] == jobs["ablation_figure"] == jobs["calibration_figure"] == "1"
     assert "FORA" not in printed
 
 

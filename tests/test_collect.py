@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,13 @@ import yaml
 from eigencache.experiment import ConfigError, Experiment
 from eigencache.figures import save
 from eigencache.figures import trajectory as figure
+from eigencache.gate import Gate
+from eigencache.methods import make_plan
+from eigencache.plan import PlanError
+from eigencache.predictors import Taylor
 from eigencache.prompts import read_prompts
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
+from eigencache.schedules import Steps
 from eigencache.stages import collect as stage
 from eigencache.stages.calibrate import recording
 from eigencache.taps import fingerprint
@@ -190,6 +196,7 @@ def test_targets_are_made_by_their_paths():
     printed = dry_run("figures/emoji-flux/trajectory.pdf", target, "--config", chosen)
     assert "--tap modules --streams '*.attn' '*.ff' --features whole" in printed
     assert "--tap blocks --streams '*' --features whole" in printed
+    assert "--plan results/emoji-flux/plans/TaylorSeer-1/9.safetensors --out figures" in printed
     assert "collect" not in dry_run("all").split("Job stats:")[1]
 
 
@@ -241,6 +248,89 @@ def test_figure_of_many_streams_has_a_dozen_panels(tmp_path):
         save(figure.draw(features, SIGMAS), [tmp_path / "a.pdf", tmp_path / "a.png"])
         written.append((tmp_path / "a.pdf").read_bytes() + (tmp_path / "a.png").read_bytes())
     assert written[0] == written[1]
+
+
+# ---- What a plan makes of it
+
+
+STEPS_10 = 1000 * np.linspace(1, 0.1, 10)
+
+
+def trajectory_of(tap="blocks", names=("a.image", "a.text", "b.image", "b.text"), model="m"):
+    draw = np.random.default_rng(2)
+    waves = np.stack([np.cos(k * STEPS_10 / 300) for k in range(4)], 1)
+    features = {name: waves @ draw.normal(size=(4, 12)) + 0.5 for name in names}
+    sigmas = np.append(STEPS_10 / 1000, 0)
+    return Trajectory(features, STEPS_10, sigmas, tap, "a prompt", 1, model)
+
+
+def plan_at(tap="modules", **changes):
+    plan = make_plan(Steps([0, 1, 4, 7]), Taylor(1), STEPS_10, tap=tap)
+    return replace(plan, **changes)
+
+
+def test_forecasts_are_drawn_where_the_weights_put_them():
+    """Against the singular value decomposition, which gives the directions themselves."""
+    made, plan = trajectory_of(), plan_at()
+    drawn = figure.draw(made.features, made.sigmas, figure.errors_of(plan, made), "TaylorSeer")
+    for axes, name in zip(drawn.axes, ("a", "b"), strict=False):
+        feature = made.features[f"{name}.image"]
+        mean = feature.mean(0)
+        directions = np.linalg.svd(feature - mean, full_matrices=False)[2][:2]
+        skipped = np.flatnonzero(~plan.full)
+        expected = (plan.weights[skipped] @ feature - mean) @ directions.T
+        lines = [line for line in axes.get_lines() if len(line.get_xdata())]  # not of the legend
+        (crosses,) = [line for line in lines if line.get_marker() == "x"]
+        np.testing.assert_allclose(np.abs(crosses.get_xydata()), np.abs(expected), atol=1e-8)
+        joints = axes.collections[1].get_segments()
+        true, _ = figure.principal(feature)
+        np.testing.assert_allclose([joint[0] for joint in joints], true[skipped])
+        np.testing.assert_allclose([joint[1] for joint in joints], crosses.get_xydata())
+        (dots,) = [line for line in lines if len(line.get_xdata()) == 4]
+        np.testing.assert_allclose(dots.get_xydata(), true[plan.full])
+
+
+def test_errors_of_the_plan_stand_beside_those_of_simple_forecasts():
+    made, plan = trajectory_of(), plan_at()
+    drawn = figure.draw(made.features, made.sigmas, figure.errors_of(plan, made), "TaylorSeer")
+    panel = drawn.axes[-1]
+    assert panel.get_title() == "forecast by TaylorSeer" and len(panel.get_lines()) == 2
+    feature = made.features["b.image"]
+    expected = np.linalg.norm(plan.weights @ feature - feature, axis=1)
+    expected = np.where(plan.full, np.nan, expected / np.linalg.norm(feature, axis=1))
+    np.testing.assert_allclose(panel.get_lines()[1].get_ydata(), expected)
+
+
+def test_zero_is_found_in_the_coordinates_of_a_feature():
+    feature = trajectory_of().features["a.image"]
+    mean = feature.mean(0)
+    directions = np.linalg.svd(feature - mean, full_matrices=False)[2][:2]
+    np.testing.assert_allclose(np.abs(figure.off_centre(feature)), np.abs(directions @ mean))
+    assert (figure.off_centre(np.ones((5, 3))) == 0).all()
+
+
+def test_streams_that_a_plan_computes_have_no_forecasts():
+    made = trajectory_of("delta", ("front.image", "back.image"))
+    plan = plan_at("delta")
+    names, weights = Gate(1).streams(plan.weights)
+    missed = figure.errors_of(replace(plan, weights=weights, streams=names), made)
+    assert not missed["front"].any() and missed["back"].any()
+    assert np.isnan(figure.plan_errors(made.features["front.image"], missed["front"])).all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (plan_at("output", model="m"), "features at tap 'output', the trajectory at 'blocks'"),
+        (plan_at("blocks", model="other"), "the plan is of model other, the trajectory of m"),
+        (plan_at(timesteps=STEPS_10 * 0.9), "was made for timestep 900 at step 0"),
+        (plan_at("blocks", weights=np.stack([plan_at().weights] * 2), streams=("a", "c")),
+         "no weights for stream 'b'"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_is_of_something_else_is_refused(plan, message):
+    with pytest.raises(PlanError, match=message):
+        figure.errors_of(plan, trajectory_of())
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,11 @@ MISTAKES = [
     ("references", [], "references: .* is not allowed"),
     ("references", ["full", "FORA-08"], r"references.1: 'FORA-08' is unknown; .*'FORA-09'"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
+    ("figures/errors/budget", 8, "figures.errors.budget: 8 is not one of budgets"),
+    ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 24 evaluation"),
+    ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
+    ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
+    ("figures/calibration", {"factors": ["runs"]}, "figures.calibration.factors: 'runs' is none"),
 ]
 
 
@@ -149,6 +154,17 @@ def test_mistake_names_key_value_and_what_is_allowed(config, path, value, messag
     change(config, path, value)
     with pytest.raises(ConfigError, match=message):
         experiment(config)
+
+
+def test_trajectory_is_of_a_method_that_has_plans(config):
+    plan = "results/emoji-flux/plans/TaylorSeer-1/9.safetensors"
+    assert experiment(config).trajectory_plan == [plan]
+    for label in ("fewer-steps", "none"):
+        config["figures"]["trajectory"]["label"] = label
+        with pytest.raises(ConfigError, match=f"figures.trajectory.label: '{label}' is none of"):
+            _ = experiment(config).trajectory_plan
+    del config["figures"]["trajectory"]
+    assert experiment(config).trajectory_plan == []
 
 
 def test_missing_key_is_named(config):

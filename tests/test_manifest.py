@@ -192,7 +192,7 @@ def test_every_stage_says_what_it_reads_and_writes(path):
     assert stated <= names
     if path.stem in ("fetch", "timings"):  # the one writes a manifest itself, the other nothing
         return
-    files = {"kernel", "kernels", "plans", "records", "reference_records", "scores", "sets",
+    files = {"kernel", "kernels", "plan", "plans", "records", "reference_records", "scores", "sets",
              "summary", "table", "tidy", "parquet", "markdown", "latex", "trajectory", "shards",
              "prompts", "model", "models", "out"}  # fmt: skip
     files -= {"prompts"} if path.parent.name == "figures" else set()  # their indices

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import matplotlib as mpl
 import matplotlib.style
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -93,6 +94,18 @@ def note_infinite(axes: Axes, count: int) -> None:
     if count:
         note = f"not drawn: {count} at infinity"
         axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
+
+
+def marking_lone(values: Iterable[float]) -> dict[str, object]:
+    """Return keywords of `Axes.plot` that mark values whose neighbours are nan, if any, with a dot.
+
+    A line alone would not show them.
+    """
+    there = ~np.isnan(np.asarray(values, float))
+    lone = there & ~np.append(there[1:], False) & ~np.append(False, there[:-1])
+    if not lone.any():
+        return {}
+    return {"marker": ".", "markersize": 3, "markevery": np.flatnonzero(lone).tolist()}
 
 
 def require(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:

@@ -58,3 +58,25 @@ rule ablation_figure:
         code=source_hash("eigencache.figures.ablation", "style.mplstyle"),
     shell:
         "python -m eigencache.figures.ablation --table {input.table} --out {output} > {log} 2>&1"
+
+
+rule calibration_figure:
+    input:
+        table="results/{experiment}/ablation.csv",
+    output:
+        report(
+            multiext("figures/{experiment}/calibration", ".pdf", ".png"),
+            caption="../report/calibration.rst",
+            category="Figures",
+        ),
+    log:
+        "logs/{experiment}/figure-calibration.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        factors=E.config["figures"]["calibration"]["factors"],
+        code=source_hash("eigencache.figures.calibration", "style.mplstyle"),
+    shell:
+        "python -m eigencache.figures.calibration --table {input.table} "
+        "--factors {params.factors:q} --out {output} > {log} 2>&1"

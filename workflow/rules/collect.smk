@@ -37,12 +37,11 @@ rule collect:
 
 rule trajectory:
     input:
-        expand(
+        trajectory=expand(
             "results/{{experiment}}/collected/{tap}.safetensors",
-            tap=lookup(
-                within=config, dpath="figures/trajectory/tap", default="blocks"
-            ),
+            tap=E.config["figures"]["trajectory"]["tap"],
         ),
+        plan=lambda w: E.trajectory_plan,
     output:
         report(
             multiext("figures/{experiment}/trajectory", ".pdf", ".png"),
@@ -57,4 +56,5 @@ rule trajectory:
     params:
         code=source_hash("eigencache.figures.trajectory", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.trajectory --trajectory {input} --out {output} > {log} 2>&1"
+        "python -m eigencache.figures.trajectory --trajectory {input.trajectory} "
+        "--plan {input.plan} --out {output} > {log} 2>&1"
