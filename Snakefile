@@ -39,9 +39,7 @@ wildcard_constraints:
     shard="[0-9]{3}",
 
 
-STAGES = (
-    "fetch calibrate plan refine sample merge score table figure ablation collect train"
-)
+STAGES = "fetch calibrate plan refine sample merge score table figure gallery ablation collect train"
 for stage in STAGES.split():
 
     include: f"workflow/rules/{stage}.smk"

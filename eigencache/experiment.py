@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -123,7 +123,14 @@ class Experiment:
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
-        return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
+        tables = [f"results/{name}/summary.csv", f"results/{name}/gallery.html"]
+        return tables + [f + kind for f in figures for kind in FORMATS]
+
+    @property
+    def gallery_prompts(self) -> Sequence[int]:
+        """The indices of the prompts that the gallery shows; none: all of them."""
+        prompts = self.config["figures"]["gallery"].get("prompts", [])
+        return range(prompts) if isinstance(prompts, int) else prompts
 
     def spec(self, label: str) -> dict:
         """Return the method of a label and its options: `{"method": name, option: value ...}`."""
@@ -194,6 +201,13 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+        for i, budget in enumerate(self.config["figures"]["gallery"].get("budgets", [])):
+            if budget not in self.config["budgets"]:
+                raise ConfigError(
+                    f"figures.gallery.budgets.{i}: {budget} is not one of budgets "
+                    f"{self.config['budgets']}"
+                )
+
     def _check_model_path(self) -> None:
         path = self.config["model_path"]
         if path is not None and not (Path(path) / "model_index.json").is_file():
@@ -221,12 +235,14 @@ class Experiment:
                     f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
                     "sampler.num_steps"
                 )
-        for index in self.config["figures"].get("samples", {}).get("prompts", []):
-            if index >= len(self.prompts):
-                raise ConfigError(
-                    f"figures.samples.prompts: {index} is none of the {len(self.prompts)} "
-                    "evaluation prompts, which count from 0"
-                )
+        samples = self.config["figures"]["samples"].get("prompts", [])
+        for figure, prompts in (("samples", samples), ("gallery", self.gallery_prompts)):
+            for index in prompts:
+                if index >= len(self.prompts):
+                    raise ConfigError(
+                        f"figures.{figure}.prompts: {index} is none of the {len(self.prompts)} "
+                        "evaluation prompts, which count from 0"
+                    )
 
     def _check_ablation(self) -> None:
         for factor, part in self.config["ablation"].items():

@@ -99,6 +99,11 @@ MISTAKES = [
     ("prompts", "data/../../x", "prompts: 'data/../../x' leads out of the project"),
     ("calibration/prompts", "/etc/hosts", "calibration.prompts: '/etc/hosts' leads out of"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
+    ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of budgets"),
+    ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 24"),
+    ("figures/gallery/prompts", 10**12, "figures.gallery.prompts: 24 is none of the 24"),
+    ("figures/gallery/prompts", 0, "figures.gallery.prompts: 0 is not allowed.*minimum 1"),
+    ("figures/gallery/size", 8, "figures.gallery.size: 8 is not allowed.*minimum 16"),
 ]
 
 

@@ -1,0 +1,33 @@
+# What the report of `snakemake --report` opens with; figures and tables add themselves to it.
+
+
+report: "../report/workflow.rst"
+
+
+rule gallery:
+    input:
+        records=expand("results/{{experiment}}/records/{label}.csv", label=E.labels),
+        scores="results/{experiment}/scores.csv",
+        summary="results/{experiment}/summary.csv",
+    output:
+        report(
+            "results/{experiment}/gallery.html",
+            caption="../report/gallery.rst",
+            category="Gallery",
+            labels={"page": "any two runs, on any prompt"},
+        ),
+    log:
+        "logs/{experiment}/gallery.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        budgets=E.config["figures"]["gallery"].get("budgets", []),
+        prompts=list(E.gallery_prompts),
+        size=E.config["figures"]["gallery"]["size"],
+        code=source_hash("eigencache.gallery.page", "page.html", "page.css", "page.js"),
+    shell:
+        "python -m eigencache.gallery.page --title {wildcards.experiment} "
+        "--records {input.records} --scores {input.scores} --summary {input.summary} "
+        "--budgets {params.budgets} --prompts {params.prompts} --size {params.size} "
+        "--page {output} > {log} 2>&1"
