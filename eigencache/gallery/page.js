@@ -414,8 +414,8 @@ function writeAddress() {
     ...(state.reference ? { reference: about.references[state.reference] } : {}),
   };
   const address = "#" + new URLSearchParams(words);
-  // A frame of another page may have no address of its own to write.
-  if (location.hash !== address && location.protocol !== "about:") history.replaceState(null, "", address);
+  // Inside a report the page is a frame without an address of its own.
+  if (location.hash !== address && /^(file|https?):$/.test(location.protocol)) history.replaceState(null, "", address);
 }
 
 /** What the address does not say, or says of what is not here, stays as it is. */
