@@ -103,6 +103,12 @@ class Experiment:
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
     @property
+    def gallery_prompts(self) -> Sequence[int]:
+        """The indices of the prompts that the gallery shows; none: all of them."""
+        prompts = self.config["figures"]["gallery"].get("prompts", [])
+        return range(prompts) if isinstance(prompts, int) else prompts
+
+    @property
     def kernels(self) -> list[str]:
         """The kernels to calibrate, as TAP.FEATURES.NORMALISATION, and .RUNS if not of all."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
@@ -125,12 +131,6 @@ class Experiment:
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         tables = [f"results/{name}/summary.csv", f"results/{name}/gallery.html"]
         return tables + [f + kind for f in figures for kind in FORMATS]
-
-    @property
-    def gallery_prompts(self) -> Sequence[int]:
-        """The indices of the prompts that the gallery shows; none: all of them."""
-        prompts = self.config["figures"]["gallery"].get("prompts", [])
-        return range(prompts) if isinstance(prompts, int) else prompts
 
     def spec(self, label: str) -> dict:
         """Return the method of a label and its options: `{"method": name, option: value ...}`."""
