@@ -7,7 +7,8 @@ rule table:
         records=expand("results/{{experiment}}/records/{label}.csv", label=E.labels),
         scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.labels),
         sets=expand(
-            "results/{{experiment}}/sets/{label}.csv", label=E.labels if SET_METRICS else []
+            "results/{{experiment}}/sets/{label}.csv",
+            label=E.labels if SET_METRICS else [],
         ),
     output:
         tidy="results/{experiment}/scores.csv",
