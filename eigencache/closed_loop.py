@@ -25,10 +25,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from eigencache.checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps, step_sizes
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
 
 # Added to the diagonal of least squares, as a share of its mean, against ties.
@@ -194,7 +195,7 @@ class ClosedLoop:
         best = runs.decibels(stands[-1].latents)
         for _ in range(self.sweeps):
             before = steps
-            for i in range(1, len(steps)):
+            for i in tqdm(range(1, len(steps)), desc="full steps", delay=5, leave=False):
                 for candidate in self._moved(steps, i, len(runs)):
                     # Until the full step before the one that moves, all is as it was.
                     update = Fit(runs, candidate, self.anchors)
@@ -237,7 +238,7 @@ def slopes_of(runs: Runs, steps: Sequence[int], updates: Updates) -> np.ndarray:
     stands = follow(runs, steps, fixed(updates))
     final, slopes = stands[-1].latents, []
     sizes, ends = step_sizes(runs.timesteps), ends_of(steps, len(runs))
-    for k, g in updates.items():
+    for k, g in tqdm(updates.items(), desc="weights", delay=5, leave=False):
         latents, features = stands[k + 1]
         gap = abs(sizes[steps[k] + 1 : ends[k]].sum())
         for feature in features[-len(g) :]:
@@ -378,6 +379,7 @@ def refine(
     source = {**plan.source, "closed loop": f"{loop}; {told}"}
     if after <= before:
         return replace(plan, source=source)
+    source.pop(PREDICTED_ERROR, None)  # of the open loop
     full = np.isin(np.arange(len(plan)), steps)
     open_loop = fill(full, predictor, plan.timesteps, matrix)
     weights = with_updates(open_loop, plan.timesteps, steps, updates)

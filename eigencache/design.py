@@ -9,11 +9,13 @@ dynamic programme is the last M full steps, so that its optimum is exact and its
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from eigencache.plan import Plan
+from eigencache.kernel import Kernel
+from eigencache.plan import PREDICTED_ERROR, Plan
 from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
@@ -61,6 +63,18 @@ def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> f
     """
     q = gap_coefficients(plan, stream)
     return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
+
+
+def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
+    """Return the plan with its `predicted_error` among what it says of itself.
+
+    The plan comes back as it was if the kernel cannot tell: if either is not of the output tap, or
+    if the kernel is of cosines, which do not know how large a feature is.
+    """
+    if not (plan.tap == kernel.tap == "output" and kernel.normalisation == "second-moment"):
+        return plan
+    error = predicted_error(plan, kernel.matrix())
+    return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
 
 
 def optimal_steps(

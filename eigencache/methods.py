@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eigencache.closed_loop import ClosedLoop
-from eigencache.design import fill
+from eigencache.design import fill, with_predicted_error
 from eigencache.gate import Gate
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.plan import Plan, PlanError
@@ -214,4 +214,6 @@ def make_plan(
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
         source |= {f"kernel {name}": text for name, text in kernel.source.items()}
-    return Plan(full, weights, timesteps, tap, streams, kernel and kernel.model, source, refresh)
+    model = kernel.model if kernel else None
+    plan = Plan(full, weights, timesteps, tap, streams, model, source, refresh)
+    return with_predicted_error(plan, kernel) if kernel else plan

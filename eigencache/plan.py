@@ -24,8 +24,9 @@ TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
-# Under which a plan's source says the PSNR in dB that its images will have.
-PREDICTED = "predicted psnr"
+# Under which a plan's source says the PSNR in dB that its images will have, and the error of its
+# latents that the kernel predicts (`eigencache.design.predicted_error`).
+PREDICTED, PREDICTED_ERROR = "predicted psnr", "predicted error"
 
 
 class PlanError(ValueError):
@@ -79,9 +80,11 @@ class Plan:
             raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
         check_source(self.source, PlanError)
         try:
-            predicted_psnr(self)
+            predicted_psnr(self), predicted_latent_error(self)
         except ValueError as error:
-            raise PlanError(f"`source`: {PREDICTED} must be a number of decibels") from error
+            raise PlanError(
+                f"`source`: {PREDICTED} and {PREDICTED_ERROR} must be numbers"
+            ) from error
         _check(full, weights, timesteps, self.streams)
 
     def __len__(self) -> int:
@@ -131,13 +134,13 @@ class Plan:
 
         The full steps keep their indices and the weights their values; where they sum to one, each
         gap then covers its new length. To rescale each gap's update instead was measured to be no
-        better. The predicted PSNR is forgotten, since the images are others;
+        better. What was predicted is forgotten, since the images are others;
         `benchmarks/carry_over.py` measures what is lost.
 
         Raises:
             PlanError: the number of steps differs, or a timestep is not finite.
         """
-        source = {name: text for name, text in self.source.items() if name != PREDICTED}
+        source = {k: v for k, v in self.source.items() if k not in (PREDICTED, PREDICTED_ERROR)}
         return replace(self, timesteps=timesteps, source=source | {"retimed": "yes"})
 
     def save(self, path: str | os.PathLike) -> None:
@@ -177,6 +180,27 @@ class Plan:
 def predicted_psnr(plan: Plan) -> float:
     """Return the PSNR in dB that a plan says its images will have; nan if it says nothing."""
     return float(plan.source.get(PREDICTED, "nan"))
+
+
+def predicted_latent_error(plan: Plan) -> float:
+    """Return the error of latents that a plan says its kernel predicts; nan if it says nothing.
+
+    It is the root mean square of an element, before it is decoded (`eigencache.design`).
+    """
+    return float(plan.source.get(PREDICTED_ERROR, "nan"))
+
+
+def load_plan(path: str | os.PathLike) -> Plan:
+    """Return the plan in a file that `Plan.save` or the workflow wrote; the same as `Plan.load`.
+
+    Args:
+        path: of the file, `.safetensors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PlanError: the file is truncated, is not a plan, or holds an invalid one.
+    """
+    return Plan.load(path)
 
 
 def _frozen(values, dtype) -> np.ndarray:

@@ -27,10 +27,10 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
@@ -39,24 +39,12 @@ from torch import nn
 from eigencache.hooks import Call, SilentHook, State, StreamHook, forecast
 from eigencache.plan import Plan, PlanError
 from eigencache.refreshing import refreshing_hooks
+from eigencache.stats import CacheStats
 from eigencache.taps import Tapped, fingerprint, tapped
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast"]
 
 _STEP_HOOK, _STREAM_HOOK = "eigencache_step", "eigencache_stream"
-
-
-@dataclass
-class CacheStats:
-    """What a cached transformer did, counted over all its calls.
-
-    Attributes:
-        full: calls at full steps, which computed every stream.
-        skipped: calls at skipped steps, which forecast at least one.
-    """
-
-    full: int = 0
-    skipped: int = 0
 
 
 class _StepHook(ModelHook):
@@ -67,6 +55,7 @@ class _StepHook(ModelHook):
     def __init__(self, plan: Plan, call: Call, stats: CacheStats):
         super().__init__()
         self.plan, self.call, self.stats = plan, call, stats
+        self.is_full = plan.full.tolist()
         self.states = StateManager(State)  # diffusers finds it here and sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -80,16 +69,17 @@ class _StepHook(ModelHook):
         else:
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         self._advance(state, timestep)
-        if self.plan.full[state.step]:
+        full = self.is_full[state.step]
+        if full:
             state.seen.clear()
             state.refreshed.clear()
-            self.stats.full += 1
-        else:
-            self.stats.skipped += 1
+        self.device = timestep.device
+        self.stats.begin(full, self.device)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output):
         state = self.call.state
+        self.stats.end(self.is_full[state.step], self.device)
         if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -136,27 +126,45 @@ class _StepHook(ModelHook):
         )
 
 
+def transformer_of(model: DiffusionPipeline | nn.Module) -> nn.Module:
+    """Return the transformer of a diffusers pipeline, or the transformer itself.
+
+    Raises:
+        ValueError: it is neither, or a pipeline without a transformer.
+    """
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
+            "one loaded as its `transformer`"
+        )
+    return transformer
+
+
 def enable_cache(
-    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
-) -> CacheStats:
-    """Make a diffusers transformer sample by a plan until `disable_cache`.
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> CacheStats:  # fmt: skip
+    """Make a diffusers pipeline or transformer sample by a plan until `disable_cache`.
 
     Pipelines that name their passes (`transformer.cache_context`) keep separate state for each;
     a sampling that starts anew, at whatever resolution or batch size, starts from nothing.
 
     Args:
-        transformer: of diffusers.
+        model: a diffusers transformer, or a pipeline that has one.
         plan: what to sample by.
         anchor_device: where features of full steps are kept; by default where they are made.
 
     Returns:
-        Counts of full and skipped calls, which grow as the transformer is called.
+        Counts and times of full and skipped calls, which grow as the transformer is called.
 
     Raises:
-        ValueError: a cache, ours or one of diffusers', is enabled already; the transformer has not
-            what the plan's tap needs; or it is compiled in a way that would compile the cache too.
+        ValueError: the model has no transformer, or one that has not what the plan's tap needs; a
+            cache, ours or one of diffusers', is enabled already; or the transformer is compiled in
+            a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one.
     """
+    transformer = transformer_of(model)
     _check_compiled(transformer, {transformer})
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK) or getattr(transformer, "is_cache_enabled", False):
@@ -166,7 +174,7 @@ def enable_cache(
             f"the plan was calibrated on model {plan.model}, this is {fingerprint(transformer)}: "
             "calibrate a kernel and make a plan for this model"
         )
-    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats()
+    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats(plan)
     call = Call(None if anchor_device is None else torch.device(anchor_device))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
@@ -208,8 +216,16 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
                 )
 
 
-def disable_cache(transformer: nn.Module) -> None:
-    """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled."""
+def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
+    """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled.
+
+    Args:
+        model: the transformer, or the pipeline that has it.
+
+    Raises:
+        ValueError: the model has no transformer.
+    """
+    transformer = transformer_of(model)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         for name in (_STEP_HOOK, _STREAM_HOOK):
@@ -236,11 +252,26 @@ def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cached(
-    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
-) -> Iterator[CacheStats]:
-    """Enable a plan inside a `with` block; yields the counts of full and skipped calls."""
-    stats = enable_cache(transformer, plan, anchor_device)
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> Iterator[CacheStats]:  # fmt: skip
+    """Sample by a plan inside a `with` block.
+
+    Args:
+        model: a diffusers pipeline or its transformer, as for `enable_cache`.
+        plan: what to sample by.
+        anchor_device: where features of full steps are kept; by default where they are made.
+
+    Yields:
+        Counts and times of full and skipped calls; print them after the block, or inside it.
+
+    Raises:
+        ValueError: the model cannot be cached so, as `enable_cache` says.
+        PlanError: the plan is of another model; or, when the pipeline is called in the block, of
+            other timesteps.
+    """
+    stats = enable_cache(model, plan, anchor_device)
     try:
         yield stats
     finally:
-        disable_cache(transformer)
+        disable_cache(model)

@@ -15,9 +15,9 @@ from eigencache.experiment import ConfigError, Experiment
 from eigencache.figures import save
 from eigencache.figures import trajectory as figure
 from eigencache.prompts import read_prompts
+from eigencache.recording import recording
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
 from eigencache.stages import collect as stage
-from eigencache.stages.calibrate import recording
 from eigencache.taps import fingerprint
 from eigencache.trajectory import Trajectory, TrajectoryError
 
