@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -101,8 +102,9 @@ def calibrate(
 
 
 def plan_with(
-    pipe, texts: Sequence[dict], settings: Settings, seed: int, method: Method, kernel: Kernel, *,
-    full_steps: int | None, psnr: float | None, tap: str | None, options: Mapping[str, object],
+    pipe: Any, texts: Sequence[dict], settings: Settings, seed: int, method: Method,
+    kernel: Kernel, *, full_steps: int | None, psnr: float | None, tap: str | None,
+    options: Mapping[str, Any],
 ) -> Plan:  # fmt: skip
     """Return the plan of a method from its kernel, with the pipeline at hand.
 
@@ -185,9 +187,7 @@ def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> K
     return Kind(tap or method.tap, use.features, use.normalisation, use.runs)
 
 
-def settings_of(
-    pipe: DiffusionPipeline, num_steps: int, stated: Mapping[str, float | None]
-) -> Settings:
+def settings_of(pipe: Any, num_steps: int, stated: Mapping[str, float | None]) -> Settings:
     """Return how a pipeline will be called: as stated, or as it is called by default.
 
     Args:
@@ -209,7 +209,9 @@ def settings_of(
         )
     own = {name: parameters[name].default for name in ("guidance_scale", "max_sequence_length")}
     own["height"] = own["width"] = pipe.default_sample_size * pipe.vae_scale_factor
-    found = {name: own[name] if value is None else value for name, value in stated.items()}
+    found: dict[str, Any] = {
+        name: own[name] if value is None else value for name, value in stated.items()
+    }
     dtype = str(transformer.dtype).removeprefix("torch.")
     return Settings(num_steps=num_steps, dtype=dtype, **found)
 
@@ -233,7 +235,7 @@ def _checked(prompts: Sequence[str]) -> list[str]:
     return prompts
 
 
-def _check_encoders(pipe: DiffusionPipeline) -> None:
+def _check_encoders(pipe: Any) -> None:
     missing = [
         name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None) is None
     ]
@@ -242,7 +244,7 @@ def _check_encoders(pipe: DiffusionPipeline) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(pipe: DiffusionPipeline) -> Iterator[None]:
+def _quiet(pipe: Any) -> Iterator[None]:
     """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
     before = dict(getattr(pipe, "_progress_bar_config", {}))
     pipe.set_progress_bar_config(**{**before, "disable": True})

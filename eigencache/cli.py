@@ -28,8 +28,9 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
         module = importlib.import_module(f"eigencache.commands.{name}")
+        told = module.__doc__ or ""
         command = commands.add_parser(
-            name, help=module.__doc__.partition("\n")[0], description=module.__doc__,
+            name, help=told.partition("\n")[0], description=told,
             epilog=module.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from eigencache.checks import check_whole
@@ -38,7 +39,12 @@ JITTER = 1e-9
 # the damping that is tried, as a share of the diagonal.
 NUDGE, DAMPINGS = 1e-3, (1e-6, 1e-4, 1e-2)
 # The designs for these predictors are where the search for full steps starts.
-CANDIDATES = (Kriging(2, 1e-6, ordinary=True), Kriging(3, 1e-6), Newton(1), Newton(2))
+CANDIDATES: tuple[Predictor, ...] = (
+    Kriging(2, 1e-6, ordinary=True),
+    Kriging(3, 1e-6),
+    Newton(1),
+    Newton(2),
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,10 @@ class Fit:
         updates: what was fitted.
     """
 
-    def __init__(self, runs: Runs, steps: Sequence[int], anchors: int | None):
+    def __init__(self, runs: Runs, steps: Sequence[int], anchors: int | None) -> None:
         self.runs, self.anchors = runs, anchors
         self.steps, self.ends = steps, ends_of(steps, len(runs))
-        self.sizes, self.updates = step_sizes(runs.timesteps), {}
+        self.sizes, self.updates = step_sizes(runs.timesteps), dict[int, np.ndarray]()
 
     def __call__(self, k: int, stand: Stand) -> np.ndarray:
         used = stand.features[-self.anchors :] if self.anchors else stand.features
@@ -176,7 +182,7 @@ class ClosedLoop:
     held_out: int = 16
     batch: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.anchors is not None:
             check_whole("anchors", self.anchors, low=1)
         for name, low in {"sweeps": 0, "reach": 1, "rounds": 0, "held_out": 1, "batch": 1}.items():
@@ -297,7 +303,9 @@ def updates_of(plan: Plan) -> Updates:
     return updates
 
 
-def with_updates(weights: np.ndarray, timesteps, steps: Sequence[int], updates: Updates):
+def with_updates(
+    weights: np.ndarray, timesteps: ArrayLike, steps: Sequence[int], updates: Updates
+) -> np.ndarray:
     """Return weights, float64 `[T, T]`, whose gaps have the given updates.
 
     Every row of a gap is corrected alike, so that rows keep what tells them from each other.
@@ -329,7 +337,7 @@ def carry(runs: Runs, steps: Sequence[int], updates: Updates, probes: int = 8) -
         push = share * np.linalg.norm(latents) / np.linalg.norm(change) * change
         stand = Stand(latents + push, features)
         moved = follow(runs, steps, fixed(updates), stand, k)[-1].latents
-        growth[steps[k]] = np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push)
+        growth[steps[k]] = float(np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push))
     known = sorted(growth)
     return np.interp(np.arange(len(runs) + 1), known, [growth[step] for step in known])
 
@@ -341,7 +349,7 @@ def designs(runs: Runs, plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     return {
         optimal_steps(predictor, runs.timesteps, matrix, [len(steps)], weight)[len(steps)]
         for predictor in CANDIDATES
-        if len(runs) ** (predictor.window + 1) <= MAX_TABLE
+        if predictor.window and len(runs) ** (predictor.window + 1) <= MAX_TABLE
         for weight in weights
     }
 

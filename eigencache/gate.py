@@ -21,7 +21,7 @@ class Gate:
 
     gate: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("gate", self.gate, 0, 1)
 
     def streams(self, weights: np.ndarray) -> tuple[tuple[str, str], np.ndarray]:

@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_range, check_source, check_whole
 from eigencache.files import read_arrays, write_arrays
@@ -56,7 +58,7 @@ class Kernel:
     model: str | None = None
     source: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         timesteps = np.array(self.timesteps, np.float64)
         sums = {name: np.array(matrix, np.float64) for name, matrix in self.sums.items()}
         for array in (timesteps, *sums.values()):
@@ -87,7 +89,11 @@ class Kernel:
 
     @classmethod
     def of_run(
-        cls, trajectory: Mapping[str, np.ndarray], timesteps, normalisation="second-moment", **kept
+        cls,
+        trajectory: Mapping[str, np.ndarray],
+        timesteps: ArrayLike,
+        normalisation: str = "second-moment",
+        **kept: Any,
     ) -> "Kernel":
         """Return the kernel of one run from its trajectory: stream name to float `[T, D]`.
 
@@ -108,7 +114,7 @@ class Kernel:
                     raise KernelError(f"stream {name!r}: a feature is zero and has no cosine")
                 gram = gram / np.outer(norm, norm)
             sums[name] = gram
-        return cls(sums, 1, timesteps, normalisation=normalisation, **kept)
+        return cls(sums, 1, np.asarray(timesteps, np.float64), normalisation=normalisation, **kept)
 
     def __add__(self, other: "Kernel") -> "Kernel":
         """Return the kernel of both sets of runs.
@@ -139,7 +145,7 @@ class Kernel:
             KernelError: there is no such stream.
         """
         if stream is None:
-            return sum(self.sums.values()) / (self.runs * len(self.sums))
+            return self._total() / (self.runs * len(self.sums))
         if stream not in self.sums:
             raise KernelError(f"no stream {stream!r} in the kernel; it has {self.streams}")
         return self.sums[stream] / self.runs
@@ -169,8 +175,11 @@ class Kernel:
 
     def shared(self) -> "Kernel":
         """Return the kernel with the mean over all streams in place of each stream's matrix."""
-        mean = sum(self.sums.values()) / len(self.sums)
-        return replace(self, sums=dict.fromkeys(self.sums, mean))
+        return replace(self, sums=dict.fromkeys(self.sums, self._total() / len(self.sums)))
+
+    def _total(self) -> np.ndarray:
+        """Return the sum over all streams and runs."""
+        return np.sum(list(self.sums.values()), axis=0)
 
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
@@ -254,7 +263,7 @@ class KernelUse:
     shared: bool = False
     smooth: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("features", FEATURES), ("normalisation", NORMALISATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from eigencache.checks import check_source
 from eigencache.files import read_arrays, write_arrays
@@ -65,7 +66,7 @@ class Plan:
     source: Mapping[str, str] = field(default_factory=dict)
     refresh: Rule | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         full = _frozen(self.full, bool)
         weights = _frozen(self.weights, np.float64)
         timesteps = _frozen(self.timesteps, np.float64)
@@ -108,7 +109,7 @@ class Plan:
             raise PlanError(f"the plan has no weights for stream {stream!r}; it has {self.streams}")
         return self.weights[self.streams.index(stream)]
 
-    def check_timesteps(self, timesteps) -> None:
+    def check_timesteps(self, timesteps: ArrayLike) -> None:
         """Refuse a sampler whose timesteps (float `[T]`) are not those the plan was made for.
 
         Raises:
@@ -129,7 +130,7 @@ class Plan:
                 "the one that the plan was made for; Plan.retimed carries it over"
             )
 
-    def retimed(self, timesteps) -> "Plan":
+    def retimed(self, timesteps: ArrayLike) -> "Plan":
         """Return the plan carried over to a sampler with other timesteps, float `[T]`.
 
         The full steps keep their indices and the weights their values; where they sum to one, each
@@ -141,7 +142,9 @@ class Plan:
             PlanError: the number of steps differs, or a timestep is not finite.
         """
         source = {k: v for k, v in self.source.items() if k not in (PREDICTED, PREDICTED_ERROR)}
-        return replace(self, timesteps=timesteps, source=source | {"retimed": "yes"})
+        return replace(
+            self, timesteps=np.asarray(timesteps, np.float64), source=source | {"retimed": "yes"}
+        )
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata."""
@@ -203,13 +206,15 @@ def load_plan(path: str | os.PathLike) -> Plan:
     return Plan.load(path)
 
 
-def _frozen(values, dtype) -> np.ndarray:
+def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
     array = np.array(values, dtype)
     array.setflags(write=False)
     return array
 
 
-def _check(full, weights, timesteps, streams) -> None:
+def _check(
+    full: np.ndarray, weights: np.ndarray, timesteps: np.ndarray, streams: tuple[str, ...]
+) -> None:
     """Raise a PlanError that names the first thing wrong with a plan's arrays."""
     steps = len(full) if full.ndim == 1 else 0
     if steps == 0:

@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from eigencache.kernel import Kernel
@@ -19,7 +20,9 @@ SETTINGS, SEED = "settings", "seed"
 
 
 @contextlib.contextmanager
-def recording(transformer, tap: str, features: str) -> Iterator[dict[str, list[torch.Tensor]]]:
+def recording(
+    transformer: nn.Module, tap: str, features: str
+) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record the features of a tap's streams inside a `with` block.
 
     Yields:
@@ -28,9 +31,9 @@ def recording(transformer, tap: str, features: str) -> Iterator[dict[str, list[t
     """
     compress = FEATURES[features]
     streams = tapped(transformer, tap).streams
-    trajectory = {stream: [] for stream in streams}
+    trajectory: dict[str, list[torch.Tensor]] = {stream: [] for stream in streams}
 
-    def keep(record, feature):
+    def keep(record: list[torch.Tensor], feature: object) -> None:
         record.append(compress(feature).cpu())
 
     with contextlib.ExitStack() as stack:
@@ -55,8 +58,9 @@ class Kind(NamedTuple):
 
 
 def record_kernels(
-    pipe, texts: Sequence[dict], settings: Settings, seed: int, kinds: list[Kind]
-) -> list[Kernel]:
+    pipe: Any, texts: Sequence[dict], settings: Settings, seed: int,
+    kinds: list[Kind],
+) -> list[Kernel]:  # fmt: skip
     """Return one kernel for each kind, from a full run of every prompt.
 
     Only one trajectory is held at a time, so memory does not grow with the number of prompts.
@@ -68,7 +72,7 @@ def record_kernels(
         seed: of the calibration; it must differ from every evaluation seed.
         kinds: of the kernels.
     """
-    kernels: list[Kernel | None] = [None] * len(kinds)
+    kernels: dict[int, Kernel] = {}
     source = {SEED: str(seed), SETTINGS: json.dumps(asdict(settings))}
     for index, text in enumerate(tqdm(texts, desc="calibrate", unit="run")):
         with contextlib.ExitStack() as stack:
@@ -89,5 +93,5 @@ def record_kernels(
                 trajectory, timesteps, normalisation, tap=tap, features=features,
                 model=fingerprint(pipe.transformer), source=source,
             )  # fmt: skip
-            kernels[i] = kernel if kernels[i] is None else kernels[i] + kernel
-    return kernels
+            kernels[i] = kernels[i] + kernel if i in kernels else kernel
+    return [kernels[i] for i in range(len(kinds))]

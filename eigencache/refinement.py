@@ -4,6 +4,7 @@ The last calibration prompts, `held_out` of them, are not fitted: they judge.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,8 +36,8 @@ class Refinement:
     """
 
     def __init__(
-        self, pipe, texts: Sequence[dict], settings: Settings, seed: int, method: Method,
-        kernel: Kernel, options: Mapping[str, object],
+        self, pipe: Any, texts: Sequence[dict], settings: Settings, seed: int,
+        method: Method, kernel: Kernel, options: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.method, self.kernel, self.options = method, kernel, options
         self.num_steps = settings.num_steps

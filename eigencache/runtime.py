@@ -27,6 +27,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
@@ -52,17 +53,17 @@ class _StepHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, call: Call, stats: CacheStats):
+    def __init__(self, plan: Plan, call: Call, stats: CacheStats) -> None:
         super().__init__()
         self.plan, self.call, self.stats = plan, call, stats
         self.is_full = plan.full.tolist()
-        self.states = StateManager(State)  # diffusers finds it here and sets its context
+        self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
         return module
 
-    def pre_forward(self, module: nn.Module, *args, **kwargs):
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         state = self.call.state = self.states.get_state()
         if "timestep" in kwargs:
             timestep = kwargs["timestep"]
@@ -77,7 +78,7 @@ class _StepHook(ModelHook):
         self.stats.begin(full, self.device)
         return args, kwargs
 
-    def post_forward(self, module: nn.Module, output):
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         self.stats.end(self.is_full[state.step], self.device)
         if state.step == len(self.plan) - 1:
@@ -94,10 +95,10 @@ class _StepHook(ModelHook):
         Raises:
             PlanError: the timestep is neither; the state is reset, nothing is kept of it.
         """
-        value = timestep.flatten()[0]
+        first = timestep.flatten()[0]
         # A pipeline in half precision rounds twice: to its dtype, and once more divided by 1000.
-        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        value, timesteps = float(value), self.plan.timesteps
+        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        value, timesteps = float(first), self.plan.timesteps
 
         def miss(step: int, scale: float) -> float:
             """How far the timestep is from a step's; infinite beyond what rounding explains."""
@@ -196,7 +197,7 @@ def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, Model
         name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
         for name, stream in found.streams.items()
     }
-    pairs = []
+    pairs: list[tuple[nn.Module, ModelHook]] = []
     for name, stream in found.streams.items():
         pairs += zip(stream.modules, hooks[name], strict=True)
     return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]

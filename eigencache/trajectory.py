@@ -42,7 +42,7 @@ class Trajectory:
     seed: int
     model: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = len(self.timesteps)
         if not self.features:
             raise TrajectoryError("a trajectory needs at least one stream")

@@ -5,9 +5,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from eigencache.sampler import Settings
 
 # Flag, attribute of `eigencache.sampler.Settings`, type, help.
@@ -114,10 +116,11 @@ def settings_from(arguments: argparse.Namespace, remembered: str | None = None) 
         except (TypeError, ValueError) as error:
             raise ValueError(f"its settings {remembered!r} cannot be read: {error}") from error
     names = [name for _, name, _, _ in SETTINGS]
-    stated = {name: getattr(arguments, name, None) for name in [*names, "dtype"]}
+    stated: dict[str, Any] = {name: getattr(arguments, name, None) for name in [*names, "dtype"]}
     for flag, name, _, _ in SETTINGS:
-        if stated[name] is not None and stated[name] <= 0:
-            raise ValueError(f"{flag} must be above 0, got {stated[name]}")
+        value = stated[name]
+        if value is not None and value <= 0:
+            raise ValueError(f"{flag} must be above 0, got {value}")
     return replace(settings, **{k: v for k, v in stated.items() if v is not None})
 
 
@@ -141,7 +144,9 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     return read_prompts(arguments.prompts, arguments.num_prompts)
 
 
-def loaded(arguments: argparse.Namespace, prompts: list[str], settings: "Settings"):
+def loaded(
+    arguments: argparse.Namespace, prompts: list[str], settings: "Settings"
+) -> "tuple[Any, list[dict[str, Tensor]]]":
     """Return the pipeline of the command line, and the embeddings of prompts.
 
     Raises:

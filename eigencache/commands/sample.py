@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     plan = Plan.load(arguments.plan) if arguments.plan else None
     prompts = prompts_of(arguments)
-    settings = settings_from(arguments, plan and remembered_settings(plan.source))
+    settings = settings_from(arguments, remembered_settings(plan.source) if plan else None)
     if plan and len(plan) != settings.num_steps:
         raise PlanError(
             f"{arguments.plan}: made for {len(plan)} steps, not for {settings.num_steps}; state "

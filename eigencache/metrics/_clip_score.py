@@ -15,7 +15,7 @@ class ClipScore:
         folder: an open_clip model: `open_clip_config.json`, weights, tokenizer.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike) -> None:
         name = f"local-dir:{Path(folder)}"
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(name)
         self.model = self.model.double().eval()

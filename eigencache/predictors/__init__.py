@@ -17,6 +17,7 @@ predictor does the best that it can with those; a `window` of None takes them al
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.predictors._chebyshev import Chebyshev
 from eigencache.predictors._hicache import HiCache
@@ -45,4 +46,10 @@ class Predictor(Protocol):
     @property
     def window(self) -> int | None: ...
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray: ...
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray: ...

@@ -13,7 +13,7 @@ class OfOrder:
     order: int = 1
     kernel: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("order", self.order, low=0)
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real
 from eigencache.predictors._differences import expansion
@@ -22,7 +23,13 @@ class Taylor(OfOrder):
 
     order: int = 1
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         ahead = np.asarray(step) - np.asarray(past)[..., -1]
         return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])
 
@@ -37,10 +44,16 @@ class TaylorScaled(OfOrder):
     order: int = 2
     scale: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_real("scale", self.scale, above=0)
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         ahead = self.scale**2 * (np.asarray(step) - np.asarray(past)[..., -1])
         return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])

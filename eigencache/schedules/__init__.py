@@ -11,6 +11,7 @@ None unless the schedule's own `kernel` is True). A budget, `full_steps`, is kep
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
@@ -28,4 +29,6 @@ class Schedule(Protocol):
 
     kernel: ClassVar[bool]
 
-    def full(self, timesteps, predictor: Predictor, kernel: Kernel | None = None) -> np.ndarray: ...
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray: ...

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.design import optimal_steps
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
+from eigencache.schedules._streams import needed
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,12 @@ class Optimal:
     full_steps: int
     kernel: ClassVar[bool] = True
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        kernel = needed(kernel)
         budget = [self.full_steps]
         steps = optimal_steps(predictor, timesteps, kernel.matrix(), budget)[self.full_steps]
-        full = np.zeros(len(timesteps), bool)
+        full = np.zeros(np.size(timesteps), bool)
         full[list(steps)] = True
         return full

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,10 @@ class Steps:
     steps: Sequence[int]
     kernel: ClassVar[bool] = False
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
-        count = len(timesteps)
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        count = np.size(timesteps)
         if not all(0 <= step < count for step in self.steps):
             raise ValueError(f"steps {list(self.steps)} are not all among 0 to {count - 1}")
         full = np.zeros(count, bool)
