@@ -43,7 +43,7 @@ def calibrate(
     """Return a plan for a pipeline, made on calibration prompts. Nothing is trained.
 
     The default, optimal design in open loop, costs one full run of every prompt. EigenCache's
-    closed loop (`method="EigenCache"`) gives better images and costs about eight times as many
+    closed loop (`method="EigenCache"`) gives better images and costs about ten times as many
     network calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost one run.
 
     The plan is for these settings. Sampling at another number of steps is refused, and so is

@@ -19,8 +19,8 @@ eigencache.cached.
 """
 
 
-def main() -> None:
-    """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
     parser = argparse.ArgumentParser(
         "eigencache", description="Sample from diffusion transformers with most steps forecast.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -30,13 +30,17 @@ def main() -> None:
         module = importlib.import_module(f"eigencache.commands.{name}")
         told = module.__doc__ or ""
         command = commands.add_parser(
-            name, help=told.partition("\n")[0], description=told,
-            epilog=module.EXAMPLES,
+            name, help=told.partition("\n")[0], description=told, epilog=module.EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
+    arguments = parser().parse_args()
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

@@ -189,13 +189,23 @@ class ClosedLoop:
             check_whole(name, getattr(self, name), low=low)
 
     def fit(self, runs: Runs, steps: Sequence[int]) -> Updates:
-        """Return the updates of every gap, fitted from gap to gap."""
+        """Return the updates of every gap, fitted from gap to gap.
+
+        Args:
+            runs: what is fitted.
+            steps: the full steps.
+        """
         fit = Fit(runs, steps, self.anchors)
         follow(runs, steps, fit)
         return fit.updates
 
     def exchange(self, runs: Runs, steps: Sequence[int]) -> tuple[int, ...]:
-        """Return full steps whose fit ends closer to the full runs, by moving one at a time."""
+        """Return full steps whose fit ends closer to the full runs, by moving one at a time.
+
+        Args:
+            runs: what is fitted.
+            steps: where to start; the first, 0, stays.
+        """
         steps = tuple(steps)
         stands = follow(runs, steps, Fit(runs, steps, self.anchors))
         best = runs.decibels(stands[-1].latents)
@@ -217,6 +227,12 @@ class ClosedLoop:
         """Return updates that end closer to the full runs, the held-out ones too.
 
         The slopes are measured once, which is most of the work, and serve every round.
+
+        Args:
+            runs: what is fitted.
+            held_out: what judges it; a round that it does not gain by is the last.
+            steps: the full steps.
+            updates: where to start.
         """
         if not self.rounds or not updates:
             return updates

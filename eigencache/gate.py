@@ -12,8 +12,10 @@ class Gate:
     """Forecast the back half of the blocks before a gate step and the front half from it on.
 
     Delta-DiT (arXiv 2406.01125): the front blocks make the outlines, which early steps decide, and
-    the back blocks the details. The half that is not forecast is computed. `gate` is the share of
-    the steps before the gate.
+    the back blocks the details. The half that is not forecast is computed.
+
+    Attributes:
+        gate: the share of the steps before the gate, 0 to 1.
 
     Raises:
         ValueError: `gate` does not lie between 0 and 1.

@@ -95,9 +95,13 @@ class Kernel:
         normalisation: str = "second-moment",
         **kept: Any,
     ) -> "Kernel":
-        """Return the kernel of one run from its trajectory: stream name to float `[T, D]`.
+        """Return the kernel of one run.
 
-        Other keywords (`tap`, `features`, `model`, `source`) become the attributes of that name.
+        Args:
+            trajectory: stream name to its features, float `[T, D]`.
+            timesteps: float `[T]`, the sampler's.
+            normalisation: "second-moment" or "cosine".
+            kept: `tap`, `features`, `model`, `source`: the attributes of that name.
 
         Raises:
             KernelError: a feature is all zero where a cosine is asked for, or not finite.
@@ -119,6 +123,9 @@ class Kernel:
     def __add__(self, other: "Kernel") -> "Kernel":
         """Return the kernel of both sets of runs.
 
+        Args:
+            other: of the same model, tap and sampler.
+
         Raises:
             KernelError: the two differ in anything but their runs.
         """
@@ -139,7 +146,10 @@ class Kernel:
         return tuple(self.sums)
 
     def matrix(self, stream: str | None = None) -> np.ndarray:
-        """Return the float64 `[T, T]` matrix of a stream; of None, the mean over all streams.
+        """Return the mean over runs of a stream's second moments, float64 `[T, T]`.
+
+        Args:
+            stream: its name; None for the mean over all streams.
 
         Raises:
             KernelError: there is no such stream.
@@ -151,7 +161,10 @@ class Kernel:
         return self.sums[stream] / self.runs
 
     def truncated(self, rank: int) -> tuple["Kernel", float]:
-        """Return the kernel with each matrix cut to its `rank` leading eigenpairs (Karhunen-Loeve).
+        """Return the kernel with each matrix cut to its leading eigenpairs (Karhunen-Loeve).
+
+        Args:
+            rank: how many to keep, from 1 to T.
 
         Returns:
             The kernel U_r diag(l_r) U_r^T, and the share of the energy (the trace) that it keeps,
@@ -184,8 +197,12 @@ class Kernel:
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
 
-        P projects onto polynomials of `degree` in the timestep. With few calibration runs it takes
-        out what is peculiar to them.
+        P projects onto polynomials in the timestep. With few calibration runs it takes out what is
+        peculiar to them.
+
+        Args:
+            share: of the smooth kernel, 0 to 1.
+            degree: of the polynomials.
 
         Raises:
             KernelError: `share` is not between 0 and 1.
@@ -203,7 +220,14 @@ class Kernel:
         return replace(self, sums=sums)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata."""
+        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata.
+
+        Args:
+            path: of the file, which is whole or absent.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         metadata = {
             "runs": str(self.runs),
             "tap": self.tap,
@@ -218,6 +242,9 @@ class Kernel:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Kernel":
         """Read a kernel that `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -253,7 +280,10 @@ class KernelUse:
         runs: the calibration runs to use, the first so many; None for all.
         rank: eigenpairs to keep (`Kernel.truncated`); None for all.
         shared: whether all streams share one matrix (`Kernel.shared`).
-        smooth: the share of the smooth kernel in it (`Kernel.smoothed`).
+        smooth: the share of the smooth kernel in it (`Kernel.smoothed`), 0 to 1.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     features: str = "full"
@@ -282,6 +312,9 @@ class KernelUse:
 
     def of(self, kernel: Kernel) -> Kernel:
         """Return the kernel as the method wants it.
+
+        Args:
+            kernel: as it was calibrated.
 
         Raises:
             KernelError: the kernel is of another kind or number of runs, or of fewer steps than

@@ -80,7 +80,11 @@ class Method:
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
 
     def parts(self, full_steps: int, **options: object) -> Parts:
-        """Return what the method consists of, for a budget and options.
+        """Return what the method consists of.
+
+        Args:
+            full_steps: the budget.
+            options: those of the names in `options`; others have their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range.
@@ -107,6 +111,13 @@ class Method:
         tap: str | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
+
+        Args:
+            full_steps: the budget.
+            timesteps: float `[T]`, the sampler's.
+            kernel: of the kind that the method wants, where `needs_kernel`.
+            tap: where features are taken; by default the method's own.
+            options: those of the names in `options`; others have their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.

@@ -100,6 +100,9 @@ class Plan:
     def weights_of(self, stream: str) -> np.ndarray:
         """Return the float64 `[T, T]` weights of one stream.
 
+        Args:
+            stream: its name; any, if one matrix serves all.
+
         Raises:
             PlanError: the plan has one matrix per stream and none for `stream`.
         """
@@ -110,7 +113,10 @@ class Plan:
         return self.weights[self.streams.index(stream)]
 
     def check_timesteps(self, timesteps: ArrayLike) -> None:
-        """Refuse a sampler whose timesteps (float `[T]`) are not those the plan was made for.
+        """Refuse a sampler whose timesteps are not those the plan was made for.
+
+        Args:
+            timesteps: float `[T]`, the sampler's.
 
         Raises:
             PlanError: the number of steps or a timestep differs; the message names the first.
@@ -131,12 +137,15 @@ class Plan:
             )
 
     def retimed(self, timesteps: ArrayLike) -> "Plan":
-        """Return the plan carried over to a sampler with other timesteps, float `[T]`.
+        """Return the plan carried over to a sampler with other timesteps.
 
         The full steps keep their indices and the weights their values; where they sum to one, each
         gap then covers its new length. To rescale each gap's update instead was measured to be no
         better. What was predicted is forgotten, since the images are others;
         `benchmarks/carry_over.py` measures what is lost.
+
+        Args:
+            timesteps: float `[T]`, the other sampler's.
 
         Raises:
             PlanError: the number of steps differs, or a timestep is not finite.
@@ -147,7 +156,14 @@ class Plan:
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata."""
+        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata.
+
+        Args:
+            path: of the file, which is whole or absent.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         metadata = {
             "tap": self.tap,
             "streams": json.dumps(self.streams),
@@ -161,6 +177,9 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
         """Read a plan that `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: there is no such file.

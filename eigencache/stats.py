@@ -59,7 +59,12 @@ class CacheStats:
         return self.skipped * (self.full_seconds - self.skipped_seconds) if self.skipped else 0.0
 
     def begin(self, full: bool, device: torch.device) -> None:
-        """Count a call and start its time, on the device where it will be computed."""
+        """Count a call and start its time.
+
+        Args:
+            full: whether it is at a full step.
+            device: where it will be computed.
+        """
         if full:
             self.full += 1
         else:
@@ -67,7 +72,12 @@ class CacheStats:
         self._begun = _now(device)
 
     def end(self, full: bool, device: torch.device) -> None:
-        """Stop the time of the call that `begin` counted, which was not refused or interrupted."""
+        """Stop the time of the call that `begin` counted, unless it was interrupted.
+
+        Args:
+            full: whether it is at a full step.
+            device: where it was computed.
+        """
         if self._begun is not None:
             (self._full if full else self._skipped).append((self._begun, _now(device)))
             self._begun = None

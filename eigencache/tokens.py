@@ -56,16 +56,42 @@ class Moment:
 
 
 class Rule(Protocol):
-    """What every rule offers; see the module's text."""
+    """What every rule offers; the module's text says what is asked when.
+
+    Attributes:
+        observes: what it looks at when a step is full: "attention" or "hidden".
+        text: whether it recomputes text tokens too.
+    """
 
     observes: ClassVar[str]
     text: ClassVar[bool]
 
-    def observe(self, source: Any) -> Any: ...
+    def observe(self, source: Any) -> Any:
+        """Return what is to be kept of a full step until the next.
 
-    def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any: ...
+        Args:
+            source: float32 `[B, text + image tokens]` or `[B, N, C]`, what the rule observes.
+        """
 
-    def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any: ...
+    def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:
+        """Return the tokens of an MLP to recompute, int64 `[B, k]`.
+
+        Args:
+            seen: what `observe` returned at the last full step.
+            age: int64 `[B, L]`, skipped steps since each token was recomputed.
+            place: of the MLP.
+            moment: of the step.
+        """
+
+    def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
+        """Return the forecast with what was recomputed, `[B, L, C]`.
+
+        Args:
+            forecast: float32 or better `[B, L, C]`, of the MLP's output.
+            fresh: `[B, k, C]`, what the MLP gives for `tokens`.
+            tokens: int64 `[B, k]`, from `pick`.
+            seen: what `observe` returned at the last full step.
+        """
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,16 @@ class ToCa:
     of FLUX's 38 get far less than the ratio; it rounds down to no token at all; and it measures
     age in fixed intervals, which here is the gap. The bonus for an even spread over the image,
     which the release turns off, is left out.
+
+    Attributes:
+        ratio: the share of an MLP's tokens that is recomputed, 0 to 1.
+        staleness_weight: of a token's age in its score, at least 0.
+        layer_weight: how much more the first blocks recompute than the last, 0 to 1.
+        step_weight: how much more the first steps recompute than the last, 0 to 1.
+        stream_weight: how much more fused blocks recompute than others, 0 to 1.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     ratio: float = 0.1
@@ -136,6 +172,12 @@ class ClusCa:
     last centres, with distances in L1; they recompute text tokens too; they write what was
     recomputed into the expansion's constant term, to which its higher terms are then added once
     more; and where an empty cluster recomputes a token of another they take a sum for the mean.
+
+    Attributes:
+        clusters: how many, at least 1.
+        per_cluster: tokens of each that are recomputed, at least 1.
+        weight: by how much the others move towards them, 0 to 1.
+        iterations: of k-means, at least 1.
 
     Raises:
         ValueError: an option is out of range; or, in `observe`, there are fewer tokens than

@@ -18,6 +18,13 @@ class Chebyshev:
     Phi_step (Phi_A^T Phi_A + ridge I)^-1 Phi_A^T f_A (arXiv 2603.01623). The ridge also draws the
     constant term towards zero, so that not even a constant is quite reproduced. Spectrum may blend
     this with a Taylor expansion; that is not done here.
+
+    Attributes:
+        degree: of the polynomials, at least 0.
+        ridge: added to the diagonal, above 0; it does not depend on how large features are.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     degree: int = 4

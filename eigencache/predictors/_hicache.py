@@ -18,6 +18,13 @@ class HiCache(OfOrder):
 
     f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
     physicists' Hermite polynomials H_k and x = step - a, towards the future.
+
+    Attributes:
+        order: of the highest difference, at least 0.
+        scale: of the polynomials, above 0; the paper's sigma.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     order: int = 2

@@ -24,6 +24,9 @@ class Kriging:
         ordinary: make the weights sum to one.
         phases: the first steps of phases after the first, ascending. A step is then forecast from
             the full steps of its own phase alone; while there are none, the latest is reused.
+
+    Raises:
+        ValueError: an option is out of range; in `weights`: there is no kernel.
     """
 
     window: int | None = 3

@@ -12,7 +12,14 @@ from eigencache.predictors._order import OfOrder
 class Newton(OfOrder):
     """The polynomial in sigma through the last `order + 1` full steps, extrapolated.
 
-    Exact for features that are polynomials of degree `order` in the sampler's noise level.
+    Exact for features that are polynomials of degree `order` in the sampler's noise level. These
+    are Newton's divided differences, written with Lagrange's basis.
+
+    Attributes:
+        order: the degree, at least 0.
+
+    Raises:
+        ValueError: the order is out of range.
     """
 
     order: int = 2

@@ -19,6 +19,12 @@ class Taylor(OfOrder):
     D_0 = f_a and D_{k+1} = (D_k(a) - D_k(a')) / (a - a') with a' the full step before a. Exact
     for features linear in the step when `order >= 1`; higher orders of these repeated differences
     are not derivatives on an uneven grid and give no higher exactness.
+
+    Attributes:
+        order: of the expansion, at least 0.
+
+    Raises:
+        ValueError: the order is out of range.
     """
 
     order: int = 1
@@ -36,9 +42,17 @@ class Taylor(OfOrder):
 
 @dataclass(frozen=True)
 class TaylorScaled(OfOrder):
-    """Taylor expansion whose k-th term is damped by scale^(2k) (an ablation of HiCache's paper).
+    """Taylor expansion whose k-th term is damped by scale^(2k).
 
-    sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`.
+    sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`. It is an
+    ablation in the paper of HiCache (arXiv 2508.16984).
+
+    Attributes:
+        order: of the expansion, at least 0.
+        scale: of the damping, above 0.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     order: int = 2

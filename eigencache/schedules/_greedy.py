@@ -26,7 +26,8 @@ class Greedy:
         stream_weights: patterns of stream names to w_l; see `stream_weights`.
 
     Raises:
-        ValueError: an option is out of range, or the budget exceeds the steps (in `full`).
+        ValueError: an option is out of range; in `full`: the budget exceeds the steps, or there is
+            no kernel.
     """
 
     full_steps: int

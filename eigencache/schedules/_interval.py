@@ -17,6 +17,11 @@ class Interval:
     State `every` as published, or `full_steps` and have the shortest interval found that gives
     exactly that many.
 
+    Attributes:
+        full_steps: the budget, or None.
+        every: the interval in steps, at least 1, or None.
+        first: how many steps are full before the first interval, at least 1.
+
     Raises:
         ValueError: both or none are stated; no interval gives the budget (in `full`).
     """

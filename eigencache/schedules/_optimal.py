@@ -14,7 +14,15 @@ from eigencache.schedules._streams import needed
 
 @dataclass(frozen=True)
 class Optimal:
-    """The `full_steps` steps that minimise the predictor's expected error (`eigencache.design`)."""
+    """The `full_steps` steps that minimise the predictor's expected error (`eigencache.design`).
+
+    Attributes:
+        full_steps: the budget, from 1 to all steps.
+
+    Raises:
+        ValueError: in `full`: the budget is out of range, the predictor's window is None or too
+            large for the tables, or there is no kernel.
+    """
 
     full_steps: int
     kernel: ClassVar[bool] = True

@@ -13,7 +13,10 @@ from eigencache.predictors import Predictor
 
 @dataclass(frozen=True)
 class Steps:
-    """Exactly the steps named.
+    """Exactly the steps named (for plans by hand; no method of `eigencache.METHODS` has it).
+
+    Attributes:
+        steps: their indices, counted from 0.
 
     Raises:
         ValueError: a step lies outside the sampler's (in `full`).

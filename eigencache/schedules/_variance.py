@@ -31,7 +31,7 @@ class Variance:
 
     Raises:
         ValueError: both or none of full_steps and tau are stated, or an option is out of range;
-            in `full`: the budget exceeds the steps.
+            in `full`: the budget exceeds the steps, or there is no kernel.
     """
 
     full_steps: int | None = None
