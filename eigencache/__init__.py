@@ -1,15 +1,35 @@
 """EigenCache: accelerate diffusion transformers by forecasting features, without retraining.
 
-    plan = eigencache.Plan.load("plan.safetensors")
-    with eigencache.cached(pipe.transformer, plan) as stats:
+    plan = eigencache.load_plan("plan.safetensors")  # or eigencache.calibrate(pipe, prompts, 9)
+    with eigencache.cached(pipe, plan) as stats:
         image = pipe(prompt, num_inference_steps=len(plan)).images[0]
+    print(stats)
 
 Names are imported when first used: planning needs NumPy alone, and torch takes seconds to import.
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
+    from eigencache.calibration import calibrate as calibrate
+    from eigencache.kernel import Kernel as Kernel
+    from eigencache.kernel import KernelError as KernelError
+    from eigencache.methods import METHODS as METHODS
+    from eigencache.methods import Method as Method
+    from eigencache.methods import make_plan as make_plan
+    from eigencache.plan import Plan as Plan
+    from eigencache.plan import PlanError as PlanError
+    from eigencache.plan import load_plan as load_plan
+    from eigencache.runtime import cached as cached
+    from eigencache.runtime import disable_cache as disable_cache
+    from eigencache.runtime import enable_cache as enable_cache
+    from eigencache.stats import CacheStats as CacheStats
+    from eigencache.trajectory import Trajectory as Trajectory
+    from eigencache.trajectory import TrajectoryError as TrajectoryError
 
 _HOMES = {
+    "CacheStats": "stats",
     "Kernel": "kernel",
     "KernelError": "kernel",
     "METHODS": "methods",
@@ -17,19 +37,22 @@ _HOMES = {
     "Plan": "plan",
     "PlanError": "plan",
     "Trajectory": "trajectory",
+    "TrajectoryError": "trajectory",
     "cached": "runtime",
+    "calibrate": "calibration",
     "disable_cache": "runtime",
     "enable_cache": "runtime",
+    "load_plan": "plan",
     "make_plan": "methods",
 }
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return [*globals(), *__all__]

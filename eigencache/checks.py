@@ -1,23 +1,24 @@
 """Checks of options: each raises a ValueError that names the option and its value."""
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import numpy as np
 
 
-def check_whole(name: str, value, low: int) -> None:
+def check_whole(name: str, value: object, low: int) -> None:
     """Raise a ValueError unless `value` is a whole number of at least `low`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low:
         raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}")
 
 
-def check_real(name: str, value, above: float) -> None:
+def check_real(name: str, value: object, above: float) -> None:
     """Raise a ValueError unless `value` is a finite number above `above`."""
     if not _is_finite(value) or value <= above:
         raise ValueError(f"{name} must be a finite number above {above}, got {value!r}")
 
 
-def check_range(name: str, value, low: float, high: float = np.inf) -> None:
+def check_range(name: str, value: object, low: float, high: float = np.inf) -> None:
     """Raise a ValueError unless `value` is a finite number between `low` and `high`."""
     if not _is_finite(value) or not low <= value <= high:
         bound = "" if np.isinf(high) else f" and at most {high}"
@@ -31,6 +32,6 @@ def check_source(source: Mapping, error: type[ValueError]) -> None:
             raise error(f"`source` must be text to text, got {name!r}: {value!r}")
 
 
-def _is_finite(value) -> bool:
+def _is_finite(value: object) -> TypeGuard[float]:
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return number and bool(np.isfinite(value))
+    return number and bool(np.isfinite(value))  # type: ignore[call-overload]

@@ -1,43 +1,50 @@
 """The command `eigencache`, also `python -m eigencache.cli`."""
 
 import argparse
+import importlib
 import sys
 
-from eigencache import folders
+# Each is a module of `eigencache.commands`, which says what it must have.
+COMMANDS = ("calibrate", "plan", "sample", "score", "verify")
+EXAMPLES = """\
+From a model to images, every command on its own:
+
+  eigencache calibrate --model models/emoji-flux --prompts calibration.txt --out kernel.safetensors
+  eigencache plan --kernel kernel.safetensors --full-steps 9 --out plan.safetensors
+  eigencache sample --model models/emoji-flux --prompts prompts.txt --plan plan.safetensors \\
+      --out images
+
+`eigencache COMMAND --help` explains each. In Python the same is eigencache.calibrate and
+eigencache.cached.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
+    parser = argparse.ArgumentParser(
+        "eigencache", description="Sample from diffusion transformers with most steps forecast.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for name in COMMANDS:
+        module = importlib.import_module(f"eigencache.commands.{name}")
+        told = module.__doc__ or ""
+        command = commands.add_parser(
+            name, help=told.partition("\n")[0], description=told, epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
 
 
 def main() -> None:
     """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
-    parser = argparse.ArgumentParser("eigencache")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("verify", help="check results again against their manifests")
-    command.add_argument(
-        "places", nargs="+", metavar="PATH", help="a result, or a folder of results and others"
-    )
-    command.set_defaults(run=_verify)
-    folders.add_arguments(commands.add_parser("score", help="score folders of images"))
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
-        sys.exit(f"eigencache: {type(error).__name__}: {error}")
-
-
-def _verify(arguments: argparse.Namespace) -> None:
-    from eigencache.verify import verify  # pandas, which other commands need not wait for
-
-    report = verify(arguments.places)
-    for fault in report.faults:
-        print(fault)
-    print(
-        f"checked {report.results} results, {len(report.images)} images, {report.models} models; "
-        f"{len(report.absent)} files that they were made from are not here; "
-        f"{len(report.faults)} faults"
-    )
-    if report.faults:
-        # Snakemake does not miss an intermediate file as long as all that is made of it is there.
-        print("`snakemake FILE` makes a deleted file again, the next run what depends on it")
-    sys.exit(bool(report.faults))
+        sys.exit(f"eigencache: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
+from tqdm import tqdm
 
 from eigencache.checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps, step_sizes
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
 
 # Added to the diagonal of least squares, as a share of its mean, against ties.
@@ -37,7 +39,12 @@ JITTER = 1e-9
 # the damping that is tried, as a share of the diagonal.
 NUDGE, DAMPINGS = 1e-3, (1e-6, 1e-4, 1e-2)
 # The designs for these predictors are where the search for full steps starts.
-CANDIDATES = (Kriging(2, 1e-6, ordinary=True), Kriging(3, 1e-6), Newton(1), Newton(2))
+CANDIDATES: tuple[Predictor, ...] = (
+    Kriging(2, 1e-6, ordinary=True),
+    Kriging(3, 1e-6),
+    Newton(1),
+    Newton(2),
+)
 
 
 @dataclass(frozen=True)
@@ -131,10 +138,10 @@ class Fit:
         updates: what was fitted.
     """
 
-    def __init__(self, runs: Runs, steps: Sequence[int], anchors: int | None):
+    def __init__(self, runs: Runs, steps: Sequence[int], anchors: int | None) -> None:
         self.runs, self.anchors = runs, anchors
         self.steps, self.ends = steps, ends_of(steps, len(runs))
-        self.sizes, self.updates = step_sizes(runs.timesteps), {}
+        self.sizes, self.updates = step_sizes(runs.timesteps), dict[int, np.ndarray]()
 
     def __call__(self, k: int, stand: Stand) -> np.ndarray:
         used = stand.features[-self.anchors :] if self.anchors else stand.features
@@ -175,26 +182,36 @@ class ClosedLoop:
     held_out: int = 16
     batch: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.anchors is not None:
             check_whole("anchors", self.anchors, low=1)
         for name, low in {"sweeps": 0, "reach": 1, "rounds": 0, "held_out": 1, "batch": 1}.items():
             check_whole(name, getattr(self, name), low=low)
 
     def fit(self, runs: Runs, steps: Sequence[int]) -> Updates:
-        """Return the updates of every gap, fitted from gap to gap."""
+        """Return the updates of every gap, fitted from gap to gap.
+
+        Args:
+            runs: what is fitted.
+            steps: the full steps.
+        """
         fit = Fit(runs, steps, self.anchors)
         follow(runs, steps, fit)
         return fit.updates
 
     def exchange(self, runs: Runs, steps: Sequence[int]) -> tuple[int, ...]:
-        """Return full steps whose fit ends closer to the full runs, by moving one at a time."""
+        """Return full steps whose fit ends closer to the full runs, by moving one at a time.
+
+        Args:
+            runs: what is fitted.
+            steps: where to start; the first, 0, stays.
+        """
         steps = tuple(steps)
         stands = follow(runs, steps, Fit(runs, steps, self.anchors))
         best = runs.decibels(stands[-1].latents)
         for _ in range(self.sweeps):
             before = steps
-            for i in range(1, len(steps)):
+            for i in tqdm(range(1, len(steps)), desc="full steps", delay=5, leave=False):
                 for candidate in self._moved(steps, i, len(runs)):
                     # Until the full step before the one that moves, all is as it was.
                     update = Fit(runs, candidate, self.anchors)
@@ -210,6 +227,12 @@ class ClosedLoop:
         """Return updates that end closer to the full runs, the held-out ones too.
 
         The slopes are measured once, which is most of the work, and serve every round.
+
+        Args:
+            runs: what is fitted.
+            held_out: what judges it; a round that it does not gain by is the last.
+            steps: the full steps.
+            updates: where to start.
         """
         if not self.rounds or not updates:
             return updates
@@ -237,7 +260,7 @@ def slopes_of(runs: Runs, steps: Sequence[int], updates: Updates) -> np.ndarray:
     stands = follow(runs, steps, fixed(updates))
     final, slopes = stands[-1].latents, []
     sizes, ends = step_sizes(runs.timesteps), ends_of(steps, len(runs))
-    for k, g in updates.items():
+    for k, g in tqdm(updates.items(), desc="weights", delay=5, leave=False):
         latents, features = stands[k + 1]
         gap = abs(sizes[steps[k] + 1 : ends[k]].sum())
         for feature in features[-len(g) :]:
@@ -296,7 +319,9 @@ def updates_of(plan: Plan) -> Updates:
     return updates
 
 
-def with_updates(weights: np.ndarray, timesteps, steps: Sequence[int], updates: Updates):
+def with_updates(
+    weights: np.ndarray, timesteps: ArrayLike, steps: Sequence[int], updates: Updates
+) -> np.ndarray:
     """Return weights, float64 `[T, T]`, whose gaps have the given updates.
 
     Every row of a gap is corrected alike, so that rows keep what tells them from each other.
@@ -328,7 +353,7 @@ def carry(runs: Runs, steps: Sequence[int], updates: Updates, probes: int = 8) -
         push = share * np.linalg.norm(latents) / np.linalg.norm(change) * change
         stand = Stand(latents + push, features)
         moved = follow(runs, steps, fixed(updates), stand, k)[-1].latents
-        growth[steps[k]] = np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push)
+        growth[steps[k]] = float(np.linalg.norm(moved - stands[-1].latents) / np.linalg.norm(push))
     known = sorted(growth)
     return np.interp(np.arange(len(runs) + 1), known, [growth[step] for step in known])
 
@@ -340,7 +365,7 @@ def designs(runs: Runs, plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     return {
         optimal_steps(predictor, runs.timesteps, matrix, [len(steps)], weight)[len(steps)]
         for predictor in CANDIDATES
-        if len(runs) ** (predictor.window + 1) <= MAX_TABLE
+        if predictor.window and len(runs) ** (predictor.window + 1) <= MAX_TABLE
         for weight in weights
     }
 
@@ -378,6 +403,7 @@ def refine(
     source = {**plan.source, "closed loop": f"{loop}; {told}"}
     if after <= before:
         return replace(plan, source=source)
+    source.pop(PREDICTED_ERROR, None)  # of the open loop
     full = np.isin(np.arange(len(plan)), steps)
     open_loop = fill(full, predictor, plan.timesteps, matrix)
     weights = with_updates(open_loop, plan.timesteps, steps, updates)

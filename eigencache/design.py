@@ -8,19 +8,24 @@ collected coefficients. The design minimises the sum over gaps of sqrt(E|e|^2). 
 dynamic programme is the last M full steps, so that its optimum is exact and its budget too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from eigencache.plan import Plan
+from eigencache.kernel import Kernel
+from eigencache.plan import PREDICTED_ERROR, Plan
 from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
 MAX_TABLE = 40_000_000
 
 
-def fill(full: np.ndarray, predictor: Predictor, timesteps, matrix) -> np.ndarray:
+def fill(
+    full: np.ndarray, predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray | None
+) -> np.ndarray:
     """Return the weights, float64 `[T, T]`, with which `predictor` fills a schedule's gaps."""
     weights = np.zeros((len(full), len(full)))
     for step in np.flatnonzero(~full):
@@ -30,7 +35,7 @@ def fill(full: np.ndarray, predictor: Predictor, timesteps, matrix) -> np.ndarra
     return weights
 
 
-def step_sizes(timesteps) -> np.ndarray:
+def step_sizes(timesteps: ArrayLike) -> np.ndarray:
     """Return d, float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
 
     Of flow matching, sigma = timestep / 1000, and the sampler ends at sigma 0.
@@ -93,8 +98,20 @@ def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> f
     return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
 
 
+def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
+    """Return the plan with its `predicted_error` among what it says of itself.
+
+    The plan comes back as it was if the kernel cannot tell: if either is not of the output tap, or
+    if the kernel is of cosines, which do not know how large a feature is.
+    """
+    if not (plan.tap == kernel.tap == "output" and kernel.normalisation == "second-moment"):
+        return plan
+    error = predicted_error(plan, kernel.matrix())
+    return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
+
+
 def optimal_steps(
-    predictor: Predictor, timesteps, matrix: np.ndarray, budgets: Iterable[int],
+    predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, budgets: Iterable[int],
     carry: np.ndarray | None = None,
 ) -> dict[int, tuple[int, ...]]:  # fmt: skip
     """Return, for each budget, its optimal full steps, by one dynamic programme for all.
@@ -111,7 +128,7 @@ def optimal_steps(
         ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table, as that
             of a window of None always is.
     """
-    count, window = len(timesteps), predictor.window
+    count, window = np.size(timesteps), predictor.window
     budgets = sorted(set(budgets))
     if not budgets or budgets[0] < 1 or budgets[-1] > count:
         raise ValueError(f"budgets {budgets} must lie between 1 and the {count} steps")
@@ -120,7 +137,8 @@ def optimal_steps(
     carry = np.ones(count + 1) if carry is None else carry
     errors = {m: carry * gap_errors(predictor, timesteps, matrix, m) for m in range(1, window + 1)}
     value = np.where(np.arange(count) == 0, 0.0, np.inf)  # one full step so far: step 0
-    dropped, designs = {}, {}
+    dropped: dict[int, np.ndarray] = {}
+    designs: dict[int, tuple[int, ...]] = {}
     for used in range(1, budgets[-1] + 1):
         gap = errors[min(used, window)]
         if used in budgets:
@@ -135,13 +153,15 @@ def optimal_steps(
     return designs
 
 
-def gap_errors(predictor: Predictor, timesteps, matrix: np.ndarray, size: int) -> np.ndarray:
+def gap_errors(
+    predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, size: int
+) -> np.ndarray:
     """Return the table of sqrt(E|e|^2) for every gap behind every window of `size` full steps.
 
     Float64 `[T] * size + [T + 1]`: the window's steps ascending, then the next full step, or T
     for a gap that runs to the end. Entries that are no ascending sequence are infinite.
     """
-    count, sizes = len(timesteps), step_sizes(timesteps)
+    count, sizes = np.size(timesteps), step_sizes(timesteps)
     table = np.full((count,) * size + (count + 1,), np.inf)
     for last in range(size - 1, count):
         heads = list(combinations(range(last), size - 1))
@@ -163,7 +183,9 @@ def _energy(q: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return ((q @ matrix) * q).sum(-1)
 
 
-def _trace(state, dropped, used: int, window: int) -> tuple[int, ...]:
+def _trace(
+    state: Iterable[np.intp], dropped: Mapping[int, np.ndarray], used: int, window: int
+) -> tuple[int, ...]:
     """Walk back from the last window to step 0 through the steps that left the window."""
     steps = [int(step) for step in state]
     for k in range(used, window, -1):

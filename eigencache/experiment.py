@@ -51,7 +51,7 @@ class Experiment:
         FileNotFoundError, ValueError: a prompt file is missing or faulty.
     """
 
-    def __init__(self, config: Mapping, schema: str | Path):
+    def __init__(self, config: Mapping, schema: str | Path) -> None:
         self.config = _with_defaults(config, yaml.safe_load(Path(schema).read_text()))
         self._check_budgets()
         self._check_paths()

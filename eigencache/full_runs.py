@@ -1,9 +1,11 @@
 """Full runs of a pipeline, for the closed loop: their latents, and the network that made them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from eigencache.closed_loop import Runs
 from eigencache.design import step_sizes
@@ -13,8 +15,8 @@ from eigencache.sampler import Settings, call, image_seed, together
 
 @torch.no_grad()
 def full_runs(
-    pipe, texts: Sequence[dict[str, torch.Tensor]], settings: Settings, seed: int,
-    indices: Sequence[int], batch: int,
+    pipe: Any, texts: Sequence[dict[str, torch.Tensor]], settings: Settings,
+    seed: int, indices: Sequence[int], batch: int,
 ) -> Runs:  # fmt: skip
     """Return full runs of `texts[i]` with the noise of `image_seed(seed, i)`, i in `indices`.
 
@@ -48,11 +50,13 @@ def full_runs(
     return runs
 
 
-def _one_run(pipe, text, settings: Settings, seeds: Sequence[int]):
+def _one_run(
+    pipe: Any, text: dict[str, torch.Tensor], settings: Settings, seeds: Sequence[int]
+) -> tuple[torch.Tensor, Callable[[torch.Tensor, int], torch.Tensor]]:
     """Return the latents of every step, and the velocity there as the pipeline computes it."""
     latents, calls = [], []
 
-    def record(module, args, kwargs):
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
         if not {"hidden_states", "timestep"} <= kwargs.keys():
             raise PlanError(
                 f"{type(pipe).__name__} does not call its transformer with hidden_states and "

@@ -12,8 +12,10 @@ class Gate:
     """Forecast the back half of the blocks before a gate step and the front half from it on.
 
     Delta-DiT (arXiv 2406.01125): the front blocks make the outlines, which early steps decide, and
-    the back blocks the details. The half that is not forecast is computed. `gate` is the share of
-    the steps before the gate.
+    the back blocks the details. The half that is not forecast is computed.
+
+    Attributes:
+        gate: the share of the steps before the gate, 0 to 1.
 
     Raises:
         ValueError: `gate` does not lie between 0 and 1.
@@ -21,7 +23,7 @@ class Gate:
 
     gate: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_range("gate", self.gate, 0, 1)
 
     def streams(self, weights: np.ndarray) -> tuple[tuple[str, str], np.ndarray]:

@@ -1,6 +1,7 @@
 """Hooks: what the runtime puts on the modules of a stream, and the state that they share."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
@@ -35,9 +36,9 @@ class State(BaseState):
     scale: float = 1.0
     anchors: dict[str, dict[int, object]] = field(default_factory=dict)
     devices: dict[str, torch.device] = field(default_factory=dict)
-    passing: dict[str, object] = field(default_factory=dict)
+    passing: dict[str, Any] = field(default_factory=dict)
     silence: dict[ModelHook, object] = field(default_factory=dict)
-    seen: dict[str, object] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
     def reset(self) -> None:
@@ -56,7 +57,7 @@ class Call:
     """
 
     anchor_device: torch.device | None = None
-    state: State | None = None
+    state: State = None  # type: ignore[assignment]  # the step's hook sets it before all others
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -67,7 +68,7 @@ class Call:
 class StreamHook(ModelHook):
     """On a module of a stream: run where the stream is computed, stand in where it is forecast."""
 
-    def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call):
+    def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call) -> None:
         super().__init__()
         self.name, self.stream, self.index, self.call = name, stream, index, call
         self.last = index == len(stream.modules) - 1
@@ -90,7 +91,7 @@ class StreamHook(ModelHook):
         needed = self.last_use[state.step] > state.step
         if needed and self.index == 0:
             state.passing[self.name] = self.stream.entering(args, kwargs)
-        output = self.fn_ref.original_forward(*args, **kwargs)
+        output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         if needed and self.last:
             feature = self.stream.feature(state.passing.pop(self.name), output)
             anchors = state.anchors.setdefault(self.name, {})
@@ -125,7 +126,7 @@ class StreamHook(ModelHook):
 class SilentHook(ModelHook):
     """On a module that only feeds a stream: where it is forecast, return zeros without memory."""
 
-    def __init__(self, fed: StreamHook):
+    def __init__(self, fed: StreamHook) -> None:
         super().__init__()
         self.fed = fed
 
@@ -133,7 +134,7 @@ class SilentHook(ModelHook):
         state = self.fed.call.state
         if self.fed.rows[state.step]:
             return self.stand_in(state, args)
-        output = self.fn_ref.original_forward(*args, **kwargs)
+        output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         state.silence[self] = map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
         return output
 

@@ -5,9 +5,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import chebyshev
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_range, check_source, check_whole
 from eigencache.files import read_arrays, write_arrays
@@ -56,7 +58,7 @@ class Kernel:
     model: str | None = None
     source: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         timesteps = np.array(self.timesteps, np.float64)
         sums = {name: np.array(matrix, np.float64) for name, matrix in self.sums.items()}
         for array in (timesteps, *sums.values()):
@@ -87,11 +89,19 @@ class Kernel:
 
     @classmethod
     def of_run(
-        cls, trajectory: Mapping[str, np.ndarray], timesteps, normalisation="second-moment", **kept
+        cls,
+        trajectory: Mapping[str, np.ndarray],
+        timesteps: ArrayLike,
+        normalisation: str = "second-moment",
+        **kept: Any,
     ) -> "Kernel":
-        """Return the kernel of one run from its trajectory: stream name to float `[T, D]`.
+        """Return the kernel of one run.
 
-        Other keywords (`tap`, `features`, `model`, `source`) become the attributes of that name.
+        Args:
+            trajectory: stream name to its features, float `[T, D]`.
+            timesteps: float `[T]`, the sampler's.
+            normalisation: "second-moment" or "cosine".
+            kept: `tap`, `features`, `model`, `source`: the attributes of that name.
 
         Raises:
             KernelError: a feature is all zero where a cosine is asked for, or not finite.
@@ -108,10 +118,13 @@ class Kernel:
                     raise KernelError(f"stream {name!r}: a feature is zero and has no cosine")
                 gram = gram / np.outer(norm, norm)
             sums[name] = gram
-        return cls(sums, 1, timesteps, normalisation=normalisation, **kept)
+        return cls(sums, 1, np.asarray(timesteps, np.float64), normalisation=normalisation, **kept)
 
     def __add__(self, other: "Kernel") -> "Kernel":
         """Return the kernel of both sets of runs.
+
+        Args:
+            other: of the same model, tap and sampler.
 
         Raises:
             KernelError: the two differ in anything but their runs.
@@ -133,19 +146,25 @@ class Kernel:
         return tuple(self.sums)
 
     def matrix(self, stream: str | None = None) -> np.ndarray:
-        """Return the float64 `[T, T]` matrix of a stream; of None, the mean over all streams.
+        """Return the mean over runs of a stream's second moments, float64 `[T, T]`.
+
+        Args:
+            stream: its name; None for the mean over all streams.
 
         Raises:
             KernelError: there is no such stream.
         """
         if stream is None:
-            return sum(self.sums.values()) / (self.runs * len(self.sums))
+            return self._total() / (self.runs * len(self.sums))
         if stream not in self.sums:
             raise KernelError(f"no stream {stream!r} in the kernel; it has {self.streams}")
         return self.sums[stream] / self.runs
 
     def truncated(self, rank: int) -> tuple["Kernel", float]:
-        """Return the kernel with each matrix cut to its `rank` leading eigenpairs (Karhunen-Loeve).
+        """Return the kernel with each matrix cut to its leading eigenpairs (Karhunen-Loeve).
+
+        Args:
+            rank: how many to keep, from 1 to T.
 
         Returns:
             The kernel U_r diag(l_r) U_r^T, and the share of the energy (the trace) that it keeps,
@@ -169,14 +188,21 @@ class Kernel:
 
     def shared(self) -> "Kernel":
         """Return the kernel with the mean over all streams in place of each stream's matrix."""
-        mean = sum(self.sums.values()) / len(self.sums)
-        return replace(self, sums=dict.fromkeys(self.sums, mean))
+        return replace(self, sums=dict.fromkeys(self.sums, self._total() / len(self.sums)))
+
+    def _total(self) -> np.ndarray:
+        """Return the sum over all streams and runs."""
+        return np.sum(list(self.sums.values()), axis=0)
 
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
 
-        P projects onto polynomials of `degree` in the timestep. With few calibration runs it takes
-        out what is peculiar to them.
+        P projects onto polynomials in the timestep. With few calibration runs it takes out what is
+        peculiar to them.
+
+        Args:
+            share: of the smooth kernel, 0 to 1.
+            degree: of the polynomials.
 
         Raises:
             KernelError: `share` is not between 0 and 1.
@@ -194,7 +220,14 @@ class Kernel:
         return replace(self, sums=sums)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata."""
+        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata.
+
+        Args:
+            path: of the file, which is whole or absent.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         metadata = {
             "runs": str(self.runs),
             "tap": self.tap,
@@ -209,6 +242,9 @@ class Kernel:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Kernel":
         """Read a kernel that `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -244,7 +280,10 @@ class KernelUse:
         runs: the calibration runs to use, the first so many; None for all.
         rank: eigenpairs to keep (`Kernel.truncated`); None for all.
         shared: whether all streams share one matrix (`Kernel.shared`).
-        smooth: the share of the smooth kernel in it (`Kernel.smoothed`).
+        smooth: the share of the smooth kernel in it (`Kernel.smoothed`), 0 to 1.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     features: str = "full"
@@ -254,7 +293,7 @@ class KernelUse:
     shared: bool = False
     smooth: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("features", FEATURES), ("normalisation", NORMALISATIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -273,6 +312,9 @@ class KernelUse:
 
     def of(self, kernel: Kernel) -> Kernel:
         """Return the kernel as the method wants it.
+
+        Args:
+            kernel: as it was calibrated.
 
         Raises:
             KernelError: the kernel is of another kind or number of runs, or of fewer steps than

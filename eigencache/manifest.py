@@ -157,7 +157,7 @@ def check(path: str | os.PathLike, digest: Callable[[str], str] = sha256) -> dic
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; run again to make it")
     about = read(path)
-    if about["bytes"] != Path(path).stat().st_size or about["sha256"] != digest(path):
+    if about["bytes"] != Path(path).stat().st_size or about["sha256"] != digest(str(path)):
         raise ManifestError(
             f"{path}: damaged, or its job did not end (its bytes are not those that "
             f"{manifest_path(path)} tells of); delete {path} and run again"
@@ -179,7 +179,7 @@ def changed(about: Mapping, digest: Callable[[str], str] = sha256) -> list[str]:
 
 def paths(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
     """Return the paths that the arguments of these names hold: each none, one or several."""
-    found = []
+    found: list[str] = []
     for name in names:
         value = getattr(arguments, name)
         found += [value] if isinstance(value, str) else value or []

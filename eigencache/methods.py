@@ -3,14 +3,15 @@
 A few have a part more: a gate, or a rule by which skipped steps recompute tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.closed_loop import ClosedLoop
-from eigencache.design import fill
+from eigencache.design import fill, with_predicted_error
 from eigencache.gate import Gate
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.plan import Plan, PlanError
@@ -59,14 +60,14 @@ class Method:
             options, of a method whose plans are refined by it; its tap is "output".
     """
 
-    schedule: Callable[..., Schedule]
-    predictor: Callable[..., Predictor]
+    schedule: type[Schedule]
+    predictor: type[Predictor]
     tap: str
     cite: str
     defaults: Mapping[str, object] = field(default_factory=dict)
-    gate: Callable[..., Gate] | None = None
-    refresh: Callable[..., Rule] | None = None
-    closed_loop: Callable[..., ClosedLoop] | None = None
+    gate: type[Gate] | None = None
+    refresh: type[Rule] | None = None
+    closed_loop: type[ClosedLoop] | None = None
 
     @property
     def needs_kernel(self) -> bool:
@@ -78,8 +79,12 @@ class Method:
         """The names of the options that the method reads."""
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
 
-    def parts(self, full_steps: int, **options) -> Parts:
-        """Return what the method consists of, for a budget and options.
+    def parts(self, full_steps: int, **options: object) -> Parts:
+        """Return what the method consists of.
+
+        Args:
+            full_steps: the budget.
+            options: those of the names in `options`; others have their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range.
@@ -89,21 +94,30 @@ class Method:
             raise ValueError(f"unknown options {unknown}; allowed are {list(self.options)}")
         options = {**self.defaults, **options, "full_steps": full_steps}
 
-        def made(kind):
+        def made(kind: type | None) -> Any:
             names = {f.name for f in fields(kind)} if kind else ()
             return kind and kind(**{name: v for name, v in options.items() if name in names})
 
         use = made(KernelUse) if self.needs_kernel else None
         if self.schedule is Optimal and made(self.predictor).window is None:
             raise ValueError("an optimal design needs a window: its tables grow with it")
-        kinds = (self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop)
-        return Parts(*map(made, kinds), use)
+        return Parts(
+            made(self.schedule), made(self.predictor), made(self.gate), made(self.refresh),
+            made(self.closed_loop), use,
+        )  # fmt: skip
 
     def plan(
-        self, full_steps: int, timesteps, kernel: Kernel | None = None, tap: str | None = None,
-        **options,
+        self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
+
+        Args:
+            full_steps: the budget.
+            timesteps: float `[T]`, the sampler's.
+            kernel: of the kind that the method wants, where `needs_kernel`.
+            tap: where features are taken; by default the method's own.
+            options: those of the names in `options`; others have their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.
@@ -120,7 +134,9 @@ class Method:
 
     @property
     def _kinds(self) -> list[type]:
-        kinds = [self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop]
+        kinds: list[type | None] = [
+            self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop
+        ]  # fmt: skip
         return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
 
 
@@ -160,7 +176,7 @@ METHODS: Mapping[str, Method] = {
 def make_plan(
     schedule: Schedule,
     predictor: Predictor,
-    timesteps,
+    timesteps: ArrayLike,
     kernel: Kernel | None = None,
     *,
     tap: str | None = None,
@@ -196,12 +212,13 @@ def make_plan(
         if not np.array_equal(kernel.timesteps, timesteps):
             raise PlanError("the kernel was calibrated for other timesteps: calibrate again")
     full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
-    streams = kernel.streams if predictor.kernel and len(kernel.streams) > 1 else ()
-    if streams:
+    streams: tuple[str, ...] = ()
+    if kernel and predictor.kernel and len(kernel.streams) > 1:
+        streams = kernel.streams
         matrices = [kernel.matrix(stream) for stream in streams]
         weights = np.stack([fill(full, predictor, timesteps, matrix) for matrix in matrices])
     else:
-        matrix = kernel.matrix() if predictor.kernel else None
+        matrix = kernel.matrix() if kernel and predictor.kernel else None
         weights = fill(full, predictor, timesteps, matrix)
     if gate:
         if tap != "delta":
@@ -214,4 +231,6 @@ def make_plan(
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
         source |= {f"kernel {name}": text for name, text in kernel.source.items()}
-    return Plan(full, weights, timesteps, tap, streams, kernel and kernel.model, source, refresh)
+    model = kernel.model if kernel else None
+    plan = Plan(full, weights, timesteps, tap, streams, model, source, refresh)
+    return with_predicted_error(plan, kernel) if kernel else plan

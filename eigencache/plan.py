@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from eigencache.checks import check_source
 from eigencache.files import read_arrays, write_arrays
@@ -24,8 +25,9 @@ TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
-# Under which a plan's source says the PSNR in dB that its images will have.
-PREDICTED = "predicted psnr"
+# Under which a plan's source says the PSNR in dB that its images will have, and the error of its
+# latents that the kernel predicts (`eigencache.design.predicted_error`).
+PREDICTED, PREDICTED_ERROR = "predicted psnr", "predicted error"
 
 
 class PlanError(ValueError):
@@ -64,7 +66,7 @@ class Plan:
     source: Mapping[str, str] = field(default_factory=dict)
     refresh: Rule | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         full = _frozen(self.full, bool)
         weights = _frozen(self.weights, np.float64)
         timesteps = _frozen(self.timesteps, np.float64)
@@ -79,9 +81,11 @@ class Plan:
             raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
         check_source(self.source, PlanError)
         try:
-            predicted_psnr(self)
+            predicted_psnr(self), predicted_latent_error(self)
         except ValueError as error:
-            raise PlanError(f"`source`: {PREDICTED} must be a number of decibels") from error
+            raise PlanError(
+                f"`source`: {PREDICTED} and {PREDICTED_ERROR} must be numbers"
+            ) from error
         _check(full, weights, timesteps, self.streams)
 
     def __len__(self) -> int:
@@ -96,6 +100,9 @@ class Plan:
     def weights_of(self, stream: str) -> np.ndarray:
         """Return the float64 `[T, T]` weights of one stream.
 
+        Args:
+            stream: its name; any, if one matrix serves all.
+
         Raises:
             PlanError: the plan has one matrix per stream and none for `stream`.
         """
@@ -105,8 +112,11 @@ class Plan:
             raise PlanError(f"the plan has no weights for stream {stream!r}; it has {self.streams}")
         return self.weights[self.streams.index(stream)]
 
-    def check_timesteps(self, timesteps) -> None:
-        """Refuse a sampler whose timesteps (float `[T]`) are not those the plan was made for.
+    def check_timesteps(self, timesteps: ArrayLike) -> None:
+        """Refuse a sampler whose timesteps are not those the plan was made for.
+
+        Args:
+            timesteps: float `[T]`, the sampler's.
 
         Raises:
             PlanError: the number of steps or a timestep differs; the message names the first.
@@ -126,22 +136,34 @@ class Plan:
                 "the one that the plan was made for; Plan.retimed carries it over"
             )
 
-    def retimed(self, timesteps) -> "Plan":
-        """Return the plan carried over to a sampler with other timesteps, float `[T]`.
+    def retimed(self, timesteps: ArrayLike) -> "Plan":
+        """Return the plan carried over to a sampler with other timesteps.
 
         The full steps keep their indices and the weights their values; where they sum to one, each
         gap then covers its new length. To rescale each gap's update instead was measured to be no
-        better. The predicted PSNR is forgotten, since the images are others;
+        better. What was predicted is forgotten, since the images are others;
         `benchmarks/carry_over.py` measures what is lost.
+
+        Args:
+            timesteps: float `[T]`, the other sampler's.
 
         Raises:
             PlanError: the number of steps differs, or a timestep is not finite.
         """
-        source = {name: text for name, text in self.source.items() if name != PREDICTED}
-        return replace(self, timesteps=timesteps, source=source | {"retimed": "yes"})
+        source = {k: v for k, v in self.source.items() if k not in (PREDICTED, PREDICTED_ERROR)}
+        return replace(
+            self, timesteps=np.asarray(timesteps, np.float64), source=source | {"retimed": "yes"}
+        )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata."""
+        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata.
+
+        Args:
+            path: of the file, which is whole or absent.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         metadata = {
             "tap": self.tap,
             "streams": json.dumps(self.streams),
@@ -155,6 +177,9 @@ class Plan:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
         """Read a plan that `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -179,13 +204,36 @@ def predicted_psnr(plan: Plan) -> float:
     return float(plan.source.get(PREDICTED, "nan"))
 
 
-def _frozen(values, dtype) -> np.ndarray:
+def predicted_latent_error(plan: Plan) -> float:
+    """Return the error of latents that a plan says its kernel predicts; nan if it says nothing.
+
+    It is the root mean square of an element, before it is decoded (`eigencache.design`).
+    """
+    return float(plan.source.get(PREDICTED_ERROR, "nan"))
+
+
+def load_plan(path: str | os.PathLike) -> Plan:
+    """Return the plan in a file that `Plan.save` or the workflow wrote; the same as `Plan.load`.
+
+    Args:
+        path: of the file, `.safetensors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PlanError: the file is truncated, is not a plan, or holds an invalid one.
+    """
+    return Plan.load(path)
+
+
+def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
     array = np.array(values, dtype)
     array.setflags(write=False)
     return array
 
 
-def _check(full, weights, timesteps, streams) -> None:
+def _check(
+    full: np.ndarray, weights: np.ndarray, timesteps: np.ndarray, streams: tuple[str, ...]
+) -> None:
     """Raise a PlanError that names the first thing wrong with a plan's arrays."""
     steps = len(full) if full.ndim == 1 else 0
     if steps == 0:

@@ -28,9 +28,8 @@ def source_files(module: str) -> frozenset[Path]:
     Raises:
         ModuleNotFoundError: this package has no such module.
     """
-    if _file(module) is None:
-        raise ModuleNotFoundError(f"no module {module!r} in {ROOT.name}")
-    found, waiting = set(), [_file(module)]
+    found: set[Path] = set()
+    waiting = [_file_of(module)]
     while waiting:
         path = waiting.pop()
         if path not in found:
@@ -51,7 +50,7 @@ def source_hash(module: str, *data: str) -> str:
     """
     files = sorted(source_files(module))
     digest = hashlib.sha256()
-    for path in [*files, *(_file(module).parent / name for name in data)]:
+    for path in [*files, *(_file_of(module).parent / name for name in data)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -68,7 +67,12 @@ def package() -> dict[str, str | None]:
 def libraries() -> dict[str, str | None]:
     """Return the versions of Python and of what the package depends on; None of what is missing."""
     listed = _project()["dependencies"] if PROJECT.is_file() else metadata.requires(ROOT.name)
-    names = sorted(re.match(r"[\w.-]+", line)[0] for line in listed if "extra ==" not in line)
+    names = sorted(
+        name
+        for line in listed or ()
+        if "extra ==" not in line
+        for name in re.findall(r"^[\w.-]+", line)
+    )
     return {"python": platform.python_version()} | {name: _version(name) for name in names}
 
 
@@ -112,6 +116,14 @@ def _file(module: str) -> Path | None:
         return None
     stem = ROOT.joinpath(*parts)
     return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+
+
+def _file_of(module: str) -> Path:
+    """Return the file of a module of this package, or raise a ModuleNotFoundError."""
+    path = _file(module)
+    if path is None:
+        raise ModuleNotFoundError(f"no module {module!r} in {ROOT.name}")
+    return path
 
 
 def _imported_names(path: Path) -> list[str]:

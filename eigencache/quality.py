@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Judge:
         seed: of the calibration.
     """
 
-    def __init__(self, pipe, texts: dict[int, dict], settings: Settings, seed: int):
+    def __init__(self, pipe: Any, texts: dict[int, dict], settings: Settings, seed: int) -> None:
         self.pipe, self.settings = pipe, settings
         self.calls = [(text, image_seed(seed, index)) for index, text in texts.items()]
 

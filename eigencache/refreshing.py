@@ -19,7 +19,7 @@ _HIDDEN = "hidden"
 class AttentionHook(StreamHook):
     """On an attention: show the rule what attention each token receives."""
 
-    def __init__(self, plan: Plan, *stream):
+    def __init__(self, plan: Plan, *stream) -> None:
         super().__init__(plan, *stream)
         self.rule, self.observed = plan.refresh, _observed(plan)
 
@@ -40,7 +40,7 @@ class AttentionHook(StreamHook):
 class HiddenHook(ModelHook):
     """On the last block: show the rule the image's states after it."""
 
-    def __init__(self, plan: Plan, call: Call):
+    def __init__(self, plan: Plan, call: Call) -> None:
         super().__init__()
         self.rule, self.observed, self.call = plan.refresh, _observed(plan), call
 
@@ -58,7 +58,7 @@ class HiddenHook(ModelHook):
 class MlpHook(StreamHook):
     """On an MLP, or the projection of a fused block: recompute some tokens of a forecast."""
 
-    def __init__(self, plan: Plan, mlp: Mlp, *stream):
+    def __init__(self, plan: Plan, mlp: Mlp, *stream) -> None:
         super().__init__(plan, *stream)
         self.rule, self.place, self.moments = plan.refresh, mlp.place, _moments(plan)
         self.source = mlp.attention if self.rule.observes == "attention" else _HIDDEN

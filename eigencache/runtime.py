@@ -27,10 +27,11 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
@@ -39,6 +40,7 @@ from torch import nn
 from eigencache.hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.plan import Plan, PlanError
 from eigencache.refreshing import refreshing_hooks
+from eigencache.stats import CacheStats
 from eigencache.taps import Tapped, fingerprint, tapped, tensors
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
@@ -46,50 +48,39 @@ __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", 
 _STEP_HOOK, _STREAM_HOOK = "eigencache_step", "eigencache_stream"
 
 
-@dataclass
-class CacheStats:
-    """What a cached transformer did, counted over all its calls.
-
-    Attributes:
-        full: calls at full steps, which computed every stream.
-        skipped: calls at skipped steps, which forecast at least one.
-    """
-
-    full: int = 0
-    skipped: int = 0
-
-
 class _StepHook(ModelHook):
     """On the transformer: find the step of each call from its timestep, and forget in time."""
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, call: Call, stats: CacheStats):
+    def __init__(self, plan: Plan, call: Call, stats: CacheStats) -> None:
         super().__init__()
         self.plan, self.call, self.stats = plan, call, stats
-        self.states = StateManager(State)  # diffusers finds it here and sets its context
+        self.is_full = plan.full.tolist()
+        self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
         return module
 
-    def pre_forward(self, module: nn.Module, *args, **kwargs):
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         state = self.call.state = self.states.get_state()
         if "timestep" in kwargs:
             timestep = kwargs["timestep"]
         else:
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         self._advance(state, timestep)
-        if self.plan.full[state.step]:
+        full = self.is_full[state.step]
+        if full:
             state.seen.clear()
             state.refreshed.clear()
-            self.stats.full += 1
-        else:
-            self.stats.skipped += 1
+        self.device = timestep.device
+        self.stats.begin(full, self.device)
         return args, kwargs
 
-    def post_forward(self, module: nn.Module, output):
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
+        self.stats.end(self.is_full[state.step], self.device)
         if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -104,10 +95,10 @@ class _StepHook(ModelHook):
         Raises:
             PlanError: the timestep is neither; the state is reset, nothing is kept of it.
         """
-        value = timestep.flatten()[0]
+        first = timestep.flatten()[0]
         # A pipeline in half precision rounds twice: to its dtype, and once more divided by 1000.
-        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
-        value, timesteps = float(value), self.plan.timesteps
+        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        value, timesteps = float(first), self.plan.timesteps
 
         def miss(step: int, scale: float) -> float:
             """How far the timestep is from a step's; infinite beyond what rounding explains."""
@@ -136,27 +127,45 @@ class _StepHook(ModelHook):
         )
 
 
+def transformer_of(model: DiffusionPipeline | nn.Module) -> nn.Module:
+    """Return the transformer of a diffusers pipeline, or the transformer itself.
+
+    Raises:
+        ValueError: it is neither, or a pipeline without a transformer.
+    """
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
+            "one loaded as its `transformer`"
+        )
+    return transformer
+
+
 def enable_cache(
-    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
-) -> CacheStats:
-    """Make a diffusers transformer sample by a plan until `disable_cache`.
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> CacheStats:  # fmt: skip
+    """Make a diffusers pipeline or transformer sample by a plan until `disable_cache`.
 
     Pipelines that name their passes (`transformer.cache_context`) keep separate state for each;
     a sampling that starts anew, at whatever resolution or batch size, starts from nothing.
 
     Args:
-        transformer: of diffusers.
+        model: a diffusers transformer, or a pipeline that has one.
         plan: what to sample by.
         anchor_device: where features of full steps are kept; by default where they are made.
 
     Returns:
-        Counts of full and skipped calls, which grow as the transformer is called.
+        Counts and times of full and skipped calls, which grow as the transformer is called.
 
     Raises:
-        ValueError: a cache, ours or one of diffusers', is enabled already; the transformer has not
-            what the plan's tap needs; or it is compiled in a way that would compile the cache too.
+        ValueError: the model has no transformer, or one that has not what the plan's tap needs; a
+            cache, ours or one of diffusers', is enabled already; or the transformer is compiled in
+            a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one.
     """
+    transformer = transformer_of(model)
     _check_compiled(transformer, {transformer})
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK) or getattr(transformer, "is_cache_enabled", False):
@@ -166,7 +175,7 @@ def enable_cache(
             f"the plan was calibrated on model {plan.model}, this is {fingerprint(transformer)}: "
             "calibrate a kernel and make a plan for this model"
         )
-    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats()
+    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats(plan)
     call = Call(None if anchor_device is None else torch.device(anchor_device))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
@@ -188,7 +197,7 @@ def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, Model
         name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
         for name, stream in found.streams.items()
     }
-    pairs = []
+    pairs: list[tuple[nn.Module, ModelHook]] = []
     for name, stream in found.streams.items():
         pairs += zip(stream.modules, hooks[name], strict=True)
     return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]
@@ -208,8 +217,16 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
                 )
 
 
-def disable_cache(transformer: nn.Module) -> None:
-    """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled."""
+def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
+    """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled.
+
+    Args:
+        model: the transformer, or the pipeline that has it.
+
+    Raises:
+        ValueError: the model has no transformer.
+    """
+    transformer = transformer_of(model)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         for name in (_STEP_HOOK, _STREAM_HOOK):
@@ -249,11 +266,26 @@ def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cached(
-    transformer: nn.Module, plan: Plan, anchor_device: str | torch.device | None = None
-) -> Iterator[CacheStats]:
-    """Enable a plan inside a `with` block; yields the counts of full and skipped calls."""
-    stats = enable_cache(transformer, plan, anchor_device)
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> Iterator[CacheStats]:  # fmt: skip
+    """Sample by a plan inside a `with` block.
+
+    Args:
+        model: a diffusers pipeline or its transformer, as for `enable_cache`.
+        plan: what to sample by.
+        anchor_device: where features of full steps are kept; by default where they are made.
+
+    Yields:
+        Counts and times of full and skipped calls; print them after the block, or inside it.
+
+    Raises:
+        ValueError: the model cannot be cached so, as `enable_cache` says.
+        PlanError: the plan is of another model; or, when the pipeline is called in the block, of
+            other timesteps.
+    """
+    stats = enable_cache(model, plan, anchor_device)
     try:
         yield stats
     finally:
-        disable_cache(transformer)
+        disable_cache(model)

@@ -14,6 +14,7 @@ import resource
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,7 @@ class Sample:
 def load_pipeline(
     path: str | os.PathLike, dtype: str, device: str | None = None, low_memory: bool = False,
     without: Iterable[str] = (),
-):  # fmt: skip
+) -> Any:  # fmt: skip
     """Return the diffusers pipeline in the folder `path`, quiet and ready on `device`.
 
     Args:
@@ -101,7 +102,7 @@ def load_pipeline(
 
 def load_encoded(
     path: str | os.PathLike, prompts: Iterable[str], settings: Settings, low_memory: bool = False
-):
+) -> tuple[Any, list[dict[str, torch.Tensor]]]:
     """Return a pipeline without its text encoders, and what they made of prompts.
 
     The text encoders are loaded alone, encode every prompt and are freed; then the transformer and
@@ -128,7 +129,7 @@ def load_encoded(
     return load_pipeline(path, settings.dtype, low_memory=low_memory, without=TEXT), texts
 
 
-def device_of(pipe) -> torch.device:
+def device_of(pipe: Any) -> torch.device:
     """Return the device where the pipeline computes, wherever its weights wait."""
     return get_module_execution_device(pipe.transformer)
 
@@ -140,7 +141,7 @@ def image_seed(seed: int, index: int) -> int:
 
 
 @torch.no_grad()
-def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
+def encode(pipe: Any, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
     """Return the text embeddings of one prompt, on the CPU, as keyword arguments of the pipeline.
 
     Args:
@@ -148,7 +149,7 @@ def encode(pipe, prompt: str, settings: Settings) -> dict[str, torch.Tensor]:
         prompt: to encode.
         settings: how the pipeline will be called.
     """
-    text = {}
+    text: dict[str, torch.Tensor] = {}
     for sign, words in {"": prompt, "negative_": ""}.items():
         if not sign or settings.true_cfg_scale > 1:
             embeds, pooled, _ = pipe.encode_prompt(
@@ -164,9 +165,9 @@ def together(texts: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor
 
 
 def call(
-    pipe, text: dict[str, torch.Tensor], settings: Settings, seeds: Sequence[int],
-    num_steps: int | None = None, **options,
-):  # fmt: skip
+    pipe: Any, text: dict[str, torch.Tensor], settings: Settings,
+    seeds: Sequence[int], num_steps: int | None = None, **options: object,
+) -> Any:  # fmt: skip
     """Return what the pipeline makes of a batch, its `images`.
 
     Args:
@@ -192,8 +193,9 @@ def call(
 
 
 def sample(
-    pipe, text: dict[str, torch.Tensor], settings: Settings, seed: int, num_steps: int | None = None
-) -> Sample:
+    pipe: Any, text: dict[str, torch.Tensor], settings: Settings, seed: int,
+    num_steps: int | None = None,
+) -> Sample:  # fmt: skip
     """Return one image, sampled in `num_steps` steps (by default those of the settings).
 
     Args:
@@ -203,14 +205,15 @@ def sample(
         seed: of the noise, from `image_seed`.
         num_steps: sampler steps.
     """
-    marks, device = {}, device_of(pipe)
+    marks: dict[str, float] = {}
+    device = device_of(pipe)
 
     def mark(name: str) -> None:
         if name not in marks:
             _synchronize(device)
             marks[name] = time.perf_counter()
 
-    def at_step_end(pipe, step, timestep, tensors):
+    def at_step_end(pipe: Any, step: int, timestep: object, tensors: dict) -> dict:
         if step == pipe.num_timesteps - 1:
             mark("denoised")
         return {}

@@ -39,7 +39,7 @@ class Shards:
     budgets: tuple[int, ...]
     timed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Raise a ValueError if some shard would be empty."""
         shard_indices(self.prompts, 0, self.count)
 
@@ -66,7 +66,7 @@ class Shards:
         compared = (1 + min(self.timed, prompts)) * self.num_steps
         return [full, compared + prompts * sum(self.budgets)]
 
-    def __str__(self):
+    def __str__(self) -> str:
         advice = "; fewer shards, or auto, load less often" if self.loading > SHARE else ""
         return (
             f"{self.count} for {self.prompts:,} prompts: a job computes {self.shortest:,} to "

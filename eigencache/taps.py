@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
@@ -64,7 +65,7 @@ class Ports:
         text = self.metadata.return_encoder_hidden_states_index
         if text is None:
             return states[0]
-        output = [None, None]
+        output: list[torch.Tensor | None] = [None, None]
         output[self.metadata.return_hidden_states_index] = states[0]
         output[text] = states[1] if len(states) > 1 else None
         return tuple(output)
@@ -73,7 +74,7 @@ class Ports:
 class Whole:
     """A stream whose feature is all that one module returns."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module) -> None:
         self.modules = (module,)
 
     def entering(self, args: tuple, kwargs: dict):
@@ -96,7 +97,7 @@ class Blocks:
     states as the last block returns them.
     """
 
-    def __init__(self, blocks: list[nn.Module], residual: bool):
+    def __init__(self, blocks: list[nn.Module], residual: bool) -> None:
         self.modules, self.residual = tuple(blocks), residual
         self.ports = [Ports.of(block) for block in blocks]
 
@@ -199,7 +200,9 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
         ValueError: the transformer has no list of blocks with attention or MLP children; or tokens
             are to be refreshed in blocks other than FLUX's.
     """
-    streams, silent, mlps = {}, [], {}
+    streams: dict[str, Stream] = {}
+    silent: list[tuple[nn.Module, str]] = []
+    mlps: dict[str, Mlp] = {}
     for name, depth, block in _block_lists(transformer):
         children = dict(block.named_children())
         if refreshed:
@@ -282,7 +285,7 @@ def watching(stream: Stream, keep: Callable) -> Iterator[None]:
 
     It sees the features that the runtime would remember and forecast.
     """
-    entered = []
+    entered: list[Any] = []
 
     def enter(module, args, kwargs):
         entered[:] = [stream.entering(args, kwargs)]
@@ -337,6 +340,7 @@ def fingerprint(transformer: nn.Module) -> str:
 
     Weights are left out, so that a fine-tuned model may use the plans of its base.
     """
-    config = {k: v for k, v in dict(transformer.config).items() if not k.startswith("_")}
+    stated: Any = transformer.config
+    config = {k: v for k, v in dict(stated).items() if not k.startswith("_")}
     text = json.dumps(config, sort_keys=True, default=str)
     return f"{type(transformer).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

@@ -17,11 +17,12 @@ full steps the runtime asks it three things:
 
 What blending adds to a forecast lasts until the next full step: it is added to the forecasts of
 the skipped steps in between, and forgotten then. Rules draw no random numbers and look at no other
-image of a batch. They need tensors, but not torch, so that planning can name them at once.
+image of a batch. They need tensors, but not torch, so that planning can name them at once; to a
+type checker their tensors are `Any`.
 """
 
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from eigencache.checks import check_range, check_whole
 
@@ -55,16 +56,42 @@ class Moment:
 
 
 class Rule(Protocol):
-    """What every rule offers; see the module's text."""
+    """What every rule offers; the module's text says what is asked when.
+
+    Attributes:
+        observes: what it looks at when a step is full: "attention" or "hidden".
+        text: whether it recomputes text tokens too.
+    """
 
     observes: ClassVar[str]
     text: ClassVar[bool]
 
-    def observe(self, source): ...
+    def observe(self, source: Any) -> Any:
+        """Return what is to be kept of a full step until the next.
 
-    def pick(self, seen, age, place: Place, moment: Moment): ...
+        Args:
+            source: float32 `[B, text + image tokens]` or `[B, N, C]`, what the rule observes.
+        """
 
-    def blend(self, forecast, fresh, tokens, seen): ...
+    def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:
+        """Return the tokens of an MLP to recompute, int64 `[B, k]`.
+
+        Args:
+            seen: what `observe` returned at the last full step.
+            age: int64 `[B, L]`, skipped steps since each token was recomputed.
+            place: of the MLP.
+            moment: of the step.
+        """
+
+    def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
+        """Return the forecast with what was recomputed, `[B, L, C]`.
+
+        Args:
+            forecast: float32 or better `[B, L, C]`, of the MLP's output.
+            fresh: `[B, k, C]`, what the MLP gives for `tokens`.
+            tokens: int64 `[B, k]`, from `pick`.
+            seen: what `observe` returned at the last full step.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,16 @@ class ToCa:
     of FLUX's 38 get far less than the ratio; it rounds down to no token at all; and it measures
     age in fixed intervals, which here is the gap. The bonus for an even spread over the image,
     which the release turns off, is left out.
+
+    Attributes:
+        ratio: the share of an MLP's tokens that is recomputed, 0 to 1.
+        staleness_weight: of a token's age in its score, at least 0.
+        layer_weight: how much more the first blocks recompute than the last, 0 to 1.
+        step_weight: how much more the first steps recompute than the last, 0 to 1.
+        stream_weight: how much more fused blocks recompute than others, 0 to 1.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     ratio: float = 0.1
@@ -92,15 +129,15 @@ class ToCa:
     observes: ClassVar[str] = "attention"
     text: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("ratio", "layer_weight", "step_weight", "stream_weight"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("staleness_weight", self.staleness_weight, 0)
 
-    def observe(self, source):
+    def observe(self, source: Any) -> Any:
         return source
 
-    def pick(self, seen, age, place: Place, moment: Moment):
+    def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:
         tokens = age.shape[1]
         received = seen[:, :tokens] if place.text else seen[:, -tokens:]
         score = received / received.norm(dim=1, keepdim=True)
@@ -108,7 +145,7 @@ class ToCa:
         count = self._count(tokens, place, moment)
         return score.argsort(dim=1, descending=True, stable=True)[:, :count]
 
-    def blend(self, forecast, fresh, tokens, seen):
+    def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
         return forecast.scatter(1, _along(tokens, fresh), fresh)
 
     def _count(self, tokens: int, place: Place, moment: Moment) -> int:
@@ -136,6 +173,12 @@ class ClusCa:
     recomputed into the expansion's constant term, to which its higher terms are then added once
     more; and where an empty cluster recomputes a token of another they take a sum for the mean.
 
+    Attributes:
+        clusters: how many, at least 1.
+        per_cluster: tokens of each that are recomputed, at least 1.
+        weight: by how much the others move towards them, 0 to 1.
+        iterations: of k-means, at least 1.
+
     Raises:
         ValueError: an option is out of range; or, in `observe`, there are fewer tokens than
             clusters.
@@ -148,12 +191,12 @@ class ClusCa:
     observes: ClassVar[str] = "hidden"
     text: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("clusters", "per_cluster", "iterations"):
             check_whole(name, getattr(self, name), low=1)
         check_range("weight", self.weight, 0, 1)
 
-    def observe(self, source):
+    def observe(self, source: Any) -> Any:
         """Return the cluster of each token, int64 `[B, N]`, and tokens to recompute `[B, k]`."""
         if self.clusters > source.shape[1]:
             raise ValueError(
@@ -167,11 +210,11 @@ class ClusCa:
         order = (rank + outside * (rank.amax(1, keepdim=True) + 1)).argsort(dim=1, stable=True)
         return labels, order[:, : self.per_cluster].flatten(1)
 
-    def pick(self, seen, age, place: Place, moment: Moment):
+    def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:
         labels, tokens = seen
         return tokens + (age.shape[1] - labels.shape[1])  # of a fused block, the image comes last
 
-    def blend(self, forecast, fresh, tokens, seen):
+    def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
         labels, picked = seen
         means = self._means(fresh, picked, labels)
         text = forecast.shape[1] - labels.shape[1]
@@ -179,7 +222,7 @@ class ClusCa:
         moved[:, text:].lerp_(means.gather(1, _along(labels, means)), self.weight)
         return moved.scatter_(1, _along(tokens, fresh), fresh)
 
-    def _means(self, fresh, picked, labels):
+    def _means(self, fresh: Any, picked: Any, labels: Any) -> Any:
         """Return the mean of the recomputed tokens of each cluster, `[B, clusters, C]`.
 
         A token that stands in for a missing member of another cluster counts once, for its own. An
@@ -196,7 +239,9 @@ RULES = {rule.__name__: rule for rule in (ToCa, ClusCa)}
 
 def described(rule: Rule | None) -> dict | None:
     """Return a rule as a dictionary of its name and options, from which `rule_of` makes it."""
-    return rule and {"rule": type(rule).__name__, **asdict(rule)}
+    if rule is None:
+        return None
+    return {"rule": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
 
 
 def rule_of(description: dict | None) -> Rule | None:
@@ -213,7 +258,7 @@ def rule_of(description: dict | None) -> Rule | None:
     return RULES[options.pop("rule")](**options)
 
 
-def k_means(points, clusters: int, iterations: int):
+def k_means(points: Any, clusters: int, iterations: int) -> tuple[Any, Any]:
     """Cluster points by Lloyd's algorithm, from evenly spaced ones; an emptied cluster stays put.
 
     Args:
@@ -234,14 +279,15 @@ def k_means(points, clusters: int, iterations: int):
         distance = (distance - 2 * points @ centres.transpose(1, 2)).clamp(min=0)
         labels = distance.argmin(-1)
         if iteration == iterations:
-            return labels, distance
+            break
         members = _one_hot(labels, distance)
         sizes = members.sum(1)[..., None]
         means = members.transpose(1, 2) @ points / sizes.clamp(min=1)
         centres = means.where(sizes > 0, centres)
+    return labels, distance
 
 
-def attention_received(query, key, scale: float):
+def attention_received(query: Any, key: Any, scale: float) -> Any:
     """Return how much attention each token receives, the mean over heads: float32 `[B, L]`.
 
     Args:
@@ -249,18 +295,18 @@ def attention_received(query, key, scale: float):
         scale: of their products.
     """
     heads = query.shape[1]
-    received = 0
+    received: Any = 0
     for head in range(heads):
         products = query[:, head] @ key[:, head].transpose(1, 2) * scale
         received = received + products.float().softmax(-1).sum(1) / heads
     return received
 
 
-def _one_hot(labels, like):
+def _one_hot(labels: Any, like: Any) -> Any:
     """Return a tensor like `like` `[B, N, K]` that is one at `labels` `[B, N]`, else zero."""
     return like.new_zeros(like.shape).scatter_(-1, labels[..., None], 1)
 
 
-def _along(tokens, values):
+def _along(tokens: Any, values: Any) -> Any:
     """Return the index `[B, k, C]` of `tokens` `[B, k]` for gather and scatter of `values`."""
     return tokens[..., None].expand(-1, -1, values.shape[-1])

@@ -42,7 +42,7 @@ class Trajectory:
     seed: int
     model: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = len(self.timesteps)
         if not self.features:
             raise TrajectoryError("a trajectory needs at least one stream")
@@ -57,7 +57,14 @@ class Trajectory:
                 raise TrajectoryError(f"stream {name!r}: not finite; the run diverged")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the trajectory as safetensors: `timesteps`, `sigmas`, each stream, metadata."""
+        """Write the trajectory as safetensors: `timesteps`, `sigmas`, each stream, metadata.
+
+        Args:
+            path: of the file, which is whole or absent.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         metadata = {
             "tap": self.tap,
             "streams": json.dumps(list(self.features)),
@@ -72,6 +79,9 @@ class Trajectory:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Trajectory":
         """Read a trajectory that `save` wrote.
+
+        Args:
+            path: of the file.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -14,10 +14,10 @@ from benchmarks.carry_over import CLOSED, OPEN, Setting, calibrated, images, pip
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton
+from eigencache.recording import recording
 from eigencache.runtime import cached
 from eigencache.sampler import Settings, image_seed
 from eigencache.schedules import Steps
-from eigencache.stages.calibrate import recording
 
 STEPS = 8
 SAMPLER = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")

@@ -534,7 +534,8 @@ def test_a_refined_plan_is_valid_and_as_good_as_it_says(runs, budget, rounds):
     made = refine(plan, ORDINARY, kernel.matrix(), runs, held_out, loop)  # Plan checks itself
     assert len(made.full_steps) == budget
     assert made.tap == plan.tap and made.model == plan.model
-    assert set(made.source) == {*plan.source, "closed loop"}
+    open_loop_only = set() if np.array_equal(made.weights, plan.weights) else {"predicted error"}
+    assert set(made.source) == {*plan.source, "closed loop"} - open_loop_only
     if budget == STEPS:
         assert np.array_equal(made.weights, plan.weights)
         return

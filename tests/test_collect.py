@@ -20,10 +20,10 @@ from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Taylor
 from eigencache.prompts import read_prompts
+from eigencache.recording import recording
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
 from eigencache.schedules import Steps
 from eigencache.stages import collect as stage
-from eigencache.stages.calibrate import recording
 from eigencache.taps import fingerprint
 from eigencache.trajectory import Trajectory, TrajectoryError
 

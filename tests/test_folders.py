@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eigencache.folders import FolderError, manifests, pair
+from eigencache.commands.score import FolderError, manifests, pair
 from eigencache.images import load_image
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim

@@ -9,8 +9,8 @@ from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import PlanError
 from eigencache.prompts import read_prompts, shard_indices
+from eigencache.recording import Kind, record_kernels, recording
 from eigencache.sampler import Settings, encode, image_seed, load_pipeline, sample
-from eigencache.stages.calibrate import Kind, calibrate, recording
 from eigencache.stages.sample import Run, sample_run, sample_shard
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def sampled_shard(pipe, shard, *rest, **options):
 def kernels(pipe):
     prompts = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 3)
     kinds = map(Kind.of, ["output.full.second-moment", "modules.token-mean.cosine"])
-    return calibrate(pipe, encoded(pipe, prompts), SETTINGS, 7, list(kinds))
+    return record_kernels(pipe, encoded(pipe, prompts), SETTINGS, 7, list(kinds))
 
 
 @pytest.fixture(scope="module")

@@ -474,7 +474,7 @@ def test_image_seeds_differ_between_prompts_and_experiments():
 def test_calibration_records_every_stream_at_every_step(flux, tap):
     import torch
 
-    from eigencache.stages.calibrate import recording
+    from eigencache.recording import recording
 
     timesteps = flow_timesteps(5)
     with recording(flux, tap, "full") as trajectory:

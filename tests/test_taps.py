@@ -15,9 +15,9 @@ from torch import nn
 from eigencache.methods import make_plan
 from eigencache.plan import Plan
 from eigencache.predictors import Newton, Reuse, Taylor
+from eigencache.recording import recording
 from eigencache.runtime import cached, enable_cache
 from eigencache.schedules import Steps
-from eigencache.stages.calibrate import recording
 from eigencache.taps import Blocks, Ports, blocks_of, tapped
 
 STEPS, FULL = 8, [0, 1, 2, 5]

@@ -22,7 +22,7 @@ class ClipScore:
         device: where it runs.
     """
 
-    def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
+    def __init__(self, folder: str | os.PathLike, device: str = "cpu") -> None:
         name = f"local-dir:{Path(folder)}"
         self.model, _, self.preprocess = open_clip.create_model_and_transforms(name)
         self.model = self.model.to(device).double().eval()

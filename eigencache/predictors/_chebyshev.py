@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.polynomial import chebyshev
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real, check_whole
 
@@ -17,6 +18,13 @@ class Chebyshev:
     Phi_step (Phi_A^T Phi_A + ridge I)^-1 Phi_A^T f_A (arXiv 2603.01623). The ridge also draws the
     constant term towards zero, so that not even a constant is quite reproduced. Spectrum may blend
     this with a Taylor expansion; that is not done here.
+
+    Attributes:
+        degree: of the polynomials, at least 0.
+        ridge: added to the diagonal, above 0; it does not depend on how large features are.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     degree: int = 4
@@ -24,12 +32,18 @@ class Chebyshev:
     kernel: ClassVar[bool] = False
     window: ClassVar[None] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("degree", self.degree, low=0)
         check_real("ridge", self.ridge, above=0)
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
-        basis = chebyshev.chebvander(np.linspace(-1, 1, len(timesteps)), self.degree)
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
+        basis = chebyshev.chebvander(np.linspace(-1, 1, np.size(timesteps)), self.degree)
         known, target = basis[np.asarray(past)], basis[np.asarray(step)]
         gram = known.swapaxes(-1, -2) @ known + self.ridge * np.eye(self.degree + 1)
         coefficients = np.linalg.solve(gram, target[..., None])

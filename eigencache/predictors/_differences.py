@@ -1,9 +1,12 @@
 """Repeated differences of features on the uneven grid of full steps."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def expansion(past, terms) -> np.ndarray:
+def expansion(past: ArrayLike, terms: Sequence[np.ndarray]) -> np.ndarray:
     """Return the weights of sum_k terms[k] * D_k, with D_k the repeated differences at past[-1].
 
     `D[k][i]` are the weights of the k-th difference taken at the i-th full step of `past`; it

@@ -5,6 +5,7 @@ from math import factorial
 
 import numpy as np
 from numpy.polynomial import hermite
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real
 from eigencache.predictors._differences import expansion
@@ -17,16 +18,29 @@ class HiCache(OfOrder):
 
     f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
     physicists' Hermite polynomials H_k and x = step - a, towards the future.
+
+    Attributes:
+        order: of the highest difference, at least 0.
+        scale: of the polynomials, above 0; the paper's sigma.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     order: int = 2
     scale: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_real("scale", self.scale, above=0)
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         ahead = np.asarray(step) - np.asarray(past)[..., -1]
         terms = [np.ones(ahead.shape)]
         for k in range(1, self.window):

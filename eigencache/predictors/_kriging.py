@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real, check_whole
 
@@ -23,6 +24,9 @@ class Kriging:
         ordinary: make the weights sum to one.
         phases: the first steps of phases after the first, ascending. A step is then forecast from
             the full steps of its own phase alone; while there are none, the latest is reused.
+
+    Raises:
+        ValueError: an option is out of range; in `weights`: there is no kernel.
     """
 
     window: int | None = 3
@@ -31,7 +35,7 @@ class Kriging:
     phases: Sequence[int] = ()
     kernel: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.window is not None:
             check_whole("window", self.window, low=1)
         check_real("jitter", self.jitter, above=0)
@@ -44,7 +48,15 @@ class Kriging:
         if list(self.phases) != sorted(set(self.phases)):
             raise ValueError(f"phases must be ascending, got {list(self.phases)}")
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if matrix is None:
+            raise ValueError("kriging needs the matrix of a kernel: calibrate one first")
         past, step = np.asarray(past), np.asarray(step)
         past = np.broadcast_to(past, np.broadcast_shapes(past.shape, (*step.shape, 1)))
         among = matrix[past[..., :, None], past[..., None, :]]
@@ -62,7 +74,7 @@ class Kriging:
         weights[lost] = np.eye(past.shape[-1])[-1]
         return weights
 
-    def _solve(self, among, toward, known) -> np.ndarray:
+    def _solve(self, among: np.ndarray, toward: np.ndarray, known: np.ndarray) -> np.ndarray:
         """Return the weights; an anchor that is not known (0, not 1) has zeros and gets none."""
         scale = np.trace(among, axis1=-2, axis2=-1) / known.sum(-1)
         among = among + self.jitter * scale[..., None, None] * np.eye(known.shape[-1])
@@ -73,5 +85,5 @@ class Kriging:
         surplus = (1 - free.sum(-1)) / unit.sum(-1)
         return free + surplus[..., None] * unit
 
-    def _phase(self, steps) -> np.ndarray:
+    def _phase(self, steps: np.ndarray) -> np.ndarray:
         return np.searchsorted(np.asarray(self.phases), steps, side="right")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.predictors._order import OfOrder
 
@@ -11,14 +12,27 @@ from eigencache.predictors._order import OfOrder
 class Newton(OfOrder):
     """The polynomial in sigma through the last `order + 1` full steps, extrapolated.
 
-    Exact for features that are polynomials of degree `order` in the sampler's noise level.
+    Exact for features that are polynomials of degree `order` in the sampler's noise level. These
+    are Newton's divided differences, written with Lagrange's basis.
+
+    Attributes:
+        order: the degree, at least 0.
+
+    Raises:
+        ValueError: the order is out of range.
     """
 
     order: int = 2
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         timesteps = np.asarray(timesteps, np.float64)
-        nodes, target = timesteps[past], timesteps[step][..., None]
+        nodes, target = timesteps[np.asarray(past)], timesteps[np.asarray(step)][..., None]
         weights = np.ones(np.broadcast_shapes(nodes.shape, target.shape))
         for i in range(nodes.shape[-1]):  # Lagrange's basis: weights of the polynomial's values
             for j in range(nodes.shape[-1]):

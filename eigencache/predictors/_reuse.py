@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,13 @@ class Reuse:
     kernel: ClassVar[bool] = False
     window: ClassVar[int] = 1
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         weights = np.zeros(np.broadcast_shapes(np.shape(past), (*np.shape(step), 1)))
         weights[..., -1] = 1
         return weights

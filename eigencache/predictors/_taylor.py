@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real
 from eigencache.predictors._differences import expansion
@@ -18,29 +19,55 @@ class Taylor(OfOrder):
     D_0 = f_a and D_{k+1} = (D_k(a) - D_k(a')) / (a - a') with a' the full step before a. Exact
     for features linear in the step when `order >= 1`; higher orders of these repeated differences
     are not derivatives on an uneven grid and give no higher exactness.
+
+    Attributes:
+        order: of the expansion, at least 0.
+
+    Raises:
+        ValueError: the order is out of range.
     """
 
     order: int = 1
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         ahead = np.asarray(step) - np.asarray(past)[..., -1]
         return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])
 
 
 @dataclass(frozen=True)
 class TaylorScaled(OfOrder):
-    """Taylor expansion whose k-th term is damped by scale^(2k) (an ablation of HiCache's paper).
+    """Taylor expansion whose k-th term is damped by scale^(2k).
 
-    sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`.
+    sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`. It is an
+    ablation in the paper of HiCache (arXiv 2508.16984).
+
+    Attributes:
+        order: of the expansion, at least 0.
+        scale: of the damping, above 0.
+
+    Raises:
+        ValueError: an option is out of range.
     """
 
     order: int = 2
     scale: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_real("scale", self.scale, above=0)
 
-    def weights(self, past, step, timesteps, matrix=None) -> np.ndarray:
+    def weights(
+        self,
+        past: ArrayLike,
+        step: ArrayLike,
+        timesteps: ArrayLike,
+        matrix: np.ndarray | None = None,
+    ) -> np.ndarray:
         ahead = self.scale**2 * (np.asarray(step) - np.asarray(past)[..., -1])
         return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])

@@ -11,6 +11,7 @@ None unless the schedule's own `kernel` is True). A budget, `full_steps`, is kep
 from typing import ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
@@ -24,8 +25,28 @@ __all__ = ["Greedy", "Interval", "Optimal", "Schedule", "Steps", "Variance"]
 
 
 class Schedule(Protocol):
-    """What every schedule offers; see the module's text for `full`."""
+    """What every schedule offers.
+
+    Attributes:
+        kernel: whether it needs a kernel.
+    """
 
     kernel: ClassVar[bool]
 
-    def full(self, timesteps, predictor: Predictor, kernel: Kernel | None = None) -> np.ndarray: ...
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        """Return which steps are computed in full; step 0 always is.
+
+        Args:
+            timesteps: float `[T]`, the sampler's.
+            predictor: what will fill the gaps.
+            kernel: of the model; None where none is needed.
+
+        Returns:
+            bool `[T]`.
+
+        Raises:
+            ValueError: the budget cannot be met, or a kernel is needed and missing.
+        """
+        ...

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_real
-from eigencache.schedules._streams import check_patterns, stream_weights
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
+from eigencache.schedules._streams import check_patterns, needed, stream_weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Greedy:
         stream_weights: patterns of stream names to w_l; see `stream_weights`.
 
     Raises:
-        ValueError: an option is out of range, or the budget exceeds the steps (in `full`).
+        ValueError: an option is out of range; in `full`: the budget exceeds the steps, or there is
+            no kernel.
     """
 
     full_steps: int
@@ -31,12 +35,15 @@ class Greedy:
     stream_weights: Mapping[str, float] = field(default_factory=dict)
     kernel: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_real("jitter", self.jitter, above=0)
         check_patterns(self.stream_weights)
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
-        count = len(timesteps)
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        kernel = needed(kernel)
+        count = np.size(timesteps)
         if not 1 <= self.full_steps <= count:
             raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
         matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
 
 
 @dataclass(frozen=True)
@@ -12,6 +16,11 @@ class Interval:
 
     State `every` as published, or `full_steps` and have the shortest interval found that gives
     exactly that many.
+
+    Attributes:
+        full_steps: the budget, or None.
+        every: the interval in steps, at least 1, or None.
+        first: how many steps are full before the first interval, at least 1.
 
     Raises:
         ValueError: both or none are stated; no interval gives the budget (in `full`).
@@ -22,14 +31,16 @@ class Interval:
     first: int = 3
     kernel: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.full_steps is None) == (self.every is None):
             raise ValueError("state either full_steps or every, not both")
         if self.first < 1 or (self.every is not None and self.every < 1):
             raise ValueError("first and every must be at least 1")
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
-        count = len(timesteps)
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        count = np.size(timesteps)
         if self.every is not None:
             return self._grid(count, self.every)
         reached = {int(self._grid(count, n).sum()): n for n in range(count, 0, -1)}

@@ -4,20 +4,35 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.design import optimal_steps
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
+from eigencache.schedules._streams import needed
 
 
 @dataclass(frozen=True)
 class Optimal:
-    """The `full_steps` steps that minimise the predictor's expected error (`eigencache.design`)."""
+    """The `full_steps` steps that minimise the predictor's expected error (`eigencache.design`).
+
+    Attributes:
+        full_steps: the budget, from 1 to all steps.
+
+    Raises:
+        ValueError: in `full`: the budget is out of range, the predictor's window is None or too
+            large for the tables, or there is no kernel.
+    """
 
     full_steps: int
     kernel: ClassVar[bool] = True
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        kernel = needed(kernel)
         budget = [self.full_steps]
         steps = optimal_steps(predictor, timesteps, kernel.matrix(), budget)[self.full_steps]
-        full = np.zeros(len(timesteps), bool)
+        full = np.zeros(np.size(timesteps), bool)
         full[list(steps)] = True
         return full

@@ -1,4 +1,4 @@
-"""Weights of streams, by patterns of their names."""
+"""The streams of a kernel: that there is one, and weights by patterns of their names."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -6,6 +6,14 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from eigencache.checks import check_range
+from eigencache.kernel import Kernel
+
+
+def needed(kernel: Kernel | None) -> Kernel:
+    """Return the kernel, or raise a ValueError if there is none."""
+    if kernel is None:
+        raise ValueError("the schedule needs a kernel: calibrate one first")
+    return kernel
 
 
 def stream_weights(patterns: Mapping[str, float], streams: tuple[str, ...]) -> np.ndarray:

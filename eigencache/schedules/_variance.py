@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache.checks import check_range, check_real, check_whole
-from eigencache.schedules._streams import check_patterns, stream_weights
+from eigencache.kernel import Kernel
+from eigencache.predictors import Predictor
+from eigencache.schedules._streams import check_patterns, needed, stream_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Variance:
 
     Raises:
         ValueError: both or none of full_steps and tau are stated, or an option is out of range;
-            in `full`: the budget exceeds the steps.
+            in `full`: the budget exceeds the steps, or there is no kernel.
     """
 
     full_steps: int | None = None
@@ -38,7 +41,7 @@ class Variance:
     stream_weights: Mapping[str, float] = field(default_factory=dict)
     kernel: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.full_steps is None) == (self.tau is None):
             raise ValueError("state either full_steps or tau, not both")
         if self.tau is not None:
@@ -48,27 +51,32 @@ class Variance:
         check_real("jitter", self.jitter, above=0)
         check_patterns(self.stream_weights)
 
-    def full(self, timesteps, predictor, kernel=None) -> np.ndarray:
+    def full(
+        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
+    ) -> np.ndarray:
+        kernel = needed(kernel)
         matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
         weights = stream_weights(self.stream_weights, kernel.streams)
         if self.tau is not None:
             return self._threshold(matrices, weights, self.tau)[0]
-        count = len(timesteps)
-        if not 1 <= self.full_steps <= count:
+        count = np.size(timesteps)
+        if self.full_steps is None or not 1 <= self.full_steps <= count:
             raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
-        return self._of_budget(matrices, weights)
+        return self._of_budget(matrices, weights, self.full_steps)
 
-    def _of_budget(self, matrices, weights) -> np.ndarray:
+    def _of_budget(self, matrices: np.ndarray, weights: np.ndarray, full_steps: int) -> np.ndarray:
         full, variance = self._threshold(matrices, weights, np.inf)
-        while full.sum() < self.full_steps:  # just below the largest, another step becomes full
+        while full.sum() < full_steps:  # just below the largest, another step becomes full
             tau = np.nextafter(variance[~full].max(), -np.inf)
             full, variance = self._threshold(matrices, weights, tau)
         variance[0] = np.inf  # step 0 stays
         surplus = np.argsort(np.where(full, variance, np.inf), kind="stable")
-        full[surplus[: full.sum() - self.full_steps]] = False
+        full[surplus[: full.sum() - full_steps]] = False
         return full
 
-    def _threshold(self, matrices, weights, tau: float) -> tuple[np.ndarray, np.ndarray]:
+    def _threshold(
+        self, matrices: np.ndarray, weights: np.ndarray, tau: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return which steps exceed tau, and the variance that each was judged by."""
         count = matrices.shape[-1]
         full, variance = np.zeros(count, bool), np.ones(count)
@@ -79,7 +87,7 @@ class Variance:
             full[step] = variance[step] > tau
         return full, variance
 
-    def _share(self, matrices, past, step) -> np.ndarray:
+    def _share(self, matrices: np.ndarray, past: np.ndarray, step: int) -> np.ndarray:
         """Return the kriging variance of a step over its second moment, `[S]`."""
         among, toward = matrices[:, past[:, None], past], matrices[:, past, step]
         scale = np.trace(among, axis1=1, axis2=2) / len(past)

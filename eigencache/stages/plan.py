@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 
-from eigencache.design import predicted_error
+from eigencache.design import with_predicted_error
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
+from eigencache.plan import predicted_latent_error
 from eigencache.stages import run
 
 
@@ -18,8 +20,9 @@ def main(arguments: argparse.Namespace) -> None:
         plan = METHODS[name].plan(int(path.stem), kernel.timesteps, kernel, **spec)
         plan.save(path)
         line = f"{path}: full steps {list(plan.full_steps)}"
-        if plan.tap == "output" == kernel.tap and kernel.normalisation == "second-moment":
-            line += f"; predicted error {predicted_error(plan, kernel.matrix()):.5f}"
+        error = predicted_latent_error(with_predicted_error(plan, kernel))
+        if not math.isnan(error):
+            line += f"; predicted error {error:.5f}"
         print(line)
 
 

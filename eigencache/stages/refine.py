@@ -10,13 +10,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from eigencache.closed_loop import refine
-from eigencache.full_runs import full_runs
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
-from eigencache.plan import Plan, predicted_psnr
 from eigencache.prompts import read_prompts
-from eigencache.quality import FEWEST, Judge, cheapest, with_prediction
+from eigencache.refinement import Refinement, check_held_out
 from eigencache.sampler import Settings, load_encoded
 from eigencache.stages import LOW_MEMORY, run
 from eigencache.stages.fetch import verified
@@ -29,37 +26,13 @@ def main(arguments: argparse.Namespace) -> None:
     quality = spec.pop("psnr", None)
     settings = Settings(**json.loads(arguments.sampler))
     prompts = read_prompts(arguments.prompts, arguments.num_prompts)
-    loop = method.parts(1, **spec).closed_loop
-    fitted = len(prompts) - loop.held_out
-    if fitted < 1:
-        raise ValueError(
-            f"{arguments.prompts}: {len(prompts)} calibration prompts leave none to fit on when "
-            f"{loop.held_out} are held out; state more prompts, or fewer held_out"
-        )
+    check_held_out(method.parts(1, **spec).closed_loop, len(prompts))  # before loading
     model, seed = verified(arguments.model), arguments.seed
     pipe, texts = load_encoded(model, prompts, settings, arguments.low_memory)
-    runs = full_runs(pipe, texts, settings, seed, range(fitted), loop.batch)
-    rest = range(fitted, len(prompts))
-    held_out = full_runs(pipe, texts, settings, seed, rest, loop.batch)
-    judge = Judge(pipe, {index: texts[index] for index in rest}, settings, seed)
-
-    def refined(budget: int) -> Plan:
-        parts = method.parts(budget, **spec)
-        plan = method.plan(budget, kernel.timesteps, kernel, **spec)
-        matrix = parts.use.of(kernel).matrix()
-        plan = refine(plan, parts.predictor, matrix, runs, held_out, loop)
-        plan = with_prediction(plan, judge)
-        tqdm.write(
-            f"{budget} full steps {list(plan.full_steps)}: predicted PSNR "
-            f"{predicted_psnr(plan):.2f} dB; {plan.source['closed loop']}"
-        )
-        return plan
-
+    refinement = Refinement(pipe, texts, settings, seed, method, kernel, spec)
     for path in tqdm([Path(path) for path in arguments.plans], desc="refine", unit="plan"):
-        if quality is None:
-            plan = refined(int(path.stem))
-        else:
-            plan = cheapest(refined, quality, range(FEWEST, settings.num_steps + 1))
+        budgeted = quality is None
+        plan = refinement.plan(int(path.stem)) if budgeted else refinement.cheapest(quality)
         plan.save(path)
 
 

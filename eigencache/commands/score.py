@@ -1,22 +1,29 @@
-"""Score folders of images that were made elsewhere: `eigencache score`.
+"""Score folders of images, made here or elsewhere, against a folder of reference images.
 
 Images are paired by file name, and in the order of their names belong to the lines of the prompts.
-Everything is checked before anything is scored.
+Everything is checked before anything is scored. Models of metrics are looked for in models/NAME.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from PIL import Image
-
-from eigencache import manifest
 from eigencache.metrics import CLIP, METRICS
 from eigencache.prompts import read_prompts
-from eigencache.tables import write_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+EXAMPLES = """\
+examples:
+  eigencache score --reference full --images cached=images --prompts prompts.txt --out scores.csv
+
+  with metrics that need no model:
+  eigencache score --reference full --images a=images-a b=images-b --prompts prompts.txt \\
+      --metrics psnr ssim --out scores.csv
+"""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DEFAULT = ("psnr", "ssim", "st_lpips_alex", "clip_score")
 REFERENCE = "reference"
@@ -27,7 +34,7 @@ class FolderError(ValueError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """State the command line of `eigencache score`."""
+    """Add the folders, the prompts, the metrics and where to write the scores."""
     parser.add_argument("--reference", required=True, metavar="DIR", help="what to compare with")
     parser.add_argument(
         "--images", required=True, nargs="+", metavar="NAME=DIR", help="what to score, and its name"
@@ -41,10 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row an image")
-    parser.set_defaults(run=main)
 
 
-def main(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Score folders as the command line says; write FILE.csv, and FILE-sets.csv if it is needed.
 
     Raises:
@@ -56,9 +62,11 @@ def main(arguments: argparse.Namespace) -> None:
 
     import torch  # not before everything that can be wrong is checked
 
+    from eigencache import manifest
     from eigencache.device import default_device
     from eigencache.metrics.scorers import Scorers
     from eigencache.stages.score import score_records
+    from eigencache.tables import write_table
 
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False
@@ -70,7 +78,7 @@ def main(arguments: argparse.Namespace) -> None:
         out=[str(out), f"{sets}-sets.csv"][: 1 + whole],
     )  # fmt: skip
     shared = manifest.begin(
-        main, about, outputs=["out"], inputs=[], sources=["prompts", "images"], models=["models"]
+        run, about, outputs=["out"], inputs=[], sources=["prompts", "images"], models=["models"]
     )
     scorers = Scorers(models, default_device())
     of_reference = records["run"] == REFERENCE
@@ -84,13 +92,15 @@ def main(arguments: argparse.Namespace) -> None:
     print(means.to_string(float_format="{:.4f}".format))
 
 
-def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> pd.DataFrame:
+def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> "pd.DataFrame":
     """Return `run, prompt_index, prompt, seed, image` of the reference and of all folders.
 
     Raises:
         FolderError: a file name is missing on either side, sizes differ, or there are not as many
             images as prompts; the message names them.
     """
+    import pandas as pd
+
     known, rows = _images(reference), []
     if len(known) != len(prompts):
         raise FolderError(
@@ -146,6 +156,8 @@ def manifests(
 
 def _images(folder: str) -> dict[str, tuple[int, int]]:
     """Return the images of a folder, in the order of their names, each with its size in pixels."""
+    from PIL import Image
+
     if not Path(folder).is_dir():
         raise FolderError(f"{folder}: no such folder")
     sizes = {}
@@ -169,7 +181,7 @@ def _named(options: Sequence[str], what: str) -> dict[str, str]:
     return named
 
 
-def _some(names) -> str:
+def _some(names: Collection[str]) -> str:
     names = sorted(names)
     return (
         ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
