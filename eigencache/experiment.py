@@ -18,7 +18,8 @@ from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
-FIGURES, FORMATS = ("pareto", "samples", "plans", "kernel", "quality"), (".pdf", ".png")
+FIGURES = ("pareto", "budget", "samples", "plans", "schedules", "kernel", "quality")
+FORMATS = (".pdf", ".png")
 ABLATION_TABLES = ("ablation.csv", "ablation.md")
 
 
@@ -56,6 +57,7 @@ class Experiment:
         for label, spec in self.config["methods"].items():
             _check_method(label, spec)
         self._check_ablation()
+        self._check_figures()
         calibration = self.config["calibration"]
         self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
         self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
@@ -123,6 +125,7 @@ class Experiment:
             ]
         left_out = set() if self.refined else {"quality"}
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans"}
+        left_out |= set() if self.planned else {"schedules"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
         return [f"results/{name}/summary.csv"] + [f + kind for f in figures for kind in FORMATS]
@@ -216,6 +219,26 @@ class Experiment:
                 raise ConfigError(
                     f"figures.{figure}.budget: {budget} is not one of budgets "
                     f"{self.config['budgets']}"
+                )
+
+    def _check_figures(self) -> None:
+        """Raise a ConfigError if a figure is to show a method or pixels that are not there."""
+        figures = self.config["figures"]
+        samples = figures["samples"]
+        for where, named, allowed in (
+            ("pareto.highlight", figures["pareto"]["highlight"], self.labels[1:]),
+            ("samples.methods", samples.get("methods", []), self.budgeted),
+        ):
+            for label in named:
+                if label not in allowed:
+                    raise ConfigError(f"figures.{where}: {label!r} is not one of {allowed}")
+        if isinstance(samples["zoom"], list):
+            left, top, size = samples["zoom"]
+            height, width = (self.config["sampler"][side] for side in ("height", "width"))
+            if size < 1 or left + size > width or top + size > height:
+                raise ConfigError(
+                    f"figures.samples.zoom: {samples['zoom']} (left, top, size) does not lie in an "
+                    f"image of {width} x {height} pixels"
                 )
 
     def _check_model_path(self) -> None:

@@ -2,10 +2,10 @@
 
 One row a prompt, one column a method; the first column is the reference run, which all others try
 to match; of many methods there are several blocks of columns, each beginning with the reference.
-The number below an image is its PSNR to the reference in dB: higher is closer. The frame in an
-image is what is enlarged below it, by default where any of the methods differs most from the
-reference. Below that, if asked for, is where each image differs: the mean over red, green and blue
-of the size of the difference, in levels of 255, on one scale for all. Pixels are drawn as they are,
+The frame in an image is what is enlarged below it, by default where any of the methods differs most
+from the reference. Below that, if asked for, is where each image differs: the mean over red, green
+and blue of the size of the difference, in levels of 255, on one scale for all. The number below is
+the PSNR of the whole image to the reference in dB: higher is closer. Pixels are drawn as they are,
 without smoothing, wherever the page has room for a whole number of dots each.
 """
 
@@ -76,7 +76,7 @@ class _Grid:
         block, row, column = place
         x = self.left + column * (self.width + self.gap)
         y = block * (self.head + self.shape[1] * self.pitch) + self.head + row * self.pitch
-        y += sum(self.parts[:part]) + part * self.gap + (self.below if part else 0)
+        y += sum(self.parts[:part]) + part * self.gap
         width, height = self.size
         bottom = height - y - self.parts[part]
         box = x / width, bottom / height, self.width / width, self.parts[part] / height
@@ -129,17 +129,17 @@ def draw(
                 _image(axes, images[row, method], grid)
                 if row == 0:
                     _head(axes, heads[method], bold=labels[method] == OURS)
-                if psnr is not None and not np.isnan(psnr[row, method]):
-                    _below(axes, _decibels(psnr[row, method]))
                 if column == 0:
                     _prompt(axes, prompt, grid)
                 if zoom:
                     _frame(axes, boxes[row])
-                    part = part_of(images[row, method], boxes[row])
-                    _image(grid.axes(figure, place, 1), part, grid)
+                    axes = grid.axes(figure, place, 1)
+                    _image(axes, part_of(images[row, method], boxes[row]), grid)
                 if difference and method:  # the reference differs nowhere
                     axes = grid.axes(figure, place, len(grid.parts) - 1)
                     _image(axes, errors[row, method], grid, norm)
+                if psnr is not None and not np.isnan(psnr[row, method]):
+                    _below(axes, _decibels(psnr[row, method]))
     if difference:
         _colour_bar(figure, grid, norm, float(errors.max()))
     return figure
