@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from eigencache.files import replacing
@@ -153,12 +154,14 @@ def wrapped(text: str, width: float, size: float, lines: int | None = None) -> s
     for chars in range(len(text), 0, -1):
         # Below two characters a line there is no room for the ellipsis.
         kept = textwrap.wrap(text, chars, max_lines=lines if chars > 1 else None, placeholder="…")
-        if chars == 1 or max(_inches(line, size) for line in kept) <= width:
+        if chars == 1 or max(inches(line, size) for line in kept) <= width:
             return "\n".join(kept)
     return text
 
 
-def _inches(line: str, size: float) -> float:
-    """Return the width of a line of text, in inches."""
+@style()
+def inches(line: str, size: float, weight: str = "normal") -> float:
+    """Return the width of a line of text, in inches, as set in the style's font at `size` pt."""
     plain = line.replace("$", r"\$")  # or it would be set as mathematics
-    return TextPath((0, 0), plain, size=size).get_extents().width / 72
+    font = FontProperties(weight=weight)
+    return TextPath((0, 0), plain, size=size, prop=font).get_extents().width / 72

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from eigencache.figures import OURS, TWO_COLUMNS, save, style, timestep_axis, wrapped
+from eigencache.figures import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
 from eigencache.plan import Plan
 from eigencache.stages import run
 
@@ -49,9 +49,9 @@ def draw(plans: Mapping[str, Sequence[Plan]]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     top = 0.0
-    for (labels, rows), text, inches in zip(groups.items(), names, heights, strict=True):
+    for (labels, rows), text, tall in zip(groups.items(), names, heights, strict=True):
         _group(axes, rows, text, top, bold=OURS in labels)
-        top += inches
+        top += tall
     timestep_axis(axes, timesteps)
     return figure
 
@@ -76,10 +76,17 @@ def grouped(plans: Mapping[str, Sequence[Plan]]) -> dict[tuple[str, ...], list[P
 
 
 def _lines(labels: Sequence[str]) -> str:
-    """Return the labels in lines that fit the figure's width, none of them broken at a hyphen."""
-    text = ", ".join(labels).replace("-", "\N{NON-BREAKING HYPHEN}")
-    lines = wrapped(text, TWO_COLUMNS - LEFT - 0.2, NAME_PT)
-    return lines.replace("\N{NON-BREAKING HYPHEN}", "-")
+    """Return the labels, separated by commas, in lines that fit the figure's width."""
+    width = TWO_COLUMNS - LEFT - 0.2
+    weight = "bold" if OURS in labels else "normal"
+    lines = []
+    for label in labels:
+        longer = f"{lines[-1]}, {label}" if lines else label
+        if lines and inches(longer, NAME_PT, weight) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(label)
+    return ",\n".join(lines)
 
 
 def _group(axes: Axes, plans: Sequence[Plan], text: str, top: float, bold: bool) -> None:
