@@ -18,7 +18,9 @@ from eigencache.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
 OUTPUT_KERNEL = "output.full.second-moment"
-FIGURES = ("pareto", "samples", "plans", "kernel", "quality", "errors", "costs")
+FIGURES = (
+    "pareto", "budget", "samples", "plans", "schedules", "kernel", "quality", "errors", "costs",
+)  # fmt: skip
 FORMATS = (".pdf", ".png")
 SCORES = ("scores.csv", "scores.parquet", "summary.csv")
 TABLES, ABLATION_TABLES = (
@@ -148,6 +150,7 @@ class Experiment:
             ]
         left_out = set() if self.refined else {"quality"}
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans", "errors"}
+        left_out |= set() if self.planned else {"schedules"}
         # A cache's first three steps are full; it takes one more to have a cost.
         left_out |= set() if self.config["sampler"]["num_steps"] > 3 else {"costs"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
@@ -273,18 +276,31 @@ class Experiment:
                 )
 
     def _check_figures(self) -> None:
-        """Raise a ConfigError if a figure is to show factors that are not of calibration runs."""
-        for factor in self.config["figures"]["calibration"]["factors"]:
-            if factor not in self.config["ablation"]:
-                raise ConfigError(
-                    f"figures.calibration.factors: {factor!r} is none of those of `ablation`: "
-                    f"{list(self.config['ablation'])}"
-                )
+        """Raise a ConfigError if a figure is to show a method or pixels that are not there."""
+        figures = self.config["figures"]
+        samples = figures["samples"]
+        for where, named, allowed in (
+            ("pareto.highlight", figures["pareto"]["highlight"], self.labels[1:]),
+            ("samples.methods", samples.get("methods", []), self.budgeted),
+            ("calibration.factors", figures["calibration"]["factors"], [*self.config["ablation"]]),
+        ):
+            for label in named:
+                if label not in allowed:
+                    raise ConfigError(f"figures.{where}: {label!r} is not one of {allowed}")
+        for factor in figures["calibration"]["factors"]:
             values = self.config["ablation"][factor]["values"].values()
             if not all(isinstance(value, int) and value > 0 for value in values):
                 raise ConfigError(
                     f"figures.calibration.factors: the values of {factor!r} are not all numbers of "
                     f"runs: {list(values)}"
+                )
+        if isinstance(samples["zoom"], list):
+            left, top, size = samples["zoom"]
+            height, width = (self.config["sampler"][side] for side in ("height", "width"))
+            if size < 1 or left + size > width or top + size > height:
+                raise ConfigError(
+                    f"figures.samples.zoom: {samples['zoom']} (left, top, size) does not lie in an "
+                    f"image of {width} x {height} pixels"
                 )
 
     def _check_model_path(self) -> None:

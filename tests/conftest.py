@@ -40,6 +40,39 @@ def kernel_of(trajectories, timesteps, streams=("output",), **kept) -> Kernel:
     return sum(kernels[1:], kernels[0])
 
 
+def faulty_texts(figure) -> list[str]:
+    """Draw a figure and return what is wrong with its texts: which overlap, or leave the page."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    drawn, draw = [], Text.draw
+
+    def record(text, renderer, *args, **kwargs):
+        if text.get_visible() and text.get_text().strip():
+            drawn.append(text)
+        return draw(text, renderer, *args, **kwargs)
+
+    canvas = FigureCanvasAgg(figure)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", record)
+        canvas.draw()
+    renderer, page = canvas.get_renderer(), figure.bbox
+    boxes = [(text.get_text(), Text.get_window_extent(text, renderer)) for text in drawn]
+    assert boxes, "the figure has no text"
+    found = [
+        f"{name!r} leaves the page"
+        for name, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > page.x1 + 1 or box.y1 > page.y1 + 1
+    ]
+    for i, (name, box) in enumerate(boxes):
+        for other, another in boxes[:i]:
+            wide = min(box.x1, another.x1) - max(box.x0, another.x0)
+            high = min(box.y1, another.y1) - max(box.y0, another.y0)
+            if wide > 1 and high > 1:
+                found.append(f"{other!r} and {name!r} overlap")
+    return found
+
+
 @pytest.fixture
 def flux():
     """Return a FLUX transformer of two double and two single blocks with random weights."""

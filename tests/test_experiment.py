@@ -145,7 +145,11 @@ MISTAKES = [
     ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 24 evaluation"),
     ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
     ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
-    ("figures/calibration", {"factors": ["runs"]}, "figures.calibration.factors: 'runs' is none"),
+    (
+        "figures/calibration",
+        {"factors": ["runs"]},
+        "figures.calibration.factors: 'runs' is not one of",
+    ),
     ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of budgets"),
     ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 24"),
     ("figures/gallery/prompts", 10**12, "figures.gallery.prompts: 24 is none of the 24"),

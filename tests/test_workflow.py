@@ -18,11 +18,9 @@ ROOT = Path(__file__).parents[1]
 PARTS = "Snakefile config.yaml workflow envs profiles eigencache data models results figures"
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 SECRET = "hf_nobody_must_read_this"
-FIGURES = [
-    f"{name}.{kind}"
-    for name in ("pareto", "samples", "plans", "kernel", "quality", "errors", "costs")
-    for kind in ("pdf", "png")
-]
+DRAWN = ("pareto", "budget", "samples", "plans", "schedules", "kernel", "quality", "errors",
+         "costs")  # fmt: skip
+FIGURES = [f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "png")]
 
 
 def copy_of_project(folder: Path) -> Path:

@@ -7,7 +7,7 @@ all of them share is here: the style, how to save, and how a method looks.
 import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from eigencache.files import replacing
@@ -32,7 +33,9 @@ _METADATA = {
     ".png": {"Software": None},
 }
 _MARKERS = ("o", "s", "^", "v", "P", "X", "p", "<", ">")
+_MUTED_MARKERS = (*_MARKERS, "h", "d", "*")
 _LINES = ("-", "-.", ":")
+_LIGHT, _DARKER = "#d0d0d0", "#9a9a9a"
 _SPECIAL = MappingProxyType(
     {
         OURS: {
@@ -70,29 +73,66 @@ def save(figure: Figure, paths: Iterable[str | os.PathLike]) -> None:
             figure.savefig(part, metadata=_METADATA[path.suffix])
 
 
-def looks(labels: Iterable[str]) -> dict[str, Mapping[str, object]]:
+def looks(
+    labels: Iterable[str], coloured: Iterable[str] | None = None
+) -> dict[str, Mapping[str, object]]:
     """Return how each method's line is drawn: label to keywords of `Axes.plot`.
 
     Our own method is dark and thick, fewer steps are dashed grey, and the rest take colours,
     markers and line styles in turn: the same order of labels gives the same looks in each figure.
     The full run is the reference and has none.
+
+    Args:
+        labels: of the methods.
+        coloured: those that stand out; None means all. The others are thin and light grey, and
+            differ in their markers alone.
     """
+    labels = [label for label in dict.fromkeys(labels) if label != FULL]
+    coloured = set(labels if coloured is None else coloured)
     with style():
         colours = cycle(mpl.rcParams["axes.prop_cycle"].by_key()["color"])
     # The three cycles differ in length, so that many methods still differ in something.
     turns = zip(colours, cycle(_MARKERS), cycle(_LINES), strict=False)
     names = ("color", "marker", "linestyle")
-    return {
-        label: _SPECIAL.get(label) or {**dict(zip(names, next(turns), strict=True)), "zorder": 3}
-        for label in dict.fromkeys(labels)
-        if label != FULL
-    }
+    muted = (
+        {"color": _LIGHT, "marker": marker, "markerfacecolor": face, "markeredgecolor": _DARKER,
+         "markersize": 3, "markeredgewidth": 0.5, "linestyle": "-", "linewidth": 0.6, "zorder": 2}
+        for face, marker in cycle(product(("white", _DARKER), _MUTED_MARKERS))
+    )  # fmt: skip
+    drawn = {}
+    for label in labels:
+        if label not in coloured:
+            drawn[label] = next(muted)
+        elif label in _SPECIAL:
+            drawn[label] = _SPECIAL[label]
+        else:
+            drawn[label] = {**dict(zip(names, next(turns), strict=True)), "zorder": 3}
+    return drawn
 
 
-def note_infinite(axes: Axes, count: int) -> None:
-    """Say on the axes how many points are infinite, if any, since those cannot be drawn."""
+def of_first_reference(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows of a tidy table that compare with its first reference, and that run's name.
+
+    Raises:
+        ValueError: the table is empty or has no column `reference`.
+    """
+    require(table, ["reference"], "table's rows")
+    reference = table["reference"].iloc[0]
+    return table[table["reference"] == reference], reference
+
+
+def timestep_axis(axes: Axes, timesteps: np.ndarray) -> None:
+    """Write the sampler's timesteps, float `[T]`, over those steps that the x axis has ticks at."""
+    steps = [int(tick) for tick in axes.get_xticks() if tick in range(len(timesteps))]
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(steps, [f"{timesteps[step]:.0f}" for step in steps])
+    above.set_xlabel("timestep")
+
+
+def note_left_out(axes: Axes, count: int, where: str = "infinity") -> None:
+    """Say on the axes how many points have no place on them, if any, and where those lie."""
     if count:
-        note = f"not drawn: {count} at infinity"
+        note = f"not drawn: {count} at {where}"
         axes.text(0.98, 0.03, note, transform=axes.transAxes, ha="right", size=6.5)
 
 
@@ -126,12 +166,14 @@ def wrapped(text: str, width: float, size: float, lines: int | None = None) -> s
     for chars in range(len(text), 0, -1):
         # Below two characters a line there is no room for the ellipsis.
         kept = textwrap.wrap(text, chars, max_lines=lines if chars > 1 else None, placeholder="…")
-        if chars == 1 or max(_inches(line, size) for line in kept) <= width:
+        if chars == 1 or max(inches(line, size) for line in kept) <= width:
             return "\n".join(kept)
     return text
 
 
-def _inches(line: str, size: float) -> float:
-    """Return the width of a line of text, in inches."""
+@style()
+def inches(line: str, size: float, weight: str = "normal") -> float:
+    """Return the width of a line of text, in inches, as set in the style's font at `size` pt."""
     plain = line.replace("$", r"\$")  # or it would be set as mathematics
-    return TextPath((0, 0), plain, size=size).get_extents().width / 72
+    font = FontProperties(weight=weight)
+    return TextPath((0, 0), plain, size=size, prop=font).get_extents().width / 72

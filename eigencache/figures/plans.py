@@ -1,10 +1,11 @@
 """Plans: the weights with which each method forecasts its skipped steps, one heat map a method.
 
 Row `s` is the forecast of step `s`, column `a` the weight of the feature that step `a` computed;
-black squares on the diagonal are the full steps. Blue adds, red subtracts: a row of one dark cell
-repeats a feature, a dark blue beside a red one extrapolates, and the stronger both are, the more
-an error in the features is amplified. All panels share one colour scale, which is clipped where a
-few weights are far larger than the rest; pointed ends of the colour bar and its label say so.
+black squares on the diagonal are the full steps. Blue adds, red with a white dot subtracts: a row
+of one dark cell repeats a feature, a dark blue beside a red one extrapolates, and the stronger both
+are, the more an error in the features is amplified. All panels share one colour scale, which is
+clipped where a few weights are far larger than the rest; pointed ends of the colour bar and its
+label say so.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def draw(plans: Mapping[str, Plan]) -> Figure:
         _title(axes, label, len(plans[label].streams))
     figure.supxlabel("step whose feature is used (■ on the diagonal: full steps)", size=8)
     figure.supylabel("step being forecast", size=8)
-    _colour_bar(figure, image, list(shown.values()), limit, largest)
+    rows = ceil(len(plans) / COLUMNS)
+    _colour_bar(figure, image, list(shown.values()), limit, largest, aspect=15 * max(rows, 2))
     return figure
 
 
@@ -83,7 +85,7 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
     columns = min(COLUMNS, count)
     rows = ceil(count / columns)
     width = max(ONE_COLUMN, 1.2 + columns * (TWO_COLUMNS - 1.2) / COLUMNS)
-    figure = Figure(figsize=(width, 0.45 + 1.7 * rows), layout="compressed")
+    figure = Figure(figsize=(width, 0.45 + 1.65 * rows), layout="compressed")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes in panels[count:]:
         axes.remove()
@@ -98,6 +100,8 @@ def _panel(axes: Axes, weights: np.ndarray, limit: float) -> AxesImage:
     axes.spines[:].set_visible(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
+    below, of = np.nonzero(weights < 0)
+    axes.plot(of, below, "s", color="white", markersize=0.8, mew=0)  # to be told apart in grey
     return axes.imshow(weights, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
 
 
@@ -108,11 +112,13 @@ def _title(axes: Axes, label: str, streams: int) -> None:
     axes.set_title(title, size=7.5, weight="bold" if label == OURS else "normal", pad=3)
 
 
-def _colour_bar(figure: Figure, image: AxesImage, shown, limit: float, largest: float) -> None:
+def _colour_bar(
+    figure: Figure, image: AxesImage, shown, limit: float, largest: float, aspect: float
+) -> None:
     below = min(weights.min() for weights in shown) < -limit
     above = max(weights.max() for weights in shown) > limit
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
-    bar = figure.colorbar(image, ax=figure.axes, extend=extend, aspect=30, pad=0.02)
+    bar = figure.colorbar(image, ax=figure.axes, extend=extend, aspect=aspect, pad=0.02)
     label = "weight"
     if extend != "neither":
         label += f", clipped at ±{limit:g}\n(most extreme: {largest:.3g})"

@@ -1,3 +1,6 @@
+from eigencache.experiment import OUTPUT_KERNEL
+
+
 rule pareto:
     input:
         summary="results/{experiment}/summary.csv",
@@ -6,6 +9,7 @@ rule pareto:
             multiext("figures/{experiment}/pareto", ".pdf", ".png"),
             caption="../report/pareto.rst",
             category="Figures",
+            labels={"figure": "quality against speed-up"},
         ),
     log:
         "logs/{experiment}/figure-pareto.log",
@@ -13,20 +17,45 @@ rule pareto:
     conda:
         "../../envs/workflow.yaml"
     params:
+        highlight=lookup(within=config, dpath="figures/pareto/highlight", default=[]),
         code=source_hash("eigencache.figures.pareto", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.pareto --summary {input.summary} --out {output} > {log} 2>&1"
+        "python -m eigencache.figures.pareto --summary {input.summary} "
+        "--highlight {params.highlight} --out {output} > {log} 2>&1"
+
+
+rule budget:
+    input:
+        summary="results/{experiment}/summary.csv",
+    output:
+        report(
+            multiext("figures/{experiment}/budget", ".pdf", ".png"),
+            caption="../report/budget.rst",
+            category="Figures",
+            labels={"figure": "quality against full steps"},
+        ),
+    log:
+        "logs/{experiment}/figure-budget.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        highlight=lookup(within=config, dpath="figures/pareto/highlight", default=[]),
+        code=source_hash("eigencache.figures.budget", "style.mplstyle"),
+    shell:
+        "python -m eigencache.figures.budget --summary {input.summary} "
+        "--highlight {params.highlight} --out {output} > {log} 2>&1"
 
 
 rule samples:
     input:
-        records=expand("results/{{experiment}}/records/{label}.csv", label=E.budgeted),
-        scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.budgeted),
+        scores="results/{experiment}/scores.csv",
     output:
         report(
             multiext("figures/{experiment}/samples", ".pdf", ".png"),
             caption="../report/samples.rst",
             category="Figures",
+            labels={"figure": "samples"},
         ),
     log:
         "logs/{experiment}/figure-samples.log",
@@ -34,6 +63,9 @@ rule samples:
     conda:
         "../../envs/workflow.yaml"
     params:
+        methods=lookup(
+            within=config, dpath="figures/samples/methods", default=E.budgeted
+        ),
         budget=lookup(
             within=config,
             dpath="figures/samples/budget",
@@ -44,10 +76,13 @@ rule samples:
             dpath="figures/samples/prompts",
             default=list(range(min(6, len(E.prompts)))),
         ),
+        zoom=E.config["figures"]["samples"]["zoom"] or [],
+        difference=int(E.config["figures"]["samples"]["difference"]),
         code=source_hash("eigencache.figures.samples", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.samples --records {input.records} --scores {input.scores} "
-        "--budget {params.budget} --prompts {params.prompts} --out {output} > {log} 2>&1"
+        "python -m eigencache.figures.samples --scores {input.scores} "
+        "--methods {params.methods} --budget {params.budget} --prompts {params.prompts} "
+        "--zoom {params.zoom} --difference {params.difference} --out {output} > {log} 2>&1"
 
 
 rule plans:
@@ -66,6 +101,7 @@ rule plans:
             multiext("figures/{experiment}/plans", ".pdf", ".png"),
             caption="../report/plans.rst",
             category="Figures",
+            labels={"figure": "plans"},
         ),
     log:
         "logs/{experiment}/figure-plans.log",
@@ -78,14 +114,39 @@ rule plans:
         "python -m eigencache.figures.plans --plans {input} --out {output} > {log} 2>&1"
 
 
+rule schedules:
+    input:
+        [plan for label in E.planned for plan in E.plans(label)],
+    output:
+        report(
+            multiext("figures/{experiment}/schedules", ".pdf", ".png"),
+            caption="../report/schedules.rst",
+            category="Figures",
+            labels={"figure": "schedules"},
+        ),
+    log:
+        "logs/{experiment}/figure-schedules.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        code=source_hash("eigencache.figures.schedules", "style.mplstyle"),
+    shell:
+        "python -m eigencache.figures.schedules --plans {input} --out {output} > {log} 2>&1"
+
+
 rule kernel:
     input:
-        kernel="results/{experiment}/kernels/output.full.second-moment.safetensors",
+        expand(
+            "results/{{experiment}}/kernels/{kernel}.safetensors",
+            kernel=sorted(E.kernels, key=lambda kernel: kernel != OUTPUT_KERNEL),
+        ),
     output:
         report(
             multiext("figures/{experiment}/kernel", ".pdf", ".png"),
             caption="../report/kernel.rst",
             category="Figures",
+            labels={"figure": "kernels"},
         ),
     log:
         "logs/{experiment}/figure-kernel.log",
@@ -95,7 +156,7 @@ rule kernel:
     params:
         code=source_hash("eigencache.figures.kernel", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.kernel --kernel {input.kernel} --out {output} > {log} 2>&1"
+        "python -m eigencache.figures.kernel --kernels {input} --out {output} > {log} 2>&1"
 
 
 rule quality:
@@ -106,6 +167,7 @@ rule quality:
             multiext("figures/{experiment}/quality", ".pdf", ".png"),
             caption="../report/quality.rst",
             category="Figures",
+            labels={"figure": "predicted quality"},
         ),
     log:
         "logs/{experiment}/figure-quality.log",
