@@ -145,7 +145,8 @@ def test_every_table_is_written(finished):
     results = finished / "results/emoji-flux"
     assert all((results / name).stat().st_size > 500 for name in TABLES)
     table = pd.read_csv(results / "table.csv")
-    assert table["method"][0] == "full" and table["method"][1] == "fewer-steps"
+    assert table["method"][0] == "full"
+    assert table.groupby("full_steps")["method"].first()[[3, 4]].eq("fewer-steps").all()
     assert set(table["baseline"].dropna()) == {"fewer-steps-03", "fewer-steps-04"}
     assert table["psnr_low"][1:].isna().all()  # three prompts are too few for an interval
     assert table["psnr_place"].isna().all()
