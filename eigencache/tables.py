@@ -29,6 +29,11 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
         table.to_csv(part, index=False)
 
 
+def of_first_reference(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the scores against the first of several references: a row an image."""
+    return scores[scores["reference"] == scores["reference"].iloc[0]].drop(columns="reference")
+
+
 def altered_images(records: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of those records whose image is missing or is not the recorded one."""
     files = zip(records["image"].map(str), records["sha256"], strict=True)

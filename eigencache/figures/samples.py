@@ -18,7 +18,7 @@ from PIL import Image
 from eigencache.figures import OURS, TWO_COLUMNS, require, save, style, wrapped
 from eigencache.plan import FULL
 from eigencache.stages import run
-from eigencache.tables import read_table, refuse_altered
+from eigencache.tables import of_first_reference, read_table, refuse_altered
 
 HEAD_PT, PROMPT_PT, SCORE_PT = 6.5, 6.5, 6
 LINE = 1.25  # distance of lines, in font sizes
@@ -216,7 +216,8 @@ def main(arguments: argparse.Namespace) -> None:
     refuse_altered(shown)
     psnr = None
     if arguments.scores:
-        psnr = table_of(shown, pd.concat(map(read_table, arguments.scores), ignore_index=True))
+        scores = pd.concat(map(read_table, arguments.scores), ignore_index=True)
+        psnr = table_of(shown, of_first_reference(scores))
     labels, prompts = list(dict.fromkeys(shown["method"])), list(dict.fromkeys(shown["prompt"]))
     images = read_images(shown["image"])
     images = images.reshape(len(prompts), len(labels), *images.shape[1:])

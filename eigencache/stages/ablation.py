@@ -10,7 +10,7 @@ import pandas as pd
 
 from eigencache.files import replacing
 from eigencache.stages import run
-from eigencache.tables import read_table, write_table
+from eigencache.tables import of_first_reference, read_table, write_table
 
 Factors = Mapping[str, Mapping]  # factor to {"base": label, "values": {label: value}}
 
@@ -118,6 +118,7 @@ def main(arguments: argparse.Namespace) -> None:
         Path(path).stem: f"snakemake {path} --configfile {files} --cores all"
         for path in arguments.scores
     }
+    scores = of_first_reference(scores)
     table = ablate(summary, scores, json.loads(arguments.factors), commands)
     write_table(table, arguments.table)
     with replacing(arguments.markdown) as part:

@@ -7,7 +7,7 @@ import pandas as pd
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
 from eigencache.stages import run
-from eigencache.tables import read_table, write_table
+from eigencache.tables import of_first_reference, read_table, write_table
 
 
 def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -44,8 +44,7 @@ def summarise(records: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: argparse.Namespace) -> None:
     records = pd.concat(map(read_table, arguments.records), ignore_index=True)
     scores = pd.concat(map(read_table, arguments.scores), ignore_index=True)
-    scores = scores[scores["reference"] == scores["reference"].iloc[0]]  # the first counts
-    summary = summarise(records, scores)
+    summary = summarise(records, of_first_reference(scores))
     write_table(summary, arguments.summary)
     metrics = [name for name in METRICS if name in summary]
     columns = ["run", "full_steps", *metrics, "seconds", "speedup"]
