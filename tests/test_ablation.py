@@ -252,7 +252,7 @@ def test_stage_writes_both_tables(tmp_path, summary, scores):
     write_table(summary, tmp_path / "summary.csv")
     paths = {label: tmp_path / "scores" / f"{label}.csv" for label in "abc"}
     for label, path in paths.items():
-        write_table(scores[scores["run"].str.startswith(label)], path)
+        write_table(scores[scores["run"].str.startswith(label)].assign(reference="full"), path)
     parts = {
         "summary": tmp_path / "summary.csv", "scores": [str(path) for path in paths.values()],
         "factors": json.dumps(FACTORS), "configfiles": ["some.yaml"], "table": tmp_path / "out.csv",

@@ -89,7 +89,7 @@ class _Features:
         """Return `run, reference` and one column a metric."""
         rows = []
         for (run_, reference), paths in self.pairs.items():
-            row = {"run": run_, "reference": reference}
+            row: dict[str, Any] = {"run": run_, "reference": reference}
             for name, metric in self.sets.items():
                 ours, theirs = (
                     np.stack([self.known[name, path] for path in of])
