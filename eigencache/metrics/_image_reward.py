@@ -67,23 +67,25 @@ class ImageReward:
         self.process: subprocess.Popen | None = None
 
     def __call__(self, reference: torch.Tensor | None, image: torch.Tensor, prompt: str) -> float:
-        if self.process is None:
-            self.process = subprocess.Popen(
+        process = self.process
+        if process is None:
+            process = self.process = subprocess.Popen(
                 list(map(str, self.command)), encoding="utf-8", env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
+        assert process.stdin and process.stdout  # they are pipes
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "image.bmp"  # lossless, and written at once
             to_pil(image).save(path)
             try:
-                csv.writer(self.process.stdin).writerow([path, prompt])
-                self.process.stdin.flush()
+                csv.writer(process.stdin).writerow([path, prompt])
+                process.stdin.flush()
             except BrokenPipeError:
                 pass  # it has ended: there is nothing to read either
-            answer = self.process.stdout.readline()
+            answer = process.stdout.readline()
         if not answer:
             raise ValueError(
-                f"image_reward: the process ended with code {self.process.wait()} before it gave a "
+                f"image_reward: the process ended with code {process.wait()} before it gave a "
                 "score; what it printed stands above"
             )
         return float(answer)

@@ -52,6 +52,8 @@ class StLpipsAlex:
 class _Blur(nn.Module):
     """Blur by a binomial filter of 3 pixels, reflecting 2 at the border, and halve the size."""
 
+    filt: torch.Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("filt", torch.empty(channels, 1, 3, 3))
@@ -63,6 +65,9 @@ class _Blur(nn.Module):
 
 class _Network(nn.Module):
     """AlexNet's convolutions without strides, blurred where it would skip; and the linear heads."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(self):
         super().__init__()

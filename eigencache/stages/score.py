@@ -6,6 +6,7 @@ An image is loaded once, and with it the images of the same prompt that it is co
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,8 @@ def score_records(
             reference = image if same else load_image(other["image"])
             if reference.shape != image.shape:
                 raise ValueError(f"{row['image']} and {other['image']}: sizes differ")
-            scores = {k: row[k] for k in ("run", "prompt_index")} | {"reference": name}
+            scores: dict[str, Any] = {k: row[k] for k in ("run", "prompt_index")}
+            scores["reference"] = name
             for metric, score in scorers.images.items():
                 if METRICS[metric].paired or metric not in unpaired:
                     unpaired[metric] = score(reference, image, row["prompt"])
@@ -87,7 +89,7 @@ class _Features:
         """Return `run, reference` and one column a metric."""
         rows = []
         for (run_, reference), paths in self.pairs.items():
-            row = {"run": run_, "reference": reference}
+            row: dict[str, Any] = {"run": run_, "reference": reference}
             for name, metric in self.sets.items():
                 ours, theirs = (
                     np.stack([self.known[name, path] for path in of])
@@ -112,7 +114,7 @@ def choose_references(records: Sequence[pd.DataFrame], names: Sequence[str]) -> 
     found = dict(tuple(pd.concat(records).drop_duplicates().groupby("run")))
     for name in names:
         if name not in found:
-            raise ValueError(f"no run {name!r} to be the reference; there are {sorted(found)}")
+            raise ValueError(f"no run {name!r} to be the reference; there are {list(found)}")
     return pd.concat([found[name] for name in names])
 
 
