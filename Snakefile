@@ -40,7 +40,7 @@ wildcard_constraints:
 
 
 STAGES = "fetch calibrate plan refine sample merge score table"
-EXTRAS = "figure errors costs ablation collect train"
+EXTRAS = "figure gallery errors costs ablation collect train"
 for stage in f"{STAGES} {EXTRAS}".split():
 
     include: f"workflow/rules/{stage}.smk"

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -120,6 +120,12 @@ class Experiment:
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
     @property
+    def gallery_prompts(self) -> Sequence[int]:
+        """The indices of the prompts that the gallery shows; none: all of them."""
+        prompts = self.config["figures"]["gallery"].get("prompts", [])
+        return range(prompts) if isinstance(prompts, int) else prompts
+
+    @property
     def kernels(self) -> list[str]:
         """The kernels to calibrate, as TAP.FEATURES.NORMALISATION, and .RUNS if not of all."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
@@ -146,6 +152,7 @@ class Experiment:
         left_out |= set() if self.config["sampler"]["num_steps"] > 3 else {"costs"}
         drawn = [figure for figure in FIGURES if figure not in left_out]
         figures = [f"figures/{name}/{figure}" for figure in drawn]
+        tables.append(f"results/{name}/gallery.html")
         return tables + [f + kind for f in figures for kind in FORMATS]
 
     @property
@@ -258,6 +265,13 @@ class Experiment:
                     f"{self.config['budgets']}"
                 )
 
+        for i, budget in enumerate(self.config["figures"]["gallery"].get("budgets", [])):
+            if budget not in self.config["budgets"]:
+                raise ConfigError(
+                    f"figures.gallery.budgets.{i}: {budget} is not one of budgets "
+                    f"{self.config['budgets']}"
+                )
+
     def _check_figures(self) -> None:
         """Raise a ConfigError if a figure is to show factors that are not of calibration runs."""
         for factor in self.config["figures"]["calibration"]["factors"]:
@@ -315,8 +329,9 @@ class Experiment:
                     f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
                     "sampler.num_steps"
                 )
-        for figure in ("samples", "errors"):
-            for index in self.config["figures"][figure].get("prompts", []):
+        shown = {f: self.config["figures"][f].get("prompts", []) for f in ("samples", "errors")}
+        for figure, prompts in (shown | {"gallery": self.gallery_prompts}).items():
+            for index in prompts:
                 if index >= len(self.prompts):
                     raise ConfigError(
                         f"figures.{figure}.prompts: {index} is none of the {len(self.prompts)} "

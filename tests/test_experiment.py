@@ -146,6 +146,11 @@ MISTAKES = [
     ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
     ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
     ("figures/calibration", {"factors": ["runs"]}, "figures.calibration.factors: 'runs' is none"),
+    ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of budgets"),
+    ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 24"),
+    ("figures/gallery/prompts", 10**12, "figures.gallery.prompts: 24 is none of the 24"),
+    ("figures/gallery/prompts", 0, "figures.gallery.prompts: 0 is not allowed.*minimum 1"),
+    ("figures/gallery/size", 8, "figures.gallery.size: 8 is not allowed.*minimum 16"),
 ]
 
 

@@ -121,7 +121,8 @@ def untouched(tmp_path_factory):
     return copy_of_project(tmp_path_factory.mktemp("untouched"))
 
 
-TABLES = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex"]
+TABLES = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex",
+          "gallery.html"]  # fmt: skip
 TARGETS = ["all", *(f"results/emoji-flux/{name}" for name in TABLES), "emoji_models",
            *(f"figures/emoji-flux/{name}" for name in FIGURES if name.endswith("pdf"))]  # fmt: skip
 
@@ -187,6 +188,22 @@ def test_images_and_sets_are_scored_against_every_reference(finished):
     assert about["st_lpips_alex"]["weights"] and about["psnr"]["version"]
 
 
+def test_gallery_shows_every_run(finished):
+    summary = pd.read_csv(finished / "results/emoji-flux/summary.csv")
+    page = (finished / "results/emoji-flux/gallery.html").read_text()
+    assert all(f'"name": "{run}"' in page for run in summary["run"])
+    assert "6 runs on 3 prompts" in page
+
+
+def test_report_has_every_figure_with_its_caption(finished, tmp_path):
+    report = tmp_path / "report.html"
+    snakemake(finished, "--report", str(report))
+    text = report.read_text()
+    assert all(f"figures/emoji-flux/{figure}" in text for figure in FIGURES)
+    assert text.count('"caption": "<p>') >= len(FIGURES)
+    assert r"href=\"gallery.html\"" in text
+
+
 def verify(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "eigencache.cli", "verify", "results", "figures"],
@@ -196,7 +213,7 @@ def verify(folder: Path) -> subprocess.CompletedProcess:
 
 def test_every_result_has_a_manifest_that_agrees(finished):
     kinds = ("results/*/**/*.csv", "results/*/*.parquet", "results/*/*.md", "results/*/*.tex",
-             "results/*/**/*.safetensors", "figures/*/*.p??")  # fmt: skip
+             "results/*/*.html", "results/*/**/*.safetensors", "figures/*/*.p??")  # fmt: skip
     results = [path for kind in kinds for path in finished.glob(kind)]
     assert len(results) > 20
     assert [path for path in results if not Path(f"{path}.json").is_file()] == []

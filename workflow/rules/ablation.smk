@@ -48,6 +48,7 @@ rule ablation_figure:
             multiext("figures/{experiment}/ablation", ".pdf", ".png"),
             caption="../report/ablation.rst",
             category="Figures",
+            labels={"figure": "ablations"},
         ),
     log:
         "logs/{experiment}/figure-ablation.log",

@@ -47,6 +47,7 @@ rule trajectory:
             multiext("figures/{experiment}/trajectory", ".pdf", ".png"),
             caption="../report/trajectory.rst",
             category="Figures",
+            labels={"figure": "features along a run"},
         ),
     log:
         "logs/{experiment}/figure-trajectory.log",
