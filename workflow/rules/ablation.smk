@@ -69,6 +69,7 @@ rule calibration_figure:
             multiext("figures/{experiment}/calibration", ".pdf", ".png"),
             caption="../report/calibration.rst",
             category="Figures",
+            labels={"figure": "calibration runs"},
         ),
     log:
         "logs/{experiment}/figure-calibration.log",

@@ -43,6 +43,7 @@ rule costs_figure:
             multiext("figures/{experiment}/costs", ".pdf", ".png"),
             caption="../report/costs.rst",
             category="Figures",
+            labels={"figure": "costs by tap"},
         ),
     log:
         "logs/{experiment}/figure-costs.log",

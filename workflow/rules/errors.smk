@@ -53,6 +53,7 @@ rule errors_figure:
             multiext("figures/{experiment}/errors", ".pdf", ".png"),
             caption="../report/errors.rst",
             category="Figures",
+            labels={"figure": "errors at every step"},
         ),
     log:
         "logs/{experiment}/figure-errors.log",
