@@ -33,7 +33,7 @@ _METADATA = {
     ".png": {"Software": None},
 }
 _MARKERS = ("o", "s", "^", "v", "P", "X", "p", "<", ">")
-_MUTED_MARKERS = (*_MARKERS, "h", "d", "*")
+_MUTED_MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "d", "*")  # without likenesses
 _LINES = ("-", "-.", ":")
 _LIGHT, _DARKER = "#d0d0d0", "#9a9a9a"
 _SPECIAL = MappingProxyType(

@@ -343,7 +343,7 @@ def _colour_bar(figure: Figure, grid: _Grid, norm: PowerNorm, largest: float) ->
     bar.minorticks_off()
     bar.outline.set_linewidth(0.5)
     bar.ax.tick_params(labelsize=6.5, pad=1.5)
-    text = "difference to the reference (levels of 255, mean of red, green and blue)"
+    text = "difference to the reference (levels of 255)"
     bar.set_label(text, size=6.5, labelpad=1)
 
 
