@@ -200,6 +200,8 @@ def test_report_has_every_figure_with_its_caption(finished, tmp_path):
     text = report.read_text()
     assert all(f"figures/emoji-flux/{figure}" in text for figure in FIGURES)
     assert text.count('"caption": "<p>') >= len(FIGURES)
+    # Where one of a category has no label, the report lists all of them by file.
+    assert '"labels": null' not in text
     assert r"href=\"gallery.html\"" in text
 
 
