@@ -1,6 +1,7 @@
 """The clock: what parts of a computation take, on a GPU as it is there."""
 
 import time
+from typing import Any
 
 import torch
 
@@ -12,10 +13,10 @@ class Clock:
         device: "cuda", or any other for one whose work is done when its call returns.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
-    def mark(self):
+    def mark(self) -> Any:
         """Return a mark of this moment; on a GPU, of when it gets there."""
         if not self.cuda:
             return time.perf_counter()
@@ -23,7 +24,7 @@ class Clock:
         event.record()
         return event
 
-    def between(self, begin, end) -> float:
+    def between(self, begin: Any, end: Any) -> float:
         """Return seconds; on a GPU only after `finish`."""
         return begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
 

@@ -241,7 +241,7 @@ def held_bytes(transformer: nn.Module) -> int:
     plans that recompute tokens what these need. It is largest between two calls.
     """
     hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_STEP_HOOK)
-    states = hook.states._state_cache.values() if hook else ()
+    states = hook.states._state_cache.values() if isinstance(hook, _StepHook) else ()
     kept = [[vars(state)[name] for name in HELD] for state in states]
     memory = {held.untyped_storage()._cdata: held.untyped_storage() for held in tensors(kept)}
     return sum(storage.nbytes() for storage in memory.values())
