@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+Mark = Any  # seconds, or on a GPU an event
+
 
 class Clock:
     """Marks moments, by CUDA events on a GPU, and tells the seconds between two.
@@ -13,10 +15,10 @@ class Clock:
         device: "cuda", or any other for one whose work is done when its call returns.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str):
         self.cuda = device == "cuda"
 
-    def mark(self) -> Any:
+    def mark(self) -> Mark:
         """Return a mark of this moment; on a GPU, of when it gets there."""
         if not self.cuda:
             return time.perf_counter()
@@ -24,7 +26,7 @@ class Clock:
         event.record()
         return event
 
-    def between(self, begin: Any, end: Any) -> float:
+    def between(self, begin: Mark, end: Mark) -> float:
         """Return seconds; on a GPU only after `finish`."""
         return begin.elapsed_time(end) / 1e3 if self.cuda else end - begin
 
