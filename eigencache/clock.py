@@ -15,7 +15,7 @@ class Clock:
         device: "cuda", or any other for one whose work is done when its call returns.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
     def mark(self) -> Mark:
