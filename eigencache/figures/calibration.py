@@ -20,7 +20,6 @@ from eigencache.stages import run
 from eigencache.tables import read_table
 
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#882255"), ("o", "s", "^", "v")
-NORMAL = 1.96  # standard errors in half a 95 % interval
 
 
 @style()
@@ -35,7 +34,8 @@ def draw(table: pd.DataFrame, factors: Sequence[str]) -> Figure:
         ValueError: the table is empty, or lacks a column or a factor; or a factor's value is not a
             number.
     """
-    require(table, ["factor", "value", "base", "full_steps", "psnr", "gain"], "ablation's rows")
+    columns = ["factor", "value", "base", "full_steps", "psnr", "gain", "gain_low", "gain_high"]
+    require(table, columns, "ablation's rows")
     missing = [factor for factor in factors if factor not in set(table["factor"])]
     if missing or not factors:
         raise ValueError(
@@ -64,11 +64,8 @@ def _numbered(rows: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 
 def intervals(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far the 95 % interval of each gain reaches below and above it."""
-    if {"gain_low", "gain_high"} <= set(rows.columns):
-        below, above = rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]
-    else:
-        below = above = NORMAL * rows["gain_error"]
+    """Return how far the interval of each gain reaches below and above it; 0 where there is none."""
+    below, above = rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]
     return below.fillna(0).to_numpy(), above.fillna(0).to_numpy()
 
 
