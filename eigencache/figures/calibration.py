@@ -64,7 +64,7 @@ def _numbered(rows: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 
 def intervals(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far the interval of each gain reaches below and above it; 0 where there is none."""
+    """Return how far each gain's interval reaches below and above it; 0 if there is none."""
     below, above = rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]
     return below.fillna(0).to_numpy(), above.fillna(0).to_numpy()
 
