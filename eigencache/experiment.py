@@ -1,15 +1,13 @@
 """The experiment that a configuration describes: checked first, then asked for its parts."""
 
-import copy
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from jsonschema import Draft202012Validator, validators
-from jsonschema.exceptions import ValidationError
 
+from eigencache.configuration import ConfigError, with_defaults
 from eigencache.methods import METHODS
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL, TAPS
@@ -26,19 +24,7 @@ SCORES = ("scores.csv", "scores.parquet", "summary.csv")
 TABLES, ABLATION_TABLES = (
     tuple(f"{name}{kind}" for kind in (".csv", ".md", ".tex")) for name in ("table", "ablation")
 )
-
-
-# A JSON schema takes 2.0 for a whole number, `range` does not.
-_Validator = validators.extend(
-    Draft202012Validator,
-    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    ),
-)
-
-
-class ConfigError(ValueError):
-    """The configuration has a mistake; the message names the key, the value and what is allowed."""
+GALLERY = "gallery.html"
 
 
 class Experiment:
@@ -54,7 +40,7 @@ class Experiment:
     """
 
     def __init__(self, config: Mapping, schema: str | Path) -> None:
-        self.config = _with_defaults(config, yaml.safe_load(Path(schema).read_text()))
+        self.config = with_defaults(config, yaml.safe_load(Path(schema).read_text()))
         self._check_budgets()
         self._check_paths()
         self._check_model_path()
@@ -134,29 +120,31 @@ class Experiment:
 
     @property
     def targets(self) -> list[str]:
-        """The files that the whole experiment is for: the scores, the tables and every figure.
+        """The files that the whole experiment is for: scores, tables, the gallery, every figure.
 
         An ablation has a table and a figure of its own in place of those that compare methods.
         """
-        name = self.config["experiment"]
-        kept = ABLATION_TABLES if self.config["ablation"] else TABLES
-        tables = [f"results/{name}/{table}" for table in (*SCORES, *kept)]
-        if self.config["ablation"]:
-            curve = ["calibration"] if self.config["figures"]["calibration"]["factors"] else []
-            return tables + [
-                f"figures/{name}/{figure}{kind}"
-                for figure in ["ablation", *curve]
-                for kind in FORMATS
-            ]
+        name, ablation = self.config["experiment"], self.config["ablation"]
+        tables = [*SCORES, *(ABLATION_TABLES if ablation else (*TABLES, GALLERY))]
+        figures = self._ablation_figures if ablation else self._figures
+        return [f"results/{name}/{table}" for table in tables] + [
+            f"figures/{name}/{figure}{kind}" for figure in figures for kind in FORMATS
+        ]
+
+    @property
+    def _figures(self) -> list[str]:
+        """The figures of methods that this experiment has something to draw in."""
         left_out = set() if self.refined else {"quality"}
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans", "errors"}
         left_out |= set() if self.planned else {"schedules"}
         # A cache's first three steps are full; it takes one more to have a cost.
         left_out |= set() if self.config["sampler"]["num_steps"] > 3 else {"costs"}
-        drawn = [figure for figure in FIGURES if figure not in left_out]
-        figures = [f"figures/{name}/{figure}" for figure in drawn]
-        page = f"results/{name}/gallery.html"
-        return [*tables, page, *(f + kind for f in figures for kind in FORMATS)]
+        return [figure for figure in FIGURES if figure not in left_out]
+
+    @property
+    def _ablation_figures(self) -> list[str]:
+        of_runs = self.config["figures"]["calibration"]["factors"]
+        return ["ablation", "calibration"] if of_runs else ["ablation"]
 
     @property
     def runs(self) -> dict[str, str]:
@@ -417,46 +405,3 @@ def _check_method(label: str, spec: Mapping) -> None:
 
 def _options(spec: Mapping) -> dict:
     return {key: value for key, value in spec.items() if key not in ("method", "tap", "psnr")}
-
-
-def _with_defaults(config: Mapping, schema: Mapping) -> dict:
-    """Return a copy of `config` with the schema's defaults, or raise a ConfigError."""
-    config = copy.deepcopy(dict(config))
-    try:
-        _check_keys(config)
-    except RecursionError as error:
-        raise ConfigError("the configuration holds itself, or is nested too deeply") from error
-    _fill(config, schema)
-    errors = sorted(_Validator(schema).iter_errors(config), key=lambda e: e.json_path)
-    if errors:
-        raise ConfigError("; ".join(_explain(error) for error in errors))
-    return config
-
-
-def _check_keys(values, where: str = "the configuration") -> None:
-    """Raise a ConfigError if a key is no text, as YAML's `1:`, `no:` and `null:` are not."""
-    for key, value in values.items() if isinstance(values, dict) else ():
-        if not isinstance(key, str):
-            raise ConfigError(f"{where}: the key {key!r} is no text; put it in quotes")
-        _check_keys(value, key)
-    for value in values if isinstance(values, list) else ():
-        _check_keys(value, where)
-
-
-def _fill(values: dict, schema: Mapping) -> None:
-    for key, part in schema.get("properties", {}).items():
-        if "default" in part and key not in values:
-            values[key] = copy.deepcopy(part["default"])
-        if isinstance(values.get(key), dict):
-            _fill(values[key], part)
-
-
-def _explain(error: ValidationError) -> str:
-    where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    if error.validator == "additionalProperties" and "properties" in error.schema:
-        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
-        return f"{where}: unknown keys {unknown}; allowed are {sorted(error.schema['properties'])}"
-    if error.validator == "required":
-        return f"{where}: {error.message}"
-    rule = f"{error.validator} {error.validator_value}"
-    return f"{where}: {error.instance!r} is not allowed; it must have {rule}"

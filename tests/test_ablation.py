@@ -16,7 +16,8 @@ import yaml
 from conftest import flow_timesteps, kernel_of, random_trajectories
 from test_typeset import compiled, needs_latex
 
-from eigencache.experiment import ConfigError, Experiment
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment
 from eigencache.figures import ablation, calibration, save
 from eigencache.methods import METHODS
 from eigencache.stages.ablation import ablate, main, sheet

@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from eigencache.experiment import ConfigError, Experiment
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment
 from eigencache.figures import save
 from eigencache.figures import trajectory as figure
 from eigencache.gate import Gate

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eigencache.experiment import ConfigError, Experiment
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment
 from eigencache.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

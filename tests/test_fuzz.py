@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from eigencache import kernel as kernels
 from eigencache import manifest, provenance, trajectory
 from eigencache import plan as plans
-from eigencache.experiment import ConfigError, Experiment
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment
 from eigencache.files import read_arrays, write_arrays
 from eigencache.kernel import KernelError
 from eigencache.manifest import ManifestError

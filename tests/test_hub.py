@@ -20,7 +20,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
 from eigencache import hub
-from eigencache.experiment import ConfigError, Experiment
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment
 from eigencache.files import sha256
 from eigencache.hub import HubError
 from eigencache.prompts import read_prompts, refuse_overlap

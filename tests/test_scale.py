@@ -14,7 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_workflow import copy_of_project
 
-from eigencache.experiment import ConfigError, Experiment, hash_of
+from eigencache.configuration import ConfigError
+from eigencache.experiment import Experiment, hash_of
 from eigencache.prompts import shard_indices
 from eigencache.shards import LOADING, LONGEST, MOST, SHARE, plan_shards
 
