@@ -170,7 +170,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, cost: str, name: str, drawn) -> None:
     if scale == "logit":
         axes.yaxis.set_major_locator(LogitLocator(nbins="auto"))
     if scale == "log":
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     if scale != "linear":
         axes.yaxis.set_major_formatter(FuncFormatter(_decimal))
         axes.yaxis.set_minor_locator(NullLocator())

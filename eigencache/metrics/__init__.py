@@ -42,7 +42,7 @@ METRICS: Mapping[str, Metric] = {
         "LPIPS (alex)", higher=False, paired=True, digits=4, models=("LPIPS-alex",)
     ),
     "st_lpips_alex": Metric(
-        "ST-LPIPS (alex)", higher=False, paired=True, digits=4,
+        "ST-LPIPS (alex)", higher=False, paired=True, digits=6,
         package="torch", models=("ST-LPIPS-alex",),
     ),
     "clip_score": Metric(
