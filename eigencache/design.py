@@ -101,10 +101,11 @@ def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> f
 def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     """Return the plan with its `predicted_error` among what it says of itself.
 
-    The plan comes back as it was if the kernel cannot tell: if either is not of the output tap, or
-    if the kernel is of cosines, which do not know how large a feature is.
+    The plan comes back as it was if the kernel cannot tell: if either is not of the output tap and
+    its one stream, or if the kernel is of cosines, which do not know how large a feature is.
     """
-    if not (plan.tap == kernel.tap == "output" and kernel.normalisation == "second-moment"):
+    of_output = plan.tap == kernel.tap == "output" and len(kernel.streams) == 1
+    if not (of_output and kernel.normalisation == "second-moment"):
         return plan
     error = predicted_error(plan, kernel.matrix())
     return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
