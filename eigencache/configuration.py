@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError
@@ -19,9 +20,14 @@ class ConfigError(ValueError):
     """The configuration has a mistake; the message names the key, the value and what is allowed."""
 
 
-def with_defaults(config: Mapping, schema: Mapping) -> dict:
-    """Return a copy of `config` with the schema's defaults, or raise a ConfigError."""
-    config = copy.deepcopy(dict(config))
+def with_defaults(given: Mapping, schema: Mapping) -> dict:
+    """Return a copy of a configuration with the schema's defaults, or raise a ConfigError.
+
+    Args:
+        given: as read from YAML; it is not changed.
+        schema: a JSON schema, with defaults.
+    """
+    config: dict = copy.deepcopy(dict(given))
     try:
         _check_keys(config)
     except RecursionError as error:
@@ -33,7 +39,7 @@ def with_defaults(config: Mapping, schema: Mapping) -> dict:
     return config
 
 
-def _check_keys(values, where: str = "the configuration") -> None:
+def _check_keys(values: object, where: str = "the configuration") -> None:
     """Raise a ConfigError if a key is no text, as YAML's `1:`, `no:` and `null:` are not."""
     for key, value in values.items() if isinstance(values, dict) else ():
         if not isinstance(key, str):
@@ -53,9 +59,10 @@ def _fill(values: dict, schema: Mapping) -> None:
 
 def _explain(error: ValidationError) -> str:
     where = ".".join(str(part) for part in error.absolute_path) or "the configuration"
-    if error.validator == "additionalProperties" and "properties" in error.schema:
-        unknown = sorted(set(error.instance) - set(error.schema["properties"]))
-        return f"{where}: unknown keys {unknown}; allowed are {sorted(error.schema['properties'])}"
+    schema: Any = error.schema
+    if error.validator == "additionalProperties" and "properties" in schema:
+        unknown = sorted(set(cast(dict, error.instance)) - set(schema["properties"]))
+        return f"{where}: unknown keys {unknown}; allowed are {sorted(schema['properties'])}"
     if error.validator == "required":
         return f"{where}: {error.message}"
     rule = f"{error.validator} {error.validator_value}"

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from code import InteractiveInterpreter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_the_snippet_runs_as_it_is_written(pipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipe, "default_sample_size", 8)  # 64 pixels, not 1024
     eigencache.calibrate(pipe, PROMPTS[:1], full_steps=9).save("plan.safetensors")
     names = {"pipe": pipe, "prompt": "a red apple on a blue background"}
-    exec(SNIPPET, names)
+    InteractiveInterpreter(names).runcode(compile(SNIPPET, "README", "exec"))
     said = capsys.readouterr().out
     assert said.startswith("9 steps in full, 41 skipped; ")
     assert " s saved (a full step takes " in said and "predicted error of latents 0." in said

@@ -10,7 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
-GPU_RULES = {"calibrate", "collect", "refine", "refine_for_quality", "sample", "score"}
+GPU_RULES = {"calibrate", "collect", "costs", "errors", "refine", "refine_for_quality", "sample",
+             "score"}  # fmt: skip
 
 
 def snakemake(*arguments) -> str:
