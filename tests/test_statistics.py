@@ -31,16 +31,16 @@ def values():
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("count", [8, 24])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch, kind, count):
-    monkeypatch.setattr(statistics, "RESAMPLES", 399)
+    monkeypatch.setattr(statistics, "RESAMPLES", 499)
     draw, (sample, mean, median) = np.random.default_rng(0), DRAWS[kind]
-    trials = [sample(draw, count) for _ in range(300)]
+    trials = [sample(draw, count) for _ in range(400)]
     means, medians = map(mean_interval, trials), map(median_interval, trials)
     hits = {
         "mean": np.mean([low <= mean <= high for _, low, high in means]),
         "median": np.mean([low <= median <= high for _, low, high in medians]),
     }
     # Of few skewed values an interval of the mean is known to fall short.
-    least = 0.85 if (kind, count) == ("skewed", 8) else 0.91
+    least = 0.88 if (kind, count) == ("skewed", 8) else 0.91
     assert all(least < hit < 0.985 for hit in hits.values()), hits
 
 
