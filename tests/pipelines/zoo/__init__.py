@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import flux, image, stable
+from . import flux, image, stable, video
 from .parts import STEPS, Draw, seeded
 
 DENOISERS = (
@@ -62,5 +62,5 @@ def _case(name, build):
     return Case(name, *seeded(build)())
 
 
-_BUILDERS = flux.CASES | stable.CASES | image.CASES
+_BUILDERS = flux.CASES | stable.CASES | image.CASES | video.CASES
 ZOO = {name: lambda name=name, build=build: _case(name, build) for name, build in _BUILDERS.items()}

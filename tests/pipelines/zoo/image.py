@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from .parts import autoencoder, network, pipeline, scheduler, video_autoencoder
+from .parts import autoencoder, network, pipeline, scheduler
 
 _SIZE = {"height": 16, "width": 16}
 
@@ -318,6 +318,280 @@ def chroma(**arguments):
     )
 
 
+def hidream(**arguments):
+    transformer = network(
+        "HiDreamImageTransformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=[12, 10],
+        text_emb_dim=8,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(8, 8),
+        llama_layers=(0, 1),
+    )
+    pipe = pipeline(
+        "HiDreamImagePipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("dynamic"),
+    )
+    pipe.default_sample_size = 8  # it scales any size to this area
+
+    def call(draw):
+        found = dict(_SIZE)
+        for sign in ("", "negative_"):
+            found[f"{sign}prompt_embeds_t5"] = draw(1, 3, 12)
+            found[f"{sign}prompt_embeds_llama3"] = draw(2, 1, 2, 10)  # layers first
+            found[f"{sign}pooled_prompt_embeds"] = draw(1, 8)
+        return found | arguments
+
+    return pipe, call
+
+
+def aura_flow(**arguments):
+    transformer = network(
+        "AuraFlowTransformer2DModel",
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_projection_dim=16,
+        joint_attention_dim=12,
+        out_channels=4,
+        pos_embed_max_size=16,
+    )
+    pipe = pipeline(
+        "AuraFlowPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("euler"),
+    )
+    return pipe, lambda draw: (
+        _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
+    )
+
+
+def _tokenizer():
+    """Return a tokenizer that knows five words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "zero", "one", "two", "three"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def omnigen(**arguments):
+    """Its transformer reads the tokens itself, so that it needs a tokenizer but no text encoder."""
+    transformer = network(
+        "OmniGenTransformer2DModel",
+        hidden_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=16,
+        num_layers=1,
+        in_channels=4,
+        time_step_dim=8,
+        vocab_size=32,
+        pad_token_id=0,
+        pos_embed_max_size=16,
+        rope_scaling={"long_factor": [1, 1, 1, 1], "short_factor": [1, 1, 1, 1]},
+    )
+    pipe = pipeline(
+        "OmniGenPipeline",
+        transformer=transformer,
+        vae=autoencoder(shift_factor=None, blocks=4),
+        scheduler=scheduler("euler", shift=1.0, invert_sigmas=True, num_train_timesteps=1),
+        tokenizer=_tokenizer(),
+    )
+
+    def call(draw):
+        count = int(torch.randint(9, (1,), generator=draw.generator))
+        words = " ".join(["one", "two", "three"] * 3 + ["three"] * count)
+        return {"height": 64, "width": 64, "prompt": words} | arguments
+
+    return pipe, call
+
+
+def cogview4(**arguments):
+    transformer = network(
+        "CogView4Transformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        out_channels=4,
+        text_embed_dim=12,
+        time_embed_dim=8,
+        condition_dim=4,
+        pos_embed_max_size=16,
+        sample_size=8,
+        rope_axes_dim=(16, 16),
+    )
+    pipe = pipeline(
+        "CogView4Pipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("dynamic", base_shift=0.25, max_shift=0.75, time_shift_type="linear"),
+    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12) | arguments
+
+
+def bria(**arguments):
+    transformer = network(
+        "BriaTransformer2DModel",
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=None,
+        axes_dims_rope=[0, 4, 4],
+    )
+    pipe = pipeline(
+        "BriaPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("dynamic"),
+    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12) | arguments
+
+
+def krea2(**arguments):
+    transformer = network(
+        "Krea2Transformer2DModel",
+        in_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        timestep_embed_dim=8,
+        text_hidden_dim=12,
+        num_text_layers=3,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=1,
+        text_intermediate_size=16,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 2, 2),
+    )
+    pipe = pipeline(
+        "Krea2Pipeline",
+        transformer=transformer,
+        vae=_qwen_vae(),
+        scheduler=scheduler("dynamic"),
+        text_encoder_select_layers=(0, 1, 2),
+    )
+
+    def call(draw):
+        found = dict(_SIZE)
+        for sign in ("", "negative_"):
+            found[f"{sign}prompt_embeds"] = draw(1, 3, 3, 12)  # tokens, layers of the encoder
+            found[f"{sign}prompt_embeds_mask"] = torch.ones(1, 3, dtype=torch.bool)
+        return found | arguments
+
+    return pipe, call
+
+
+def kandinsky5(**arguments):
+    transformer = network(
+        "Kandinsky5Transformer3DModel",
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=12,
+        in_text_dim2=10,
+        time_dim=16,
+        patch_size=(1, 2, 2),
+        model_dim=16,
+        ff_dim=16,
+        num_text_blocks=1,
+        num_visual_blocks=1,
+        axes_dims=(4, 6, 6),
+    )
+    pipe = pipeline(
+        "Kandinsky5T2IPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("euler"),
+    )
+    pipe.resolutions = [(64, 64)]  # it takes the nearest of its own, all of one megapixel
+
+    def call(draw):
+        found = dict(_SIZE)
+        for sign in ("", "negative_"):
+            found[f"{sign}prompt_embeds_qwen"] = draw(1, 3, 12)
+            found[f"{sign}prompt_embeds_clip"] = draw(1, 10)
+            found[f"{sign}prompt_cu_seqlens"] = torch.tensor([0, 3], dtype=torch.int32)
+        return found | {"height": 64, "width": 64} | arguments
+
+    return pipe, call
+
+
+def prx(**arguments):
+    transformer = network(
+        "PRXTransformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        context_in_dim=12,
+        hidden_size=16,
+        mlp_ratio=2.0,
+        num_heads=2,
+        depth=1,
+        axes_dim=[4, 4],
+    )
+    pipe = pipeline(
+        "PRXPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("euler"),
+        # The parts are checked against their types, and the tokenizer is asked for its length.
+        tokenizer=_tokenizer(),
+    )
+    return pipe, lambda draw: (
+        _SIZE
+        | {"use_resolution_binning": False, "negative_prompt": None}
+        | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.bool)
+        | arguments
+    )
+
+
+def ovis(**arguments):
+    transformer = network(
+        "OvisImageTransformer2DModel",
+        patch_size=1,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(4, 6, 6),
+    )
+    pipe = pipeline(
+        "OvisImagePipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("dynamic"),
+    )
+    return pipe, lambda draw: _SIZE | {"negative_prompt": None} | _texts(draw, 3, 12) | arguments
+
+
 CASES = {
     "qwen": qwen,
     "qwen-true-cfg": partial(qwen, negative=True, true_cfg_scale=3.0),
@@ -346,4 +620,13 @@ CASES = {
     "hunyuan-image-distilled": partial(hunyuan_image, guidance_embeds=True),
     "hunyuan-dit": hunyuan_dit,
     "chroma": chroma,
+    "hidream": hidream,
+    "aura-flow": aura_flow,
+    "omnigen": omnigen,
+    "cogview4": cogview4,
+    "bria": bria,
+    "krea2": krea2,
+    "kandinsky5-image": kandinsky5,
+    "prx": prx,
+    "ovis": ovis,
 }  # fmt: skip

@@ -76,18 +76,18 @@ def autoencoder(channels: int = 4, blocks: int = 2, **config) -> torch.nn.Module
     return network("AutoencoderKL", **defaults | config)
 
 
-def video_autoencoder(channels: int = 16) -> torch.nn.Module:
+def video_autoencoder(channels: int = 4, **config) -> torch.nn.Module:
     """Return Wan's autoencoder: 8 pixels and 4 frames to a latent."""
-    return network(
-        "AutoencoderKLWan",
-        base_dim=3,
-        z_dim=channels,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * channels,
-        latents_std=[1.0] * channels,
-    )
+    defaults = {
+        "base_dim": 3,
+        "z_dim": channels,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+        "latents_mean": [0.0] * channels,
+        "latents_std": [1.0] * channels,
+    }
+    return network("AutoencoderKLWan", **defaults | config)
 
 
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
