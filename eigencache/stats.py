@@ -37,7 +37,7 @@ class CacheStats:
         self.predicted_error = predicted_latent_error(plan)
         self._full: deque[Span] = deque(maxlen=KEPT)
         self._skipped: deque[Span] = deque(maxlen=KEPT)
-        self._begun: float | torch.Event | None = None
+        self._begun: tuple[deque[Span], float | torch.Event, torch.device] | None = None
 
     @property
     def full_seconds(self) -> float:
@@ -69,17 +69,13 @@ class CacheStats:
             self.full += 1
         else:
             self.skipped += 1
-        self._begun = _now(device)
+        self._begun = self._full if full else self._skipped, _now(device), device
 
-    def end(self, full: bool, device: torch.device) -> None:
-        """Stop the time of the call that `begin` counted, unless it was interrupted.
-
-        Args:
-            full: whether it is at a full step.
-            device: where it was computed.
-        """
+    def end(self) -> None:
+        """Stop the time of the step that `begin` counted, if one was begun."""
         if self._begun is not None:
-            (self._full if full else self._skipped).append((self._begun, _now(device)))
+            spans, start, device = self._begun
+            spans.append((start, _now(device)))
             self._begun = None
 
     def __str__(self) -> str:
