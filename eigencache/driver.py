@@ -48,15 +48,19 @@ class StepCall:
         output: the model output that the scheduler will be given; a policy may replace it.
         sample: the latents before the step.
         computed: whether the denoisers ran at this step.
+        position: of the step among the scheduler's timesteps; None if it is not one of them.
+        passes: the networks that the pipeline called at this step, each with how often.
     """
 
     index: int
     scheduler: Any
     bound: inspect.BoundArguments
     computed: bool
+    position: int | None
+    passes: tuple[tuple[str, int], ...]
 
     def _name(self, position: int) -> str:
-        return list(self.bound.signature.parameters)[position]
+        return list(self.bound.signature.parameters)[position + 1]  # after `self`
 
     @property
     def output(self) -> Any:
@@ -116,6 +120,10 @@ class Policy:
     def end(self) -> None:
         """The image is finished or abandoned: forget everything of it."""
 
+    def held(self) -> Any:
+        """Return what is kept between steps: tensors, in whatever structure."""
+        return ()
+
     def sibling(self) -> "Policy":
         """Return the policy of a copy of the scheduler, which steps other latents."""
         return copy.copy(self)
@@ -128,6 +136,7 @@ class Attachment:
         self.policy, self.driver = policy, driver
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
+        self.start: int | None = None  # where among them the image began
 
     def __deepcopy__(self, memo: dict) -> "Attachment":
         """A copied scheduler goes through the same steps with other latents."""
@@ -143,11 +152,16 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
-        bound = inspect.signature(original).bind(*args, **kwargs)
-        driver, computed = self.driver, self.driver.computed if self.driver else True
+        bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
+        driver, computed, passes = self.driver, True, ()
         if driver:
             driver.check_owner()
-        call = StepCall(self.index, scheduler, bound, computed)
+            computed, passes = driver.computed, tuple(sorted(driver.calls.items()))
+        call = StepCall(self.index, scheduler, bound, computed, None, passes)
+        if self.index == 0:
+            self.start = self._position(call)
+        if self.start is not None:
+            call.position = self.start + self.index
         if self.index < 0:
             raise PlanError(
                 "the sampler takes more steps than the plan has, or was under way before the cache "
@@ -157,7 +171,7 @@ class Attachment:
             if self.index == 0:
                 self.policy.begin(self._visited(call))
             self.policy.given(call)
-            result = self.policy.moved(call, original(*bound.args, **bound.kwargs))
+            result = self.policy.moved(call, original(*bound.args[1:], **bound.kwargs))
         except BaseException:
             self.finish()
             raise
@@ -173,15 +187,14 @@ class Attachment:
 
     def _visited(self, call: StepCall) -> np.ndarray | None:
         """Return the timesteps from the present one to the last that the pipeline will visit."""
-        position = self.position(call)
-        if position is None:
+        if self.start is None:
             return None
         pipe = self.driver.pipe if self.driver else None
         count = getattr(pipe, "_num_timesteps", None)
-        visited = self.timesteps[position:]
+        visited = self.timesteps[self.start :]
         return visited[:count] if isinstance(count, int) and count > 0 else visited
 
-    def position(self, call: StepCall) -> int | None:
+    def _position(self, call: StepCall) -> int | None:
         """Return where among the scheduler's timesteps a call's is; None if it is none of them.
 
         Nothing waits for the device: pipelines pass a view of the scheduler's own timesteps, and
@@ -196,6 +209,11 @@ class Attachment:
             timestep = timestep.flatten()[0]
         found = np.flatnonzero(self.timesteps == float(timestep))
         return int(found[0]) if len(found) else None
+
+
+@functools.cache
+def _signature(function: Callable) -> inspect.Signature:
+    return inspect.signature(function)
 
 
 def _method(scheduler: Any, name: str) -> types.MethodType:
@@ -218,6 +236,12 @@ class Driver:
         policy: what to ask at each step.
         stats: counts and times steps.
 
+    Attributes:
+        encoded: where the simulator keeps what networks returned before the denoising began, by
+            name and order of the call, to hand it out again; None runs them every time.
+        denoisers: the names of those that denoise; None while that is not known.
+        shapes: what each denoiser is called with and returns, by name and order in a step.
+
     Raises:
         ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
     """
@@ -227,6 +251,8 @@ class Driver:
     ) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
+        self.encoded: dict[tuple[str, int], Any] | None = None
+        self.denoisers: set[str] | None = None
         self.calls: dict[str, int] = {}
         self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
         self.computed = True
@@ -262,7 +288,7 @@ class Driver:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
         for name, module in modules.items():
             check_no_cache(name, module)
-        self.attachment = Attachment(self.policy, self)
+        self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
         attached.__dict__[_ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
@@ -287,13 +313,12 @@ class Driver:
         for switch in self._switches.values():
             switch.leave(self)
         self._switches = {}
-        self.shapes.clear()
 
     def begin(self) -> None:
         """An image begins, in the present thread."""
-        self.thread = threading.get_ident()
+        self.thread, self.begun = threading.get_ident(), True
         self.calls.clear()
-        self.computed = True
+        self.computed = self.policy.computes(0)
         for name, switch in self._switches.items():
             switch.drivers = {self: name} | switch.drivers
             switch.place()  # offloading takes it away with every image
@@ -322,6 +347,9 @@ class Driver:
                 "the pipeline's scheduler was replaced while the cache is enabled: disable the "
                 "cache first, then set the scheduler and make a plan for it"
             )
+        encodes = self.step == 0 and self.denoisers is not None and name not in self.denoisers
+        if encodes or not self.begun:
+            return self._encode(name, run, args, kwargs)
         if self.step < 0:
             return run(*args, **kwargs)
         self.check_owner()
@@ -335,7 +363,7 @@ class Driver:
             self.computed |= known is None or known[0] != shapes
             if self.stats:
                 full = self.policy.is_full(self.step, self.computed)
-                self.stats.begin(full, _device(args, kwargs))
+                self.stats.begin(full, _device(args, kwargs), self.step == 0)
         if not self.computed:
             known = known or self._alike(name, shapes)
             if known is not None:
@@ -345,6 +373,16 @@ class Driver:
         if known is None or known[0] != shapes:
             self.shapes[key] = shapes, map_tensors(_empty, output)
         return output
+
+    def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return what a network returns before the denoising begins; the same at every image."""
+        if self.encoded is None:
+            return run(*args, **kwargs)
+        key = name, self.before.get(name, 0)
+        self.before[name] = key[1] + 1
+        if key not in self.encoded:
+            self.encoded[key] = run(*args, **kwargs)
+        return map_tensors(torch.clone, self.encoded[key])
 
     def _alike(self, name: str, shapes: list) -> tuple[list, Any] | None:
         """Return what is known of a call of a denoiser with inputs of these shapes."""
@@ -395,7 +433,7 @@ class _Switch:
         """Call the module, or let a driver decide: of those at an image, the last to begin one."""
         if not self.inside:
             for driver, name in self.drivers.items():
-                if driver.step >= 0 or not driver.intact:
+                if driver.step >= 0 or driver.encoded is not None or not driver.intact:
                     self.inside = True  # should offloading have wrapped the switch once more
                     try:
                         return driver.call(name, self.module, self.run, args, kwargs)
