@@ -4,7 +4,7 @@
 prompt: `case(0)` samples with the inputs and the seed of prompt 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,8 +21,13 @@ class Case:
     """A pipeline and what it is called with."""
 
     name: str
-    pipe: object
-    inputs: object
+    pipe: object = field(repr=False)
+    inputs: object = field(repr=False)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the pipeline's guidance remembers the networks' outputs of earlier steps."""
+        return getattr(getattr(self.pipe, "guider", None), "momentum_buffer", None) is not None
 
     def arguments(self, number: int = 0, **changes) -> dict:
         """Return the arguments of prompt `number`, with a fresh generator."""
@@ -50,6 +55,8 @@ def tensors(output) -> list[torch.Tensor]:
         return [output]
     if isinstance(output, (tuple, list)):
         return [tensor for item in output for tensor in tensors(item)]
+    if isinstance(output, dict):  # StableAudioPipeline returns one whatever is asked for
+        return tensors(tuple(output.values()))
     if output is None:
         return []
     import numpy as np
