@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from eigencache.checks import check_whole
+from eigencache._checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps, step_sizes
 from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
