@@ -19,6 +19,7 @@ anchors of its own.
 import copy
 import functools
 import inspect
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -138,8 +139,13 @@ class Attachment:
         self.timesteps = np.empty(0)  # all of the scheduler's
         self.start: int | None = None  # where among them the image began
 
-    def __deepcopy__(self, memo: dict) -> "Attachment":
-        """A copied scheduler goes through the same steps with other latents."""
+    def __deepcopy__(self, memo: dict) -> "Attachment | None":
+        """A copied scheduler goes through the same steps with other latents.
+
+        Not so that of a copied pipeline, which has no driver.
+        """
+        if self.driver and id(self.driver.pipe) in memo:
+            return None
         return Attachment(self.policy.sibling(), None)
 
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
@@ -153,10 +159,12 @@ class Attachment:
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
-        driver, computed, passes = self.driver, True, ()
+        driver, passes = self.driver, ()
         if driver:
             driver.check_owner()
             computed, passes = driver.computed, tuple(sorted(driver.calls.items()))
+        else:
+            computed = self.index <= 0 or self.policy.computes(self.index)
         call = StepCall(self.index, scheduler, bound, computed, None, passes)
         if self.index == 0:
             self.start = self._position(call)
@@ -176,6 +184,8 @@ class Attachment:
             self.finish()
             raise
         self.index += 1
+        if self.index == self.policy.steps:
+            self.finish()
         if driver:
             driver.stepped()
         return result
@@ -222,7 +232,9 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment = self.__dict__[_ATTACHED]
+        attachment = self.__dict__.get(_ATTACHED)
+        if attachment is None:  # of a copied pipeline
+            return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
 
     return types.MethodType(method, scheduler)
@@ -258,6 +270,9 @@ class Driver:
         self.computed = True
         self._original: Any = None
         self._switches: dict[str, _Switch] = {}
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied pipeline has no driver."""
 
     @property
     def attached(self) -> bool:
@@ -319,8 +334,7 @@ class Driver:
         self.thread, self.begun = threading.get_ident(), True
         self.calls.clear()
         self.computed = self.policy.computes(0)
-        for name, switch in self._switches.items():
-            switch.drivers = {self: name} | switch.drivers
+        for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
 
     def stepped(self) -> None:
@@ -328,8 +342,6 @@ class Driver:
         if self.stats:
             self.stats.end()
         self.calls.clear()
-        if self.step == self.policy.steps:
-            self.attachment.finish()
         self.computed = self.step < 0 or self.policy.computes(self.step)
 
     def check_owner(self) -> None:
@@ -430,11 +442,12 @@ class _Switch:
         self.module.__dict__[name] = self.method
 
     def call(self, args: tuple, kwargs: dict) -> Any:
-        """Call the module, or let a driver decide: of those at an image, the last to begin one."""
-        if not self.inside:
+        """Call the module, or let the driver of the pipeline that calls it decide."""
+        if not self.inside:  # should offloading have wrapped the switch once more
+            caller = _calling_pipeline()
             for driver, name in self.drivers.items():
-                if driver.step >= 0 or driver.encoded is not None or not driver.intact:
-                    self.inside = True  # should offloading have wrapped the switch once more
+                if caller is None or driver.pipe is caller:
+                    self.inside = True
                     try:
                         return driver.call(name, self.module, self.run, args, kwargs)
                     finally:
@@ -455,6 +468,21 @@ class _Switch:
                     self.module.__dict__[name] = self.below or types.MethodType(
                         type(self.module).forward, self.module
                     )
+
+
+def _calling_pipeline() -> DiffusionPipeline | None:
+    """Return the pipeline that is being called, the innermost one; None if there is none.
+
+    Pipelines share networks (`from_pipe`), and only one of them may be cached.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, DiffusionPipeline):
+                return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
 
 
 def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
