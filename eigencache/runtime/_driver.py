@@ -412,7 +412,7 @@ class _Switch:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.drivers, self.inside = module, dict[Driver, str](), False
+        self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             switch = module.__dict__.get(_ATTACHED)
@@ -443,15 +443,16 @@ class _Switch:
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         """Call the module, or let the driver of the pipeline that calls it decide."""
-        if not self.inside:  # should offloading have wrapped the switch once more
+        thread = threading.get_ident()
+        if thread not in self.inside:  # where offloading has wrapped the switch once more it is
             caller = _calling_pipeline()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
-                    self.inside = True
+                    self.inside.add(thread)
                     try:
                         return driver.call(name, self.module, self.run, args, kwargs)
                     finally:
-                        self.inside = False
+                        self.inside.discard(thread)
         return self.run(*args, **kwargs)
 
     def leave(self, driver: "Driver") -> None:
