@@ -32,14 +32,14 @@ from torch import nn
 from benchmarks.peers.compare import forget_peak, process_peak_mb
 from benchmarks.peers.diffusers_hooks import MODULES, taylorseer, taylorseer_setting
 from benchmarks.peers.diffusers_hooks import taylorseer_steps as their_steps
-from eigencache.clock import Clock
+from eigencache.calibration.sampler import default_device
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import TAPS, Plan
 from eigencache.runtime import cached
-from eigencache.sampler import default_device
-from eigencache.tables import write_table
-from eigencache.taps import blocks_of, tapped
+from eigencache.runtime._taps import blocks_of, tapped
+from eigencache.runtime.stats import Clock
+from reproduction.tables.tables import write_table
 
 NUM_STEPS, FULL_STEPS = 50, 7
 UNCACHED = "uncached"

@@ -2,9 +2,9 @@
 
 The kernel tells how a forecast errs on undisturbed trajectories. A cached sampler leaves them: it
 evaluates the network at latents that earlier forecasts have moved, and what an error does to the
-image depends on when it is made. Here the plan is fitted with the pipeline in the loop
-(`eigencache.simulator`). Every step of a gap between two full steps is forecast by a base
-predictor, plus the same correction `u_a` of each of the latest features `f_a`: a scheduler is
+image depends on when it is made. Here the plan is fitted with the pipeline in the loop, by
+`eigencache.calibration.simulator`. Every step of a gap between two full steps is forecast by a
+base predictor, plus the same correction `u_a` of each of the latest features `f_a`: a scheduler is
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
 0. `designs`: the optimal designs of the kernel for several predictors; the best is the start;
@@ -22,17 +22,20 @@ images: what the mean PSNR of images is, in latent space. More is better.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from eigencache.checks import check_whole
+from eigencache._checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps
 from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
-from eigencache.simulator import Features, Gap, Simulator
+
+if TYPE_CHECKING:  # planning needs NumPy alone
+    import torch
+
+    from eigencache.calibration.simulator import Features, Gap, Simulator
 
 # Added to the diagonal of least squares, as a share of its mean, against ties.
 JITTER = 1e-9
@@ -61,8 +64,8 @@ class Sampled(NamedTuple):
 
     full: np.ndarray
     weights: np.ndarray
-    features: Features
-    final: list[torch.Tensor]
+    features: "Features"
+    final: "list[torch.Tensor]"
     decibels: float
 
     @property
@@ -72,14 +75,14 @@ class Sampled(NamedTuple):
 
 
 def sampled(
-    runs: Simulator, full: np.ndarray, weights: np.ndarray, features: Features = ()
+    runs: "Simulator", full: np.ndarray, weights: np.ndarray, features: "Features" = ()
 ) -> Sampled:
     """Return the sampling by full steps and weights, from the features that are known."""
     final, features = runs.run(full, weights, features)
     return Sampled(full, weights, features, final, runs.decibels(final))
 
 
-def solve(gap: Gap) -> np.ndarray:
+def solve(gap: "Gap") -> np.ndarray:
     """Return the corrections u, float64 `[A]`, that end a gap closest to the full runs.
 
     They sum to zero: an output holds the noise with coefficient one, and so does its forecast.
@@ -156,7 +159,7 @@ class ClosedLoop:
         return held_out
 
     def fit(
-        self, runs: Simulator, base: Base, steps: Sequence[int], known: Sampled | None = None,
+        self, runs: "Simulator", base: Base, steps: Sequence[int], known: Sampled | None = None,
         start: int = 0,
     ) -> Sampled:  # fmt: skip
         """Return the sampling with every gap fitted, one after the other.
@@ -180,7 +183,7 @@ class ClosedLoop:
                 weights[rows, used] += solve(gap)
         return sampled(runs, full, weights, features)
 
-    def exchange(self, runs: Simulator, base: Base, start: Sampled) -> Sampled:
+    def exchange(self, runs: "Simulator", base: Base, start: Sampled) -> Sampled:
         """Return a fitted sampling that ends closer to the full runs, by moving full steps.
 
         Args:
@@ -201,7 +204,7 @@ class ClosedLoop:
                 break
         return best
 
-    def polish(self, runs: Simulator, held_out: Simulator, start: Sampled) -> Sampled:
+    def polish(self, runs: "Simulator", held_out: "Simulator", start: Sampled) -> Sampled:
         """Return a sampling that ends closer to the full runs, the held-out ones too.
 
         The slopes are measured once, which is most of the work, and serve every round.
@@ -232,7 +235,7 @@ class ClosedLoop:
             found += [(k, rows, a) for a in used if rows.stop > rows.start]
         return found
 
-    def slopes(self, runs: Simulator, at: Sampled) -> np.ndarray:
+    def slopes(self, runs: "Simulator", at: Sampled) -> np.ndarray:
         """Return how the final latents move with each correction, float32 `[corrections, N, D]`.
 
         By nudging one at a time and following the sampling from there.
@@ -250,7 +253,7 @@ class ClosedLoop:
         return np.stack(found)
 
     def gauss_newton(
-        self, runs: Simulator, at: Sampled, slopes: np.ndarray | None = None
+        self, runs: "Simulator", at: Sampled, slopes: np.ndarray | None = None
     ) -> Sampled:
         """Return the sampling after one damped Gauss-Newton step on the final latents' decibels.
 
@@ -278,7 +281,7 @@ class ClosedLoop:
                 best = found
         return best
 
-    def _moved(self, steps: tuple[int, ...], i: int, runs: Simulator) -> list[tuple[int, ...]]:
+    def _moved(self, steps: tuple[int, ...], i: int, runs: "Simulator") -> list[tuple[int, ...]]:
         """Return `steps` with the i-th at each place in reach between its neighbours."""
         if steps[i] in runs.switches:
             return []
@@ -292,11 +295,11 @@ def _gap(steps: Sequence[int], k: int, count: int) -> slice:
     return slice(steps[k] + 1, steps[k + 1] if k + 1 < len(steps) else count)
 
 
-def _size(parts: Sequence[torch.Tensor]) -> float:
+def _size(parts: "Sequence[torch.Tensor]") -> float:
     return float(sum(part.double().square().sum() for part in parts)) ** 0.5
 
 
-def carry(runs: Simulator, at: Sampled, probes: int = 8) -> np.ndarray:
+def carry(runs: "Simulator", at: Sampled, probes: int = 8) -> np.ndarray:
     """Return by how much an error in the latents before each step has grown at the end.
 
     At some of the full steps the latents are pushed a little along the last change of the output,
@@ -313,7 +316,7 @@ def carry(runs: Simulator, at: Sampled, probes: int = 8) -> np.ndarray:
     return np.interp(np.arange(len(runs) + 1), known, [growth[step] for step in known])
 
 
-def designs(runs: Simulator, plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
+def designs(runs: "Simulator", plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     """Return the optimal designs for several predictors, with errors carried to the end or not."""
     steps, weights = plan.full_steps, [None]
     if len(steps) > 3:
@@ -329,7 +332,7 @@ def designs(runs: Simulator, plan: Plan, matrix: np.ndarray) -> set[tuple[int, .
 
 
 def refine(
-    plan: Plan, predictor: Predictor, matrix: np.ndarray, runs: Simulator, held_out: Simulator,
+    plan: Plan, predictor: Predictor, matrix: np.ndarray, runs: "Simulator", held_out: "Simulator",
     loop: ClosedLoop,
 ) -> Plan:  # fmt: skip
     """Return the plan fitted in closed loop, or as it was if held-out prompts gain nothing.

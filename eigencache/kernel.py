@@ -11,12 +11,12 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_range, check_source, check_whole
-from eigencache.files import read_arrays, write_arrays
+from eigencache._checks import check_range, check_source, check_whole
+from eigencache._files import read_arrays, write_arrays
 
 FORMAT = "eigencache-kernel-1"
 NORMALISATIONS = ("second-moment", "cosine")
-# The names of `eigencache.taps.FEATURES`, which needs torch.
+# The names of `eigencache.runtime._taps.FEATURES`, which needs torch.
 FEATURES = ("full", "stride-8", "token-mean")
 
 
@@ -40,9 +40,9 @@ class Kernel:
         runs: how many calibration runs (prompt, seed) were summed.
         timesteps: float64 `[T]`; the sampler's timesteps.
         tap: where the features were taken; one of `eigencache.plan.TAPS`.
-        features: what was kept of them, one of `eigencache.taps.FEATURES`.
+        features: what was kept of them, one of `eigencache.runtime._taps.FEATURES`.
         normalisation: "second-moment" or "cosine".
-        model: fingerprint of the calibrated model (`eigencache.taps.fingerprint`).
+        model: fingerprint of the calibrated model (`eigencache.runtime._taps.fingerprint`).
         source: where it came from: prompt file, seed ... (text to text).
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output; None for those of a flow-matching Euler sampler (`eigencache.design`).

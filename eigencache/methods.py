@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eigencache._checks import check_range
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
-from eigencache.gate import Gate
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
@@ -30,6 +30,39 @@ from eigencache.tokens import ClusCa, Rule, ToCa
 
 # Options that state how many steps are full: the budget does.
 BUDGETS = {"full_steps", "every", "tau"}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Forecast the back half of the blocks before a gate step and the front half from it on.
+
+    Delta-DiT (arXiv 2406.01125): the front blocks make the outlines, which early steps decide, and
+    the back blocks the details. The half that is not forecast is computed.
+
+    Attributes:
+        gate: the share of the steps before the gate, 0 to 1.
+
+    Raises:
+        ValueError: `gate` does not lie between 0 and 1.
+    """
+
+    gate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("gate", self.gate, 0, 1)
+
+    def streams(self, weights: np.ndarray) -> tuple[tuple[str, str], np.ndarray]:
+        """Return the streams of tap "delta" and their weights, with this gate between them.
+
+        Args:
+            weights: float64 `[T, T]`, for both streams, or `[2, T, T]`, for each.
+
+        Returns:
+            The names of the streams, and float64 `[2, T, T]`, with zeros where one is computed.
+        """
+        steps = weights.shape[-1]
+        early = np.arange(steps) < self.gate * steps
+        return ("front", "back"), weights * np.stack([~early, early])[..., None]
 
 
 class Parts(NamedTuple):
@@ -216,8 +249,8 @@ def make_plan(
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
-        PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate at another tap than "delta", or a rule at another than
-            "modules".
+        PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
+            at another tap than "delta", or a rule at another than "modules".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)

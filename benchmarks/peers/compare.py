@@ -23,13 +23,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.peers.contestant import Contestant, Study
-from eigencache import sampler
-from eigencache.experiment import Experiment
+from eigencache.calibration import sampler
+from eigencache.calibration.sampler import (
+    Sample,
+    Settings,
+    encode,
+    image_seed,
+    load_pipeline,
+    sample,
+)
+from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
-from eigencache.prompts import read_prompts
-from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
-from eigencache.tables import write_table
+from reproduction.experiment import Experiment
+from reproduction.tables.tables import write_table
 
 BATCH = 16  # images sampled together for quality; time is measured one by one
 SEARCHED = 4  # calibration prompts on which thresholds are searched for

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from eigencache.files import replacing
+from eigencache._files import replacing
 
 
 class Budget:
