@@ -228,12 +228,13 @@ class Denoising:
             "text_tokens": self.scale.text_tokens,
         }
 
-    def run(self, num_steps: int = NUM_STEPS, noted: bool = False) -> Loop:
+    def run(self, num_steps: int = NUM_STEPS, noted: bool = False, on_host: bool = False) -> Loop:
         """Sample once.
 
         Args:
             num_steps: of the sampler.
             noted: whether to note the end of each step for the profiler (`STEP_ENDS`).
+            on_host: whether to take the times of the host, which is ahead of the device.
         """
         marks: list[Mark] = []
 
@@ -241,7 +242,7 @@ class Denoising:
             if noted:
                 with record_function(STEP_ENDS):
                     pass
-            marks.append(Mark(self.device))
+            marks.append(Mark("cpu" if on_host else self.device))
 
         def step_ends(pipe, step, timestep, tensors) -> dict:
             mark()
@@ -288,6 +289,7 @@ class Case:
         full: the steps that compute the whole network.
         apply: `apply(pipe)` is a context manager, inside of which sampling goes by the method.
         repeats: how many runs are measured.
+        warm: whether a run that is not measured comes before.
     """
 
     method: str
@@ -295,11 +297,11 @@ class Case:
     full: frozenset[int]
     apply: Callable[[Any], AbstractContextManager]
     repeats: int = 1
+    warm: bool = True
 
-    @property
-    def calls(self) -> int:
-        """How many times the network is computed, warm-up included."""
-        return len(self.full) * (self.repeats + 1)
+    def expected(self, step: float) -> float:
+        """Return the seconds that it should take if a full step takes `step`, a skipped one 3 %."""
+        return (self.repeats + self.warm) * step * (len(self.full) + 0.03 * NUM_STEPS)
 
 
 def six_anchors(num_full: int, timesteps: np.ndarray) -> eigencache.Plan:
@@ -317,10 +319,10 @@ def six_anchors(num_full: int, timesteps: np.ndarray) -> eigencache.Plan:
     return eigencache.Plan(full, weights, timesteps, "output")
 
 
-def planned(method: str, plan: eigencache.Plan, repeats: int) -> Case:
+def planned(method: str, plan: eigencache.Plan, repeats: int, warm: bool = True) -> Case:
     """Return the case that samples by a plan."""
     full = frozenset(np.flatnonzero(plan.full).tolist())
-    return Case(method, plan.tap, full, lambda pipe: eigencache.cached(pipe, plan), repeats)
+    return Case(method, plan.tap, full, lambda pipe: eigencache.cached(pipe, plan), repeats, warm)
 
 
 def uncached(method: str = UNCACHED) -> Case:
@@ -329,31 +331,33 @@ def uncached(method: str = UNCACHED) -> Case:
 
 
 def output_cases(timesteps: np.ndarray, repeats: int, budgets: tuple[int, ...]) -> list[Case]:
-    """Return EigenCache at the output; the more full steps, the fewer repeats."""
-    return [
-        planned(OURS, six_anchors(n, timesteps), max(1, round(repeats * min(1, FULL_STEPS / n))))
-        for n in budgets
-    ]
+    """Return EigenCache at the output; the more full steps, the fewer repeats.
+
+    Only the first needs to warm up: the others compute the same on tensors of the same sizes.
+    """
+    plans = [six_anchors(budget, timesteps) for budget in budgets]
+    fewer = [max(1, round(repeats * min(1, FULL_STEPS / budget))) for budget in budgets]
+    return [planned(OURS, plan, n, plan is plans[0]) for plan, n in zip(plans, fewer, strict=True)]
 
 
-def tap_cases(timesteps: np.ndarray, repeats: int) -> list[Case]:
+def tap_cases(timesteps: np.ndarray) -> list[Case]:
     """Return TaylorSeer of order 1 at the taps that need more than the output."""
     plan = eigencache.METHODS["TaylorSeer"].plan
     plans = [plan(FULL_STEPS, timesteps, tap=tap, order=1) for tap in OTHER_TAPS]
-    return [planned("TaylorSeer-1", made, repeats) for made in plans]
+    return [planned("TaylorSeer-1", made, 1) for made in plans]
 
 
-def peer_cases(repeats: int) -> list[Case]:
+def peer_cases() -> list[Case]:
     """Return the caches of diffusers, at about as many full steps."""
     setting = diffusers_hooks.taylorseer_setting(NUM_STEPS, FULL_STEPS)
     full = frozenset(diffusers_hooks.taylorseer_steps(NUM_STEPS, **setting))
     options = {"modules": diffusers_hooks.MODULES, "output": {"use_lite_mode": True}}
     return [
-        Case("diffusers FirstBlockCache", "blocks", full, partial(first_block, full), repeats),
+        Case("diffusers FirstBlockCache", "blocks", full, partial(first_block, full)),
         *(
             Case(
                 "diffusers TaylorSeer-1", tap, full,
-                partial(diffusers_hooks.taylorseer, option, **setting), repeats,
+                partial(diffusers_hooks.taylorseer, option, **setting),
             )
             for tap, option in options.items()
         ),
@@ -380,7 +384,7 @@ def first_block(full: frozenset[int], pipe: Any) -> Iterator[None]:
         yield
 
 
-def cache_dit_case(timesteps: np.ndarray, repeats: int) -> Case:
+def cache_dit_case(timesteps: np.ndarray) -> Case:
     """Return cache-dit's DBCache with TaylorSeer, at the full steps of our own interval.
 
     Raises:
@@ -407,15 +411,15 @@ def cache_dit_case(timesteps: np.ndarray, repeats: int) -> Case:
             for name in [n for n in order if n in modules]:
                 modules[name] = modules.pop(name)
 
-    return Case("cache-dit DBCache + TaylorSeer-1", "blocks", frozenset(steps.tolist()), apply,
-                repeats)  # fmt: skip
+    return Case("cache-dit DBCache + TaylorSeer-1", "blocks", frozenset(steps.tolist()), apply)
 
 
 def measured(denoising: Denoising, case: Case) -> dict[str, float]:
-    """Return what a case takes: medians over its repeats, after a run that warms up."""
+    """Return what a case takes: medians over its repeats."""
     full, skipped, loops = [], [], []  # seconds
     with case.apply(denoising.pipe):
-        denoising.run(3 if case.method in (UNCACHED, AGAIN) else NUM_STEPS)
+        if case.warm:
+            denoising.run(3 if case.method in (UNCACHED, AGAIN) else NUM_STEPS)
         denoising.forget_peak()
         for _ in range(case.repeats):
             steps, seconds = denoising.run()
@@ -629,6 +633,40 @@ def profiled(denoising: Denoising, cached: bool, keep: Path | None = None) -> di
     }
 
 
+def host_costs(denoising: Denoising) -> dict[str, float]:
+    """Return what the host spends on a step besides the network, with the cache and without.
+
+    For this the transformer's `forward` returns the same tensor at every call, so what is left is
+    the pipeline's loop, the scheduler's step and the cache. Every second step is full.
+    """
+    transformer = denoising.pipe.transformer
+    outputs: list[Any] = []
+    hook = transformer.register_forward_hook(lambda module, arguments, out: outputs.append(out))
+    denoising.run(1)
+    hook.remove()
+    full = np.arange(NUM_STEPS) % 2 == 0
+    weights = six_anchors(NUM_STEPS // 2, denoising.timesteps[NUM_STEPS]).weights
+    plan = eigencache.Plan(full, weights, denoising.timesteps[NUM_STEPS], "output")
+    seconds: dict[str, list[float]] = {"uncached": [], "full": [], "skipped": []}
+    transformer.forward = lambda *_, **__: outputs[0]
+    try:
+        for _ in range(5):
+            seconds["uncached"] += denoising.run(on_host=True).steps
+        with eigencache.cached(denoising.pipe, plan):
+            for _ in range(5):
+                for is_full, taken in zip(full, denoising.run(on_host=True).steps, strict=True):
+                    seconds["full" if is_full else "skipped"].append(taken)
+    finally:
+        del transformer.forward
+    medians = {name: statistics.median(of_kind) for name, of_kind in seconds.items()}
+    return {
+        "uncached_host_step_seconds": medians["uncached"],
+        "full_host_step_seconds": medians["full"],
+        "skipped_host_step_seconds": medians["skipped"],
+        "added_host_seconds": medians["full"] - medians["uncached"],
+    }
+
+
 # The table.
 
 COLUMNS = (
@@ -665,7 +703,8 @@ class Table:
         row |= {"quantity": quantity, "value": value, "unit": unit_of(quantity), "note": note}
         self.made.append(row)
         if self.file:
-            self._write(row[name] for name in COLUMNS)
+            # A missing value is an empty cell.
+            self._write("" if row[name] != row[name] else row[name] for name in COLUMNS)
 
     def _write(self, cells) -> None:
         csv.writer(self.file, lineterminator="\n").writerow(cells)
@@ -789,9 +828,7 @@ class Part:
                 found = measured(self.denoising, case)
                 return found | beside(found, self.reference, len(case.full))
 
-            # Skipped steps are taken to cost 3 % of a full one.
-            calls = case.calls + 0.03 * (case.repeats + 1) * NUM_STEPS
-            found = self.session.attempt(of, calls * self.step, do)
+            found = self.session.attempt(of, case.expected(self.step), do)
             if found:
                 self.found.append((of, case, found))
 
@@ -828,11 +865,14 @@ def profile_part(part: Part, out: Path | None) -> dict:
             return {f"{kind}_{k}": v for kind, of_kind in found.items() for k, v in of_kind.items()}
 
         part.session.attempt(of, 40 * part.step + 8, do)
+    host = part.of(method=OURS, tap="output")
+    costs = part.session.attempt(host, part.step + 2, lambda: host_costs(part.denoising))
+    if costs:
+        share = costs["added_host_seconds"] / part.step
+        part.session.table.add(host, "added_host_share", share)
     if "cached" in summary and "uncached" in summary:
-        full, plain = summary["cached"]["full"], summary["uncached"]["full"]
-        added = full["cache_cpu_seconds"] - plain["cache_cpu_seconds"]
+        plain = summary["uncached"]["full"]
         of = part.of(method=OURS, tap="output", num_steps=PROFILED_STEPS)
-        part.session.table.add(of, "added_cpu_share", added / part.step)
         waits = ("reads", "waits", "copies_to_host")
         for kind, of_kind in summary["cached"].items():
             more = max(of_kind[name] - plain[name] for name in waits)
@@ -871,9 +911,10 @@ def calibration(part: Part) -> None:
             pipe.transformer.register_forward_hook(lambda *_: ended.append(Mark(denoising.device))),
         ]
         try:
+            by_prompts = eigencache.calibrate  # imports what it needs
             with text_encoders(pipe):
                 start = time.perf_counter()
-                eigencache.calibrate(
+                by_prompts(
                     pipe, ["a lighthouse in a storm"], FULL_STEPS, num_inference_steps=NUM_STEPS,
                     height=denoising.pixels, width=denoising.pixels,
                     max_sequence_length=denoising.scale.text_tokens,
@@ -964,9 +1005,9 @@ def measure(session: Session, scale: Scale, device: str, backend: str, out: Path
     summary = {f"{scale.pixels[0]} px": profile_part(part, out)}
     write_summary(summary, out)
 
-    part.cases(tap_cases(timesteps, min(2, repeats)) + peer_cases(min(2, repeats)))
+    part.cases(tap_cases(timesteps) + peer_cases())
     try:
-        part.cases([cache_dit_case(timesteps, min(2, repeats))])
+        part.cases([cache_dit_case(timesteps)])
     except ImportError as error:
         note = f"cache-dit cannot be imported: {str(error).splitlines()[0]}"
         print(note)
@@ -1031,7 +1072,7 @@ def targets(table: pd.DataFrame) -> list[str]:
         lines.append(f"{'met' if met else 'MISSED'}: {text}: {value:.4g}, target {bound:.4g}")
 
     keys = ["model", "image_tokens", "compiled", "method", "tap", "full_steps"]
-    for key, rows in table.groupby(keys, sort=False):
+    for key, rows in table.groupby(keys, sort=False, dropna=False):
         model, tokens, state, method, tap, full_steps = key
         values = rows.set_index("quantity")["value"]
         name = f"{short(model)}, {tokens} tokens, compiled: {state}"
@@ -1041,8 +1082,8 @@ def targets(table: pd.DataFrame) -> list[str]:
             check(f"{text}, share of the ideal speed-up, at least", share, 0.98, share >= 0.98)
             added = values["added_memory_share"]
             check(f"{text}, added memory as a share, at most", added, 0.01, added <= 0.01)
-        if "added_cpu_share" in values:
-            share = values["added_cpu_share"]
+        if "added_host_share" in values:
+            share = values["added_host_share"]
             text = f"{name}: our code on a full step, a share of it, below"
             check(text, share, 0.001, share < 0.001)
         for kind in ("full", "skipped"):
@@ -1089,6 +1130,11 @@ def short(model: str) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.show:
+        table = pd.read_csv(arguments.show).fillna({"tap": "", "method": "", "compiled": ""})
+        table = table.astype({"full_steps": "Int64", "image_tokens": "Int64"})
+        print(printed(table), *targets(table), sep="\n")
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.scale == "full" and device != "cuda":
         raise SystemExit("--scale full is 12e9 parameters and needs a GPU; try --scale small")
@@ -1107,6 +1153,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--minutes", type=float, default=10, help="after which no case begins")
+    parser.add_argument("--show", type=Path, help="measure nothing, show such a CSV")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument(
         "--out", type=Path, help="CSV to write; by default data/benchmarks/gpu-{device}.csv of "
