@@ -21,7 +21,9 @@ rule gallery:
         budgets=E.config["figures"]["gallery"].get("budgets", []),
         prompts=list(E.gallery_prompts),
         size=E.config["figures"]["gallery"]["size"],
-        code=source_hash("reproduction.gallery.page", "page.html", "page.css", "page.js"),
+        code=source_hash(
+            "reproduction.gallery.page", "page.html", "page.css", "page.js"
+        ),
     shell:
         "python -m reproduction.gallery.page --title {wildcards.experiment} "
         "--records {input.records} --scores {input.scores} --summary {input.summary} "
