@@ -269,20 +269,20 @@ def compare(
 
 def main(arguments: argparse.Namespace) -> None:
     config = yaml.safe_load(arguments.config.read_text())
-    config = Experiment(config, "workflow/schemas/config.schema.yaml").config
-    torch.set_num_threads(config["threads"])
-    settings, theirs = Settings(**config["sampler"]), config["calibration"]
+    config = Experiment(config).config
+    torch.set_num_threads(config.threads)
+    settings, theirs = Settings(**config.sampler.model_dump()), config.calibration
     pipe = load_pipeline(arguments.model, settings.dtype)
-    prompts = read_prompts(config["prompts"], arguments.num_prompts)
-    cases = cases_of(pipe, prompts, config["seed"], settings)
-    calibration = read_prompts(theirs["prompts"], theirs["num_prompts"])
-    calibration = cases_of(pipe, calibration, theirs["seed"], settings)
+    prompts = read_prompts(config.prompts, arguments.num_prompts)
+    cases = cases_of(pipe, prompts, config.seed, settings)
+    calibration = read_prompts(theirs.prompts, theirs.num_prompts)
+    calibration = cases_of(pipe, calibration, theirs.seed, settings)
     study = Study(
         settings.num_steps, arguments.plans, lambda pipe: call(pipe, calibration, settings, None)
     )
     # Imported here, since the environments do not have the same packages.
     source = importlib.import_module(f"benchmarks.peers.{arguments.source}")
-    budgets = config["budgets"]
+    budgets = config.budgets
     if arguments.source == "solvers":
         budgets = [*budgets, settings.num_steps]
     rows = []

@@ -35,7 +35,6 @@ from reproduction.provenance.verify import verify
 from reproduction.tables.tables import read_table
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 STEPS = 6
 
 shared = {
@@ -282,20 +281,20 @@ def test_wild_configurations(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         try:
-            experiment = Experiment(config, SCHEMA)
+            experiment = Experiment(config)
         except (ConfigError, OSError):
             return
         except ValueError as error:
             assert "prompt" in str(error), error  # what is wrong with a prompt file
             return
     assert Path.cwd() == before
-    files = [*experiment.targets, *(f"kernels/{name}" for name in experiment.kernels)]
+    files = [*experiment.tables, *(f"kernels/{name}" for name in experiment.kernels)]
     for label in experiment.labels:
         files += [f"records/{label}.csv", *experiment.plans(label)]
         json.dumps(experiment.sampling(label))
     for name in ("model", "clip"):
-        files.append(f"models/{experiment.config[name]}/manifest.json")
-    files += [experiment.config["prompts"], experiment.config["calibration"]["prompts"]]
+        files.append(f"models/{getattr(experiment.config, name)}/manifest.json")
+    files += [experiment.config.prompts, experiment.config.calibration.prompts]
     for file in files:
         assert not Path(file).is_absolute() and ".." not in Path(file).parts, file
 
@@ -303,7 +302,7 @@ def test_wild_configurations(data):
 def test_a_configuration_that_holds_itself_is_refused():
     config = yaml.safe_load("experiment: &a {b: *a}")
     with pytest.raises(ConfigError):
-        Experiment(config, SCHEMA)
+        Experiment(config)
 
 
 # ---- Prompts, tables, manifests

@@ -18,7 +18,7 @@ from eigencache.runtime._taps import full_features, tapped, watching
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import costs as figure
-from reproduction.figures import save
+from reproduction.figures._common import save
 from reproduction.stages import costs as stage
 from reproduction.tables.tables import read_table
 

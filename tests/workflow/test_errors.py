@@ -21,7 +21,7 @@ from eigencache.runtime._taps import tapped, tensors, watching
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import errors as figure
-from reproduction.figures import save
+from reproduction.figures._common import save
 from reproduction.stages import errors as stage
 from reproduction.tables.tables import read_table
 

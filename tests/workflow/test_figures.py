@@ -17,19 +17,8 @@ from eigencache._files import sha256
 from eigencache.methods import METHODS
 from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL, Plan
-from reproduction.figures import (
-    OURS,
-    kernel,
-    looks,
-    of_first_reference,
-    pareto,
-    plans,
-    quality,
-    samples,
-    save,
-    schedules,
-    wrapped,
-)
+from reproduction.figures import kernel, pareto, plans, quality, samples, schedules
+from reproduction.figures._common import OURS, looks, of_first_reference, save, wrapped
 
 METHOD_LABELS = [FEWER_STEPS, "FORA", OURS]
 STEPS = 12

@@ -471,7 +471,7 @@ def test_model_path_is_checked_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(Path("config.yaml").read_text()) | {"model_path": str(tmp_path)}
     with pytest.raises(ConfigError, match=r"model_path: .*not the folder of a diffusers pipeline"):
-        Experiment(config, "workflow/schemas/config.schema.yaml")
+        Experiment(config)
 
 
 # ---- What the project pins, and the workflow

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reproduction.figures import TWO_COLUMNS, require, save, style
+from reproduction.figures._common import TWO_COLUMNS, require, save, style
 from reproduction.stages import run
 from reproduction.tables.tables import read_table
 

@@ -8,7 +8,8 @@ of theirs in full.
 
 import argparse
 
-from reproduction.figures import pareto, save
+from reproduction.figures import pareto
+from reproduction.figures._common import save
 from reproduction.stages import run
 from reproduction.tables.tables import read_table
 

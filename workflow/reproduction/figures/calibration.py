@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from reproduction.figures import ONE_COLUMN, TWO_COLUMNS, require, save, style
+from reproduction.figures._common import ONE_COLUMN, TWO_COLUMNS, require, save, style
 from reproduction.stages import run
 from reproduction.tables.tables import read_table
 

@@ -18,7 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from reproduction.figures import OURS, TWO_COLUMNS, marking_lone, require, save, style, wrapped
+from reproduction.figures._common import (
+    OURS,
+    TWO_COLUMNS,
+    marking_lone,
+    require,
+    save,
+    style,
+    wrapped,
+)
 from reproduction.stages import run
 from reproduction.tables.tables import read_table
 

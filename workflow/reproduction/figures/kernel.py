@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from eigencache.kernel import Kernel
-from reproduction.figures import TWO_COLUMNS, save, style, timestep_axis
+from reproduction.figures._common import TWO_COLUMNS, save, style, timestep_axis
 from reproduction.stages import run
 
 KEPT = (0.99, 0.999, 0.9999)

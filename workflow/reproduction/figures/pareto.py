@@ -30,7 +30,7 @@ from matplotlib.ticker import (
 
 from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL
-from reproduction.figures import (
+from reproduction.figures._common import (
     OURS,
     TWO_COLUMNS,
     looks,

@@ -20,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from eigencache.plan import Plan
-from reproduction.figures import ONE_COLUMN, OURS, TWO_COLUMNS, save, style, wrapped
+from reproduction.figures._common import ONE_COLUMN, OURS, TWO_COLUMNS, save, style, wrapped
 from reproduction.stages import run
 
 COLUMNS = 4

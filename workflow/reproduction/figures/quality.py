@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduction.figures import (
+from reproduction.figures._common import (
     ONE_COLUMN,
     looks,
     note_left_out,

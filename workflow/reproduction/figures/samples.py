@@ -26,7 +26,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from eigencache.plan import FULL
-from reproduction.figures import (
+from reproduction.figures._common import (
     OURS,
     TWO_COLUMNS,
     of_first_reference,

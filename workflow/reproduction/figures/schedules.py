@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eigencache.plan import Plan
-from reproduction.figures import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
+from reproduction.figures._common import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
 from reproduction.stages import run
 
 NAME_PT, COUNT_PT = 7, 6

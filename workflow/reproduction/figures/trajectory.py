@@ -29,7 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from eigencache.design import residuals
 from eigencache.plan import Plan, PlanError
 from eigencache.trajectory import Trajectory
-from reproduction.figures import TWO_COLUMNS, marking_lone, save, style, wrapped
+from reproduction.figures._common import TWO_COLUMNS, marking_lone, save, style, wrapped
 from reproduction.stages import run
 
 COLUMNS, PANEL, ERRORS = 4, 1.6, 2.3  # inches high: a panel with its title, and the lower part
