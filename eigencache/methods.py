@@ -143,6 +143,27 @@ class Method:
         self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
         tap: str | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
+        """Return the plan of this method for a budget of full steps.
+
+        Args:
+            full_steps, timesteps, kernel, tap, options: as for `open_loop`.
+
+        Raises:
+            ValueError: as `open_loop` says; or the method's plans are fitted with the network in
+                the loop, for which `eigencache.calibrate` needs a pipeline.
+            PlanError, KernelError: as `open_loop` says.
+        """
+        if self.closed_loop:
+            raise ValueError(
+                "plans of this method are fitted with the network in the loop: make them with "
+                "eigencache.calibrate, or take EigenCache-design for a plan in open loop"
+            )
+        return self.open_loop(full_steps, timesteps, kernel, tap, **options)
+
+    def open_loop(
+        self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, **options: Any,
+    ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
 
         Args:
@@ -154,7 +175,7 @@ class Method:
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.
-            PlanError: a kernel is missing, or was made at another tap or for other timesteps.
+            PlanError: a kernel is missing, or was made at another tap.
             KernelError: the kernel is not of the kind that the method wants.
         """
         parts = self.parts(full_steps, **options)
@@ -228,9 +249,8 @@ def make_plan(
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
-        PlanError: a kernel is needed and missing, or was made at another tap or for other
-            timesteps; or there is a gate at another tap than "delta", or a rule at another than
-            "modules".
+        PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
+            at another tap than "delta", or a rule at another than "modules".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)
@@ -242,8 +262,7 @@ def make_plan(
     if kernel:
         if kernel.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
-        if not np.array_equal(kernel.timesteps, timesteps):
-            raise PlanError("the kernel was calibrated for other timesteps: calibrate again")
+        kernel = kernel.at(timesteps)
     full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
     streams: tuple[str, ...] = ()
     if kernel and predictor.kernel and len(kernel.streams) > 1:

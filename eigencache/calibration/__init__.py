@@ -1,21 +1,20 @@
 """Calibration: from a pipeline and prompts to a plan, in one call."""
 
-import contextlib
+import difflib
 import inspect
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from diffusers import DiffusionPipeline
 
 from eigencache.calibration.quality import FEWEST, Judge, cheapest, with_prediction
 from eigencache.calibration.recording import Kind, record_kernels
-from eigencache.calibration.refinement import Refinement, check_held_out
-from eigencache.calibration.sampler import Settings, encode
-from eigencache.kernel import Kernel
+from eigencache.calibration.sampler import image_seed
+from eigencache.calibration.simulator import Simulator, takes
+from eigencache.closed_loop import ClosedLoop, refine
+from eigencache.kernel import Kernel, KernelUse
 from eigencache.methods import METHODS, Method
-from eigencache.plan import Plan
-from eigencache.runtime import transformer_of
+from eigencache.plan import Plan, predicted_psnr
 from eigencache.schedules import Interval
 
 # What a method that needs no kernel is given, for its timesteps alone.
@@ -23,119 +22,197 @@ OUTPUT = Kind("output", "full", "second-moment")
 # How many calibration prompts judge plans that are not fitted in closed loop, at most.
 JUDGES = 16
 
+Call = Mapping[str, Any]
+
 
 def calibrate(
-    pipe: DiffusionPipeline,
-    prompts: Sequence[str],
+    pipe: Any,
+    prompts: Sequence[str | Call],
     full_steps: int | None = None,
     *,
     psnr: float | None = None,
     method: str = "EigenCache-design",
+    options: Mapping[str, Any] | None = None,
     tap: str | None = None,
     seed: int = 7,
-    num_inference_steps: int = 50,
-    height: int | None = None,
-    width: int | None = None,
-    guidance_scale: float | None = None,
-    max_sequence_length: int | None = None,
-    **options: object,
+    **arguments: Any,
 ) -> Plan:
     """Return a plan for a pipeline, made on calibration prompts. Nothing is trained.
 
-    The default, optimal design in open loop, costs one full run of every prompt. EigenCache's
-    closed loop (`method="EigenCache"`) gives better images and costs about ten times as many
-    network calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost one run.
+    The pipeline is called as it would be called to sample, with the same arguments. The default
+    method, optimal design in open loop, costs one full run of every prompt. EigenCache's closed
+    loop (`method="EigenCache"`) gives better images and costs about ten times as many network
+    calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost one run.
 
-    The plan is for these settings. Sampling at another number of steps is refused, and so is
-    another resolution where the scheduler's timesteps depend on it, as FLUX's do.
+    The plan is for these arguments. At other timesteps it is refused; design it again from its
+    kernel, which `eigencache.Kernel.at` reads at the timesteps of any sampler.
 
     Args:
-        pipe: a FLUX pipeline of diffusers with its text encoders, or one that is called alike; it
-            is on the device and of the dtype that the plan will be used with.
-        prompts: what to calibrate on. 8 to 32 suffice; none should be used to judge the result.
+        pipe: a pipeline of diffusers, on the device and of the dtype it will be used with.
+        prompts: what to calibrate on: texts, or the arguments of each call, such as
+            `{"prompt": "make it rain", "image": image}`. 8 to 32 suffice; none should be used to
+            judge the result.
         full_steps: how many of the steps are computed in full. State this or `psnr`.
         psnr: a quality in dB; the plan has as few full steps as are predicted to give it. The last
-            16 prompts (half of them, if there are fewer than 32) judge. They are kept from the fit
-            in closed loop, whose `held_out` says how many.
+            prompts, half of them and 16 at most, judge; they are kept from the closed loop's fit.
         method: a name of `eigencache.METHODS`.
+        options: of the method, such as `{"order": 2}`; `METHODS[method].options` names them.
         tap: where features are taken, of `eigencache.plan.TAPS`; by default the method's.
         seed: of the calibration's noise; prompt `i` has `sampler.image_seed(seed, i)`.
-        num_inference_steps: steps of the sampler, `T`.
-        height: of images in pixels; by default the pipeline's.
-        width: of images in pixels; by default the pipeline's.
-        guidance_scale: of guidance-distilled models; by default the pipeline's.
-        max_sequence_length: tokens of the long text encoder; by default the pipeline's.
-        options: of the method, such as `order=2`; `METHODS[method].options` names them.
+        arguments: what the pipeline is called with beside the prompts: `num_inference_steps`,
+            `height`, `guidance_scale`, `negative_prompt`, `strength`, `num_frames` ...
 
     Returns:
-        A plan of `T` steps, for `eigencache.cached`. Its `source` says how it was made and what is
-        predicted of it: by design the error of latents, in closed loop or for a `psnr` the PSNR.
+        A plan for `eigencache.cached`. Its `source` says how it was made and what is predicted of
+        it: by design the error of latents, in closed loop or for a `psnr` the PSNR.
 
     Raises:
-        ValueError: there is no such method, an option is unknown or out of range, not just one of
-            `full_steps` and `psnr` is stated, the quality or the number of full steps is out of
-            reach, there are too few prompts, or the pipeline has no transformer or text encoder.
-        PlanError: the closed loop cannot follow the pipeline's sampler.
+        ValueError: there is no such method, an option is unknown or out of range, the pipeline
+            takes no argument of that name, not just one of `full_steps` and `psnr` is stated, the
+            quality or the number of full steps is out of reach, or there are too few prompts.
+        PlanError: the pipeline does not step a scheduler as diffusers' pipelines do.
     """
-    chosen = method_of(method)
-    check_wish(chosen, full_steps, psnr, tap, num_inference_steps, options)
-    prompts = _checked(prompts)
-    if chosen.closed_loop:
-        check_held_out(chosen.parts(1, **options).closed_loop, len(prompts))
-    if psnr is not None and len(prompts) < 2:
+    chosen, options = method_of(method), dict(options or {})
+    check_wish(chosen, full_steps, psnr, tap, options)
+    calls = calls_of(prompts)
+    check_arguments(pipe, calls, arguments)
+    loop = chosen.parts(1, **options).closed_loop
+    if loop:
+        loop.judges(len(calls))
+    if psnr is not None and len(calls) < 2:
         raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
-    stated = {
-        "height": height, "width": width, "guidance_scale": guidance_scale,
-        "max_sequence_length": max_sequence_length,
-    }  # fmt: skip
-    settings = settings_of(pipe, num_inference_steps, stated)
-    _check_encoders(pipe)
-    with _quiet(pipe):
-        texts = [encode(pipe, prompt, settings) for prompt in prompts]
-        kind = kind_of(chosen, tap, options)
-        used = texts if chosen.needs_kernel or psnr is not None else texts[:1]
-        (kernel,) = record_kernels(pipe, used, settings, seed, [kind])
-        return plan_with(
-            pipe, texts, settings, seed, chosen, kernel, full_steps=full_steps, psnr=psnr, tap=tap,
-            options=options,
+    calibration = Calibration(pipe, calls, arguments, seed)
+    if loop:
+        maker: Any = ClosedLoopMaker(calibration, chosen, options)
+        return maker.plan(full_steps) if psnr is None else maker.cheapest(psnr)
+    kernel = calibration.kernel(kind_of(chosen, tap, options), chosen.needs_kernel)
+
+    def open_loop(budget: int) -> Plan:
+        return chosen.plan(budget, kernel.timesteps, kernel, tap=tap, **options)
+
+    if full_steps is not None:
+        return open_loop(full_steps)
+    judge = calibration.judge(min(JUDGES, len(calls) // 2))
+    budgets = range(FEWEST, len(kernel.timesteps) + 1)
+    return cheapest(lambda budget: with_prediction(open_loop(budget), judge), psnr or 0.0, budgets)
+
+
+class Calibration:
+    """The calls that a plan is made on.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        calls: the arguments that are each call's own, from `calls_of`.
+        arguments: those that all calls share.
+        seed: of the noise: call `i` has `sampler.image_seed(seed, i)`.
+    """
+
+    def __init__(
+        self, pipe: Any, calls: Sequence[Call], arguments: Mapping[str, Any], seed: int
+    ) -> None:
+        self.pipe, self.calls, self.arguments, self.seed = pipe, calls, dict(arguments), seed
+        self.seeds = [image_seed(seed, index) for index in range(len(calls))]
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What kernels say of where they come from: the seed, and the plain arguments, as JSON."""
+        plain = {k: v for k, v in self.arguments.items() if isinstance(v, int | float | str | bool)}
+        return {
+            "seed": str(self.seed),
+            "arguments": json.dumps(plain, sort_keys=True),
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": type(self.pipe.scheduler).__name__,
+        }
+
+    def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
+        """Return the simulator of some of the calls."""
+        latent = {"output_type": "latent"} if takes(self.pipe, "output_type") else {}
+        return Simulator(
+            self.pipe, [self.calls[i] for i in indices], [self.seeds[i] for i in indices],
+            self.arguments | latent, batch,
+        )  # fmt: skip
+
+    def kernel(self, kind: Kind, needed: bool = True, batch: int = 16) -> Kernel:
+        """Return the kernel of a kind; of one call alone if it is not `needed` for its values."""
+        indices = range(len(self.calls) if needed else 1)
+        if kind[:3] == OUTPUT[:3]:
+            return self.simulator(indices[: kind.runs], batch).kernel(self.source)
+        (kernel,) = self.kernels([kind], indices)
+        return kernel
+
+    def kernels(self, kinds: list[Kind], indices: Sequence[int] | None = None) -> list[Kernel]:
+        """Return kernels of several kinds, from one full run of every call."""
+        indices = range(len(self.calls)) if indices is None else indices
+        return record_kernels(
+            self.pipe, [self.arguments | dict(self.calls[i]) for i in indices],
+            [self.seeds[i] for i in indices], kinds, self.source,
+        )  # fmt: skip
+
+    def judge(self, count: int) -> Judge:
+        """Return what judges plans by the last so many calls."""
+        return Judge(
+            self.pipe, [self.arguments | dict(call) for call in self.calls[-count:]],
+            self.seeds[-count:],
         )  # fmt: skip
 
 
-def plan_with(
-    pipe: Any, texts: Sequence[dict], settings: Settings, seed: int, method: Method,
-    kernel: Kernel, *, full_steps: int | None, psnr: float | None, tap: str | None,
-    options: Mapping[str, Any],
-) -> Plan:  # fmt: skip
-    """Return the plan of a method from its kernel, with the pipeline at hand.
+class ClosedLoopMaker:
+    """Makes the plans of a method that are fitted with the pipeline in the loop.
 
     Args:
-        pipe: to try plans with, in closed loop or for a quality.
-        texts: the embeddings of the calibration prompts, from `sampler.encode`.
-        settings: how to call the pipeline.
-        seed: of the calibration.
-        method: of `eigencache.METHODS`.
-        kernel: of the kind that it wants.
-        full_steps: the budget; None if a quality is asked for.
-        psnr: the quality in dB; None if a budget is.
-        tap: where features are taken; None where the method does.
+        calibration: the calls; the last ones, `held_out` of them, are not fitted: they judge.
+        method: one that has a closed loop.
         options: of the method.
+        kernel: of the kind that the method wants; by default that of the fitted calls.
+        report: called with one line about each plan.
 
     Raises:
-        ValueError, PlanError: as for `calibrate`.
+        ValueError: the method has no closed loop, an option is unknown or out of range, or so
+            many calls are held out that none is left to fit on.
     """
-    if method.closed_loop:
-        refinement = Refinement(pipe, texts, settings, seed, method, kernel, options)
-        return refinement.plan(_stated(full_steps)) if psnr is None else refinement.cheapest(psnr)
 
-    def open_loop(budget: int) -> Plan:
-        return method.plan(budget, kernel.timesteps, kernel, tap=tap, **options)
+    def __init__(
+        self, calibration: Calibration, method: Method, options: Mapping[str, Any],
+        kernel: Kernel | None = None, report: Any = None,
+    ) -> None:  # fmt: skip
+        loop = method.parts(1, **options).closed_loop
+        if loop is None:
+            raise ValueError("the method has no closed loop, so its plans cannot be fitted")
+        count = len(calibration.calls)
+        held_out = loop.judges(count)
+        self.method, self.options, self.report = method, options, report or (lambda line: None)
+        self.loop: ClosedLoop = loop
+        self.runs = calibration.simulator(range(count - held_out), loop.batch)
+        self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
+        self.kernel = kernel or self.runs.kernel(calibration.source)
+        self.judge = calibration.judge(held_out)
 
-    if psnr is None:
-        return open_loop(_stated(full_steps))
-    first = len(texts) - min(JUDGES, len(texts) // 2)
-    judge = Judge(pipe, {i: texts[i] for i in range(first, len(texts))}, settings, seed)
-    budgets = range(FEWEST, settings.num_steps + 1)
-    return cheapest(lambda budget: with_prediction(open_loop(budget), judge), psnr, budgets)
+    def plan(self, full_steps: int) -> Plan:
+        """Return the plan of a budget, fitted, with its predicted PSNR.
+
+        Raises:
+            ValueError: the budget cannot be met.
+            PlanError, KernelError: the kernel is of another kind or tap.
+        """
+        parts = self.method.parts(full_steps, **self.options)
+        timesteps = self.runs.timesteps
+        plan = self.method.open_loop(full_steps, timesteps, self.kernel, **self.options)
+        matrix = (parts.use or KernelUse()).of(self.kernel.at(timesteps)).matrix()
+        plan = refine(plan, parts.predictor, matrix, self.runs, self.held_out, self.loop)
+        plan = with_prediction(plan, self.judge)
+        self.report(
+            f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "
+            f"{predicted_psnr(plan):.2f} dB; {plan.source['closed loop']}"
+        )
+        return plan
+
+    def cheapest(self, psnr: float) -> Plan:
+        """Return the plan of the fewest full steps that is predicted to give `psnr` dB.
+
+        Raises:
+            ValueError: not even with every step full would it.
+        """
+        return cheapest(self.plan, psnr, range(FEWEST, len(self.runs) + 1))
 
 
 def method_of(name: str) -> Method:
@@ -150,23 +227,22 @@ def method_of(name: str) -> Method:
 
 
 def check_wish(
-    method: Method, full_steps: int | None, psnr: float | None, tap: str | None, num_steps: int,
+    method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
     options: Mapping[str, object],
 ) -> None:  # fmt: skip
     """Raise a ValueError that says what is wrong with what is asked of a method, before any work.
 
     Args:
-        method: of whom.
+        method: that is asked for a plan.
         full_steps: the budget, or None.
         psnr: the quality in dB, or None.
         tap: where features are to be taken, or None.
-        num_steps: of the sampler.
         options: of the method.
     """
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
-    if full_steps is not None and not 1 <= full_steps <= num_steps:
-        raise ValueError(f"full_steps must lie between 1 and the {num_steps} steps: {full_steps}")
+    if full_steps is not None and full_steps < 1:
+        raise ValueError(f"full_steps must be at least 1: {full_steps}")
     if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
     if psnr is not None and method.schedule is Interval:
@@ -187,68 +263,44 @@ def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> K
     return Kind(tap or method.tap, use.features, use.normalisation, use.runs)
 
 
-def settings_of(pipe: Any, num_steps: int, stated: Mapping[str, float | None]) -> Settings:
-    """Return how a pipeline will be called: as stated, or as it is called by default.
-
-    Args:
-        pipe: a FLUX pipeline of diffusers, or one that is called alike.
-        num_steps: of the sampler.
-        stated: `height`, `width`, `guidance_scale`, `max_sequence_length`; None asks for the
-            pipeline's own.
+def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
+    """Return the arguments of each call from prompts or such arguments.
 
     Raises:
-        ValueError: the pipeline has no transformer, or is called in another way.
+        ValueError: a prompt is neither a text nor named arguments, or empty; or there are none.
     """
-    transformer = transformer_of(pipe)
-    parameters = inspect.signature(pipe.__call__).parameters
-    needed = {"prompt_embeds", "pooled_prompt_embeds", "generator", *stated}
-    if needed - parameters.keys():
-        raise ValueError(
-            f"{type(pipe).__name__} has no arguments {sorted(needed - parameters.keys())}: "
-            "calibration is for pipelines that are called as diffusers' FluxPipeline is"
-        )
-    own = {name: parameters[name].default for name in ("guidance_scale", "max_sequence_length")}
-    own["height"] = own["width"] = pipe.default_sample_size * pipe.vae_scale_factor
-    found: dict[str, Any] = {
-        name: own[name] if value is None else value for name, value in stated.items()
-    }
-    dtype = str(transformer.dtype).removeprefix("torch.")
-    return Settings(num_steps=num_steps, dtype=dtype, **found)
-
-
-def _stated(full_steps: int | None) -> int:
-    if full_steps is None:
-        raise ValueError("state full_steps, or a quality")
-    return full_steps
-
-
-def _checked(prompts: Sequence[str]) -> list[str]:
-    """Return prompts as a list, or raise a ValueError if they are no texts or none."""
-    if isinstance(prompts, str):
-        raise ValueError("prompts must be a list of texts, got a single text")
-    prompts = list(prompts)
+    if isinstance(prompts, str | Mapping):
+        raise ValueError("prompts must be a list, got a single one")
+    calls: list[Call] = []
     for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(f"prompts[{i}] must be a text that is not empty, got {prompt!r}")
-    if not prompts:
+        if isinstance(prompt, Mapping) and prompt:
+            calls.append(dict(prompt))
+        elif isinstance(prompt, str) and prompt.strip():
+            calls.append({"prompt": prompt})
+        else:
+            raise ValueError(
+                f"prompts[{i}] must be a text or the arguments of a call, not empty: {prompt!r}"
+            )
+    if not calls:
         raise ValueError("there are no prompts to calibrate on")
-    return prompts
+    return calls
 
 
-def _check_encoders(pipe: Any) -> None:
-    missing = [
-        name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None) is None
-    ]
-    if missing:
-        raise ValueError(f"the pipeline has no {' and no '.join(missing)} to encode prompts with")
+def check_arguments(pipe: Any, calls: Sequence[Call], arguments: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
 
-
-@contextlib.contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
-    """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
+    Args:
+        pipe: a pipeline of diffusers.
+        calls: the arguments that are each call's own.
+        arguments: those that all calls share.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in sorted({*arguments, *(name for call in calls for name in call)}):
+        if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
+            raise ValueError(f"{name}: it is stated by the calibration itself; leave it out")
+        if name not in parameters:
+            near = difflib.get_close_matches(name, [*parameters][1:], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{type(pipe).__name__} takes no argument {name!r}{hint}")

@@ -1,15 +1,15 @@
 """Quality: what images a plan will give, told from calibration prompts, and plans for a quality."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
+import torch
 
-from eigencache.calibration.sampler import Settings, image_seed, sample
+from eigencache.calibration.simulator import quiet, takes
 from eigencache.plan import PREDICTED, Plan, predicted_psnr
 from eigencache.runtime import cached
 
@@ -18,42 +18,53 @@ FEWEST, GROWTH = 2, 4 / 3
 
 
 class Judge:
-    """Samples prompts in full and by a plan, and compares the images.
+    """Samples calls in full and by a plan, and compares the images, or the frames of videos.
 
     Args:
-        pipe: from `eigencache.calibration.sampler.load_encoded`.
-        texts: prompt index to the embeddings of calibration prompts that no plan was fitted on.
-        settings: how to call the pipeline.
-        seed: of the calibration.
+        pipe: a pipeline of diffusers.
+        calls: the arguments of calls that no plan was fitted on.
+        seeds: of the noise of each.
     """
 
-    def __init__(self, pipe: Any, texts: dict[int, dict], settings: Settings, seed: int) -> None:
-        self.pipe, self.settings = pipe, settings
-        self.calls = [(text, image_seed(seed, index)) for index, text in texts.items()]
+    def __init__(self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+        self.pipe, self.calls = pipe, list(zip(calls, seeds, strict=True))
 
     def psnr(self, plan: Plan) -> float:
-        """Return the mean over prompts of the PSNR in dB of 8-bit images to those of full runs."""
-        with cached(self.pipe.transformer, plan):
+        """Return the mean over calls of the PSNR in dB of 8-bit images to those of full runs.
+
+        It is nan if the pipeline makes neither images nor frames.
+        """
+        with cached(self.pipe, plan):
             made = self._images()
-        return float(np.mean([psnr(a, b) for a, b in zip(made, self._full, strict=True)]))
+        pairs = zip(made, self._full, strict=True)
+        found = [psnr(a, b) for a, b in pairs if a is not None and b is not None]
+        return float(np.mean(found)) if found else float("nan")
 
     @cached_property
     def _full(self) -> list:
         return self._images()
 
     def _images(self) -> list:
-        return [sample(self.pipe, text, self.settings, noise).image for text, noise in self.calls]
+        with quiet(self.pipe):
+            return [pixels_of(self.pipe, call, seed) for call, seed in self.calls]
 
 
-def psnr(reference: Image, image: Image) -> float:
-    """Return the peak signal-to-noise ratio of two 8-bit RGB images in dB; inf where they agree.
+def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
+    """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
+    kind = {"output_type": "np"} if takes(pipe, "output_type") else {}
+    made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
+    for name in ("images", "frames"):
+        if hasattr(made, name):
+            found = getattr(made, name)
+            levels = np.asarray(found[0] if isinstance(found, list) else found)
+            return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
+    return None
 
-    Args:
-        reference, image: of the same size.
-    """
-    one, other = (np.asarray(each.convert("RGB"), np.float64) / 255 for each in (reference, image))
-    error = np.mean((one - other) ** 2)
-    return float(-10 * np.log10(error)) if error else np.inf
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the PSNR in dB between two uint8 arrays; infinite if they are equal."""
+    error = np.square(image.astype(np.float64) - reference).mean()
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
 
 
 def with_prediction(plan: Plan, judge: Judge) -> Plan:

@@ -1,20 +1,25 @@
-"""The runtime: apply any plan to a diffusers transformer. It knows nothing of methods.
+"""The runtime: apply any plan to a diffusers pipeline. It knows nothing of methods.
 
-Where a stream is computed, as at every full step, its feature is remembered if a later row of the
-plan needs it; where it is forecast its modules do not run, and one weighted sum stands in for
-them. If the plan has a token-wise rule, a few tokens go through the MLPs on top of that.
+At the tap "output" the plan works on what the pipeline gives its scheduler (`_driver.py`): it holds
+for any pipeline, network, guidance and scheduler, and at skipped steps no network runs.
 
-Under torch.compile, compile what the cache switches off, and not the cache with it: before the
-cache is enabled, replace the `forward` of the modules that the tap speaks of, which are at
+Other taps are inside the transformer, whose modules get hooks. Where a stream is computed, as at
+every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
+its modules do not run, and one weighted sum stands in for them. If the plan has a token-wise rule,
+a few tokens go through the MLPs on top of that.
 
-    output                 transformer.forward = torch.compile(transformer.forward)
+Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
+`pipe.transformer.compile()` and `compile_repeated_blocks()` all work, before the cache is enabled.
+For taps inside, compile the modules that the cache switches off, before it is enabled:
+
     hidden, blocks, delta  block.forward = torch.compile(block.forward), for every block
     modules                the same for each attention, MLP and projection
 
-or, at tap output, call `transformer.compile_repeated_blocks()`. No graph breaks then, and nothing
-is compiled anew as steps go by. What would trace the cache's bookkeeping at every step is refused:
-a module compiled around its `forward` (`module.compile()`, `torch.compile(transformer)`) that the
-cache would have to reach into. A plan that recomputes tokens is sampled uncompiled.
+A module compiled around its `forward` that the cache would have to reach into is refused, because
+the cache's own work would be compiled with it. A plan that recomputes tokens is sampled uncompiled.
+
+A bare transformer, called without a pipeline, has no scheduler: there the step is found from the
+`timestep` that it is called with, and its passes are told apart by `transformer.cache_context`.
 
 What is kept between steps (anchors, and what recomputed tokens add to forecasts) may be kept on
 another device, `anchor_device="cpu"`. The sums are computed where the stream is, for which its
@@ -26,7 +31,7 @@ together, in either order.
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,14 +43,16 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from eigencache.plan import Plan, PlanError
+from eigencache.runtime._driver import Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import refreshing_hooks
-from eigencache.runtime._taps import Tapped, fingerprint, tapped, tensors
+from eigencache.runtime._taps import DENOISERS, Tapped, fingerprint, network_of, tapped, tensors
 from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
 
-_STEP_HOOK, _STREAM_HOOK = "eigencache_step", "eigencache_stream"
+_STEP_HOOK, _STREAM_HOOK, _DRIVER = "eigencache_step", "eigencache_stream", "_eigencache_driver"
 
 
 class _StepHook(ModelHook):
@@ -53,9 +60,11 @@ class _StepHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, call: Call, stats: CacheStats) -> None:
+    def __init__(
+        self, plan: Plan, call: Call, stats: CacheStats, check: Callable[[], None]
+    ) -> None:
         super().__init__()
-        self.plan, self.call, self.stats = plan, call, stats
+        self.plan, self.call, self.stats, self.check = plan, call, stats, check
         self.is_full = plan.full.tolist()
         self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
 
@@ -69,18 +78,20 @@ class _StepHook(ModelHook):
             timestep = kwargs["timestep"]
         else:
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
+        check_no_cache("the transformer", module)
         self._advance(state, timestep)
+        if state.step == 0:
+            self.check()
         full = self.is_full[state.step]
         if full:
             state.seen.clear()
             state.refreshed.clear()
-        self.device = timestep.device
-        self.stats.begin(full, self.device)
+        self.stats.begin(full, timestep.device)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
-        self.stats.end(self.is_full[state.step], self.device)
+        self.stats.end()
         if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -127,7 +138,7 @@ class _StepHook(ModelHook):
         )
 
 
-def transformer_of(model: DiffusionPipeline | nn.Module) -> nn.Module:
+def transformer_of(model: Any) -> nn.Module:
     """Return the transformer of a diffusers pipeline, or the transformer itself.
 
     Raises:
@@ -137,7 +148,7 @@ def transformer_of(model: DiffusionPipeline | nn.Module) -> nn.Module:
     if not isinstance(transformer, nn.Module):
         raise ValueError(
             f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
-            "one loaded as its `transformer`"
+            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
         )
     return transformer
 
@@ -146,49 +157,115 @@ def enable_cache(
     model: DiffusionPipeline | nn.Module, plan: Plan,
     anchor_device: str | torch.device | None = None,
 ) -> CacheStats:  # fmt: skip
-    """Make a diffusers pipeline or transformer sample by a plan until `disable_cache`.
+    """Make a diffusers pipeline sample by a plan until `disable_cache`.
 
-    Pipelines that name their passes (`transformer.cache_context`) keep separate state for each;
-    a sampling that starts anew, at whatever resolution or batch size, starts from nothing.
+    A cached pipeline makes one image, or one batch, at a time. A sampling that starts anew, at
+    whatever resolution or batch size, starts from nothing.
 
     Args:
-        model: a diffusers transformer, or a pipeline that has one.
+        model: a diffusers pipeline; or a bare transformer, which is called without one.
         plan: what to sample by.
         anchor_device: where features of full steps are kept; by default where they are made.
 
     Returns:
-        Counts and times of full and skipped calls, which grow as the transformer is called.
+        Counts and times of full and skipped steps, which grow as images are made.
 
     Raises:
-        ValueError: the model has no transformer, or one that has not what the plan's tap needs; a
-            cache, ours or one of diffusers', is enabled already; or the transformer is compiled in
-            a way that would compile the cache too.
+        ValueError: the pipeline has no scheduler, or no network that has what the plan's tap
+            needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
+            compiled in a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one.
     """
-    transformer = transformer_of(model)
-    _check_compiled(transformer, {transformer})
+    device = None if anchor_device is None else torch.device(anchor_device)
+    if isinstance(model, nn.Module):
+        return _enable_bare(model, plan, device)
+    if getattr(model, _DRIVER, None):
+        raise ValueError("a cache is already enabled on this pipeline: disable it first")
+    _check_model(plan, network_of(model))
+    stats, pairs = CacheStats(plan), []
+    if plan.tap == "output":
+        policy: Policy = OutputPolicy(plan, device)
+    else:
+        transformer, call = transformer_of(model), Call(device)
+        others = [
+            name
+            for name, part in model.components.items()
+            if name.startswith(DENOISERS) and part is not None and part is not transformer
+        ]
+        if others:
+            raise ValueError(
+                f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
+                f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
+            )
+        pairs = _inner_hooks(plan, transformer, call)
+        name = next(k for k, part in model.components.items() if part is transformer)
+        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, pairs))
+    driver = Driver(model, policy, stats)
+    driver.attach()
+    _register(pairs)
+    model.__dict__[_DRIVER] = driver
+    return stats
+
+
+def _enable_bare(
+    transformer: nn.Module, plan: Plan, device: torch.device | None
+) -> CacheStats:
+    """Enable the cache on a transformer that is called without a pipeline."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    if registry.get_hook(_STEP_HOOK) or getattr(transformer, "is_cache_enabled", False):
+    if registry.get_hook(_STEP_HOOK):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
-    if plan.model is not None and plan.model != fingerprint(transformer):
+    check_no_cache("the transformer", transformer)
+    _check_model(plan, transformer)
+    stats, call = CacheStats(plan), Call(device)
+    _check_compiled(transformer, {transformer})
+    pairs = _inner_hooks(plan, transformer, call)
+    with _offloading_apart(transformer):
+        _register(pairs)
+        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, pairs))
+        registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
+    registry.invalidate_child_registries_cache()
+    return stats
+
+
+def _check_model(plan: Plan, network: nn.Module) -> None:
+    """Raise a PlanError if a plan was calibrated on another network."""
+    if plan.model is not None and plan.model != fingerprint(network):
         raise PlanError(
-            f"the plan was calibrated on model {plan.model}, this is {fingerprint(transformer)}: "
+            f"the plan was calibrated on model {plan.model}, this is {fingerprint(network)}: "
             "calibrate a kernel and make a plan for this model"
         )
-    found, stats = tapped(transformer, plan.tap, bool(plan.refresh)), CacheStats(plan)
-    call = Call(None if anchor_device is None else torch.device(anchor_device))
+
+
+def _inner_hooks(
+    plan: Plan, transformer: nn.Module, call: Call
+) -> list[tuple[nn.Module, ModelHook]]:
+    """Return the modules to hook for a plan, each with its hook."""
+    found = tapped(transformer, plan.tap, bool(plan.refresh))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
     else:
         pairs = _hooks(plan, found, call)
-    hooks = [(module, hook, _STREAM_HOOK) for module, hook in pairs]
-    hooks += [(transformer, _StepHook(plan, call, stats), _STEP_HOOK)]  # outermost, so it is last
     _check_compiled(transformer, {module for module, _ in pairs})
-    with _offloading_apart(transformer):
-        for module, hook, name in hooks:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
-    registry.invalidate_child_registries_cache()
-    return stats
+    return pairs
+
+
+def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
+    for module, hook in pairs:
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _STREAM_HOOK)
+
+
+def _check_in_place(transformer: nn.Module, pairs: list[tuple[nn.Module, ModelHook]]) -> None:
+    """Raise a PlanError if a hooked module has left the transformer, as when a LoRA is loaded."""
+    present = {
+        id(module)
+        for module in transformer.modules()
+        if hasattr(module, "_diffusers_hook") and module._diffusers_hook.get_hook(_STREAM_HOOK)
+    }
+    if any(id(module) not in present for module, _ in pairs):
+        raise PlanError(
+            "modules of the transformer were replaced while the cache is enabled, for instance by "
+            "loading or unloading a LoRA: disable the cache first and enable it again after that"
+        )
 
 
 def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
@@ -212,8 +289,10 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
             if inside - (set() if around else {module}):
                 raise ValueError(
                     f"{name or 'the transformer'} is compiled, and the cache would be compiled "
-                    "with it: compile the `forward` of what the cache switches off instead, as "
-                    "the text of eigencache.runtime says"
+                    "with it: before the cache is enabled, compile what it switches off instead, "
+                    "`block.forward = torch.compile(block.forward)` for every block (at tap "
+                    "'modules' for every attention, MLP and projection); or cache a pipeline at "
+                    "tap 'output', which takes any compiled network"
                 )
 
 
@@ -221,28 +300,36 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
     """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled.
 
     Args:
-        model: the transformer, or the pipeline that has it.
-
-    Raises:
-        ValueError: the model has no transformer.
+        model: the pipeline or the bare transformer that it was called with.
     """
-    transformer = transformer_of(model)
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    with _offloading_apart(transformer):
+    if not isinstance(model, nn.Module):
+        driver = model.__dict__.pop(_DRIVER, None)
+        if driver is None:
+            return
+        driver.detach()
+        if driver.policy.__class__ is OutputPolicy:
+            return
+        model = transformer_of(model)
+    registry = HookRegistry.check_if_exists_or_initialize(model)
+    with _offloading_apart(model):
         for name in (_STEP_HOOK, _STREAM_HOOK):
             registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
 
 
-def held_bytes(transformer: nn.Module) -> int:
-    """Return how many bytes the cache of a transformer keeps at this moment; 0 if none is enabled.
+def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
+    """Return how many bytes the cache keeps at this moment; 0 if none is enabled.
 
     Counted is the memory behind tensors, once each, wherever they are kept: the anchors, and of
-    plans that recompute tokens what these need. It is largest between two calls.
+    plans that recompute tokens what these need. It is largest between two steps.
     """
-    hook = HookRegistry.check_if_exists_or_initialize(transformer).get_hook(_STEP_HOOK)
-    states = hook.states._state_cache.values() if isinstance(hook, _StepHook) else ()
-    kept = [[vars(state)[name] for name in HELD] for state in states]
+    if not isinstance(model, nn.Module):
+        driver = model.__dict__.get(_DRIVER)
+        kept: Any = driver.policy.held() if driver else ()
+    else:
+        hook = HookRegistry.check_if_exists_or_initialize(model).get_hook(_STEP_HOOK)
+        states = hook.states._state_cache.values() if isinstance(hook, _StepHook) else ()
+        kept = [[vars(state)[name] for name in HELD] for state in states]
     memory = {held.untyped_storage()._cdata: held.untyped_storage() for held in tensors(kept)}
     return sum(storage.nbytes() for storage in memory.values())
 
@@ -272,7 +359,7 @@ def cached(
     """Sample by a plan inside a `with` block.
 
     Args:
-        model: a diffusers pipeline or its transformer, as for `enable_cache`.
+        model: a diffusers pipeline or a bare transformer, as for `enable_cache`.
         plan: what to sample by.
         anchor_device: where features of full steps are kept; by default where they are made.
 
@@ -289,3 +376,24 @@ def cached(
         yield stats
     finally:
         disable_cache(model)
+
+
+@contextlib.contextmanager
+def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
+    """Count and time the steps of a pipeline that samples in full, inside a `with` block.
+
+    Args:
+        pipe: a diffusers pipeline without a cache.
+
+    Yields:
+        Counts and times, as for `cached`.
+
+    Raises:
+        ValueError: the pipeline has no scheduler, or a cache is enabled.
+    """
+    driver = Driver(pipe, Policy(), CacheStats())
+    driver.attach()
+    try:
+        yield driver.stats  # type: ignore[misc]
+    finally:
+        driver.detach()

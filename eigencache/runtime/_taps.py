@@ -327,12 +327,28 @@ def every_eighth(output) -> torch.Tensor:
     return full_features(output)[::8]
 
 
+# How diffusers' pipelines name what denoises.
+DENOISERS = ("transformer", "unet", "prior", "decoder", "controlnet")
 # What a kernel is calibrated on.
 FEATURES: Mapping[str, Callable] = {
     "full": full_features,
     "stride-8": every_eighth,
     "token-mean": token_mean,
 }
+
+
+def network_of(pipe: Any) -> nn.Module:
+    """Return the network that denoises in a pipeline; of several, the one that is named first.
+
+    Raises:
+        ValueError: the pipeline has none loaded.
+    """
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name.startswith(DENOISERS):
+            return part
+    raise ValueError(
+        f"{type(pipe).__name__} has no network loaded whose name begins with {DENOISERS}"
+    )
 
 
 def fingerprint(transformer: nn.Module) -> str:

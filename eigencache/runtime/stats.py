@@ -1,6 +1,6 @@
-"""What a cached transformer did: how many steps it computed, and how long each kind took.
+"""What a cached pipeline did: how many steps it computed, and how long each kind took.
 
-On a CPU a call is timed by the clock. On other devices two events are recorded around it, which
+On a CPU a step is timed by the clock. On other devices two events are recorded around it, which
 does not wait for the device; they are asked for their times only when somebody reads a time.
 """
 
@@ -14,74 +14,92 @@ import torch
 
 from eigencache.plan import Plan, predicted_latent_error, predicted_psnr
 
-# Times of so many of the latest calls of each kind are kept, that a server's memory does not grow.
+# Times of so many of the latest steps of each kind are kept, that a server's memory does not grow.
 KEPT = 1000
 
 
 class CacheStats:
-    """What a cached transformer did, counted over all its calls. `print` shows all of it.
+    """What a cached pipeline did, counted over all its images. `print` shows all of it.
 
-    A pipeline calls its transformer once a step, or twice under classifier-free guidance. Times are
-    of the transformer alone; what else the pipeline does takes as long with a cache as without.
+    A step goes from its first call of a network to the end of the scheduler's step. Of a bare
+    transformer, every call counts as a step.
 
     Attributes:
-        full: calls at full steps, which computed every stream.
-        skipped: calls at skipped steps, which forecast at least one.
+        full: full steps, which computed everything.
+        skipped: skipped steps, which forecast at least one stream.
         predicted_psnr: what the plan says of images in dB, by calibration prompts; or nan.
         predicted_error: what the plan says of latents, root mean square (`eigencache.design`); or
             nan.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan | None = None) -> None:
         self.full = self.skipped = 0
-        self.predicted_psnr = predicted_psnr(plan)
-        self.predicted_error = predicted_latent_error(plan)
+        self.predicted_psnr = predicted_psnr(plan) if plan else math.nan
+        self.predicted_error = predicted_latent_error(plan) if plan else math.nan
+        self._first: float | torch.Event | None = None
+        self._loop: Span | None = None
+        self._device = torch.device("cpu")
         self._full: deque[Span] = deque(maxlen=KEPT)
         self._skipped: deque[Span] = deque(maxlen=KEPT)
-        self._begun: float | torch.Event | None = None
+        self._begun: tuple[deque[Span], float | torch.Event, torch.device] | None = None
 
     @property
     def full_seconds(self) -> float:
-        """The median seconds of a call at a full step; nan before there is one."""
+        """The median seconds of a full step; nan before there is one."""
         return _median(self._full)
 
     @property
     def skipped_seconds(self) -> float:
-        """The median seconds of a call at a skipped step; nan before there is one."""
+        """The median seconds of a skipped step; nan before there is one."""
         return _median(self._skipped)
 
     @property
     def seconds_saved(self) -> float:
-        """What skipping has saved: the skipped calls times the difference of the medians.
+        """What skipping has saved: the skipped steps times the difference of the medians.
 
         It is negative where forecasting takes longer than computing would, 0 while nothing was
         skipped, and nan as long as no full step has ended.
         """
         return self.skipped * (self.full_seconds - self.skipped_seconds) if self.skipped else 0.0
 
-    def begin(self, full: bool, device: torch.device) -> None:
-        """Count a call and start its time.
+    @property
+    def loop_seconds(self) -> float:
+        """The seconds of the latest image's denoising; nan before there is one.
+
+        They go from the first call of a network to the end of the latest step.
+        """
+        return _seconds(self._loop) if self._loop else math.nan
+
+    def since_loop(self) -> float:
+        """Return the seconds since the end of the latest step, such as decoding took."""
+        return _seconds((self._loop[1], _now(self._device))) if self._loop else math.nan
+
+    def begin(self, full: bool, device: torch.device, first: bool = False) -> None:
+        """Count a step and start its time.
 
         Args:
-            full: whether it is at a full step.
+            full: whether it is full.
             device: where it will be computed.
+            first: whether an image begins with it.
         """
         if full:
             self.full += 1
         else:
             self.skipped += 1
-        self._begun = _now(device)
+        now = _now(device)
+        self._begun = self._full if full else self._skipped, now, device
+        if first:
+            self._first, self._device = now, device
 
-    def end(self, full: bool, device: torch.device) -> None:
-        """Stop the time of the call that `begin` counted, unless it was interrupted.
-
-        Args:
-            full: whether it is at a full step.
-            device: where it was computed.
-        """
+    def end(self) -> None:
+        """Stop the time of the step that `begin` counted, if one was begun."""
         if self._begun is not None:
-            (self._full if full else self._skipped).append((self._begun, _now(device)))
+            spans, start, device = self._begun
+            now = _now(device)
+            spans.append((start, now))
             self._begun = None
+            if self._first is not None:
+                self._loop = self._first, now
 
     def __str__(self) -> str:
         """Return steps full and skipped, seconds saved and predictions, in one line."""
