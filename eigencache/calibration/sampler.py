@@ -99,9 +99,7 @@ def sample(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()
-    return Sample(
-        frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device)
-    )
+    return Sample(frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device))
 
 
 def frames_of(made: Any) -> list[Image.Image]:

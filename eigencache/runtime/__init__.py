@@ -207,9 +207,7 @@ def enable_cache(
     return stats
 
 
-def _enable_bare(
-    transformer: nn.Module, plan: Plan, device: torch.device | None
-) -> CacheStats:
+def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK):

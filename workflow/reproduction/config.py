@@ -5,6 +5,7 @@ file, for editors: `PYTHONPATH=workflow python -m reproduction.commands.schema`.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     PrivateAttr,
+    StrictBool,
     StrictInt,
     StringConstraints,
     ValidationError,
@@ -81,6 +84,7 @@ def _check_distinct(values: list) -> list:
 
 
 _Text = Annotated[str, StringConstraints(max_length=100)]
+_Value = StrictBool | StrictInt | FiniteFloat | str
 # The name of one folder or file; a longer one would make file names that no file system takes.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$", max_length=100)]
@@ -105,21 +109,26 @@ class _Part(BaseModel):
     )
 
 
-class Sampler(_Part):
-    """How the pipeline is called."""
+class Arguments(_Part):
+    """What the pipeline is called with besides the prompt: any arguments that its call takes.
 
-    num_steps: Annotated[int, Field(ge=2, le=1000)]
+    The stages check them against the signature of the pipeline itself.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Value | list[_Value]]
+
+    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)]
     """Sampler steps of the full run, and of every run that caches."""
-    height: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+    height: Annotated[int, Field(ge=16, le=16384, multiple_of=8)] | None = None
     """Of images, in pixels."""
-    width: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+    width: Annotated[int, Field(ge=16, le=16384, multiple_of=8)] | None = None
     """Of images, in pixels."""
-    guidance_scale: Annotated[float, Field(ge=0)] = 3.5
-    """Read by guidance-distilled models."""
-    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 512
-    """Tokens of the long text encoder."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and features."""
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The arguments that the configuration states."""
+        return self.model_dump(exclude_unset=True)
 
 
 class Calibration(_Part):
@@ -335,7 +344,11 @@ class Config(_Part):
     """Where a cache keeps features of full steps; null: where they are made."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """What the network runs on."""
-    sampler: Sampler
+    pipeline: Name | None = None
+    """The class of diffusers that the model's parts make; null: the one that the model states."""
+    arguments: Arguments
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and features."""
     calibration: Calibration
     budgets: Budgets
     """Numbers of full steps; every method is run at each."""
@@ -410,10 +423,11 @@ class Config(_Part):
         if "psnr" not in self.metrics:
             raise fault("metrics", f"{self.metrics} lacks psnr, which is required")
         for i, budget in enumerate(self.budgets):
-            if budget > self.sampler.num_steps:
+            if budget > self.arguments.num_inference_steps:
                 raise fault(
                     f"budgets.{i}",
-                    f"{budget} exceeds the {self.sampler.num_steps} of sampler.num_steps",
+                    f"{budget} exceeds the {self.arguments.num_inference_steps} of "
+                    "arguments.num_inference_steps",
                 )
         for i, name in enumerate(self.references):
             _one_of(f"references.{i}", name, self.runs)
@@ -441,7 +455,7 @@ class Config(_Part):
 
     def _check_calibration(self) -> None:
         """Refuse what needs more calibration prompts or steps than there are."""
-        count, steps = len(self.calibration_prompts), self.sampler.num_steps
+        count, steps = len(self.calibration_prompts), self.arguments.num_inference_steps
         if self.collect.prompt >= count:
             raise fault(
                 "collect.prompt",
@@ -452,18 +466,21 @@ class Config(_Part):
             if spec.method in BASELINES:
                 continue
             parts = METHODS[spec.method].parts(1, **spec.options)
-            held_out = parts.closed_loop.held_out if parts.closed_loop else 0
-            wanted = {"runs": (parts.use and parts.use.runs) or 0, "held_out": held_out + 1}
-            for key, least in wanted.items():
-                if least > count:
-                    raise fault(
-                        f"methods.{label}.{key}",
-                        f"needs {least} calibration prompts, calibration.num_prompts gives {count}",
-                    )
+            try:
+                if parts.closed_loop:
+                    parts.closed_loop.judges(count)
+            except ValueError as error:
+                raise fault(f"methods.{label}.held_out", str(error)) from error
+            runs = (parts.use and parts.use.runs) or 0
+            if runs > count:
+                raise fault(
+                    f"methods.{label}.runs",
+                    f"needs {runs} calibration prompts, calibration.num_prompts gives {count}",
+                )
             if parts.use and (parts.use.rank or 0) > steps:
                 raise fault(
                     f"methods.{label}.rank",
-                    f"{parts.use.rank} exceeds the {steps} of sampler.num_steps",
+                    f"{parts.use.rank} exceeds the {steps} of arguments.num_inference_steps",
                 )
 
     def _settle_figures(self) -> None:
@@ -500,7 +517,7 @@ class Config(_Part):
                 )
         if isinstance(samples.zoom, list):
             left, top, size = samples.zoom
-            height, width = self.sampler.height, self.sampler.width
+            height, width = self.arguments.height or math.inf, self.arguments.width or math.inf
             if size < 1 or left + size > width or top + size > height:
                 raise fault(
                     "figures.samples.zoom",

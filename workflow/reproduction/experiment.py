@@ -37,7 +37,7 @@ class Experiment:
         # The budgets of a method that is asked for a quality are not known beforehand.
         some = any(spec.psnr is None for spec in self.config.methods.values())
         self.sharding = plan_shards(
-            self.config.shards, len(self.prompts), self.config.sampler.num_steps,
+            self.config.shards, len(self.prompts), self.config.arguments.num_inference_steps,
             self.config.budgets if some else (), self.config.timed_prompts,
         )  # fmt: skip
 
@@ -156,7 +156,9 @@ class Experiment:
             "num_prompts": len(self.prompts),
             "shards": len(self.shards),
             "seed": self.config.seed,
-            "sampler": self.config.sampler.model_dump(),
+            "pipeline": self.config.pipeline,
+            "arguments": self.config.arguments.stated,
+            "dtype": self.config.dtype,
         }
 
 

@@ -25,12 +25,16 @@ rule collect:
         features=E.config.collect.features,
         streams=lambda w: E.config.collect.streams.get(w.tap, ["*"]),
         seed=E.config.calibration.seed,
-        sampler=E.config.sampler.model_dump_json(),
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
         code=source_hash("reproduction.stages.collect"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.collect --model {input.model:q} --prompts {input.prompts:q} "
-        "--index {params.index:q} --seed {params.seed:q} --sampler {params.sampler:q} "
+        "python -m reproduction.stages.collect --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--prompts {input.prompts:q} "
+        "--index {params.index:q} --seed {params.seed:q} "
         "--low-memory {resources.low_memory} --threads {threads} "
         "--tap {wildcards.tap:q} --streams {params.streams:q} "
         "--features {params.features:q} --trajectory {output:q} > {log:q} 2>&1"

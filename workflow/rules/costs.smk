@@ -21,14 +21,18 @@ rule costs:
         images=COSTS.images,
         full_steps=COSTS.budget,
         seed=E.config.seed,
-        sampler=E.config.sampler.model_dump_json(),
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
         threads=E.config.threads,
         low_memory=int(E.config.low_memory),
         anchor_device=E.config.anchor_device or [],
         code=source_hash("reproduction.stages.costs"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.costs --model {input.model:q} --prompts {input.prompts:q} "
+        "python -m reproduction.stages.costs --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--prompts {input.prompts:q} "
         "--images {params.images:q} --full-steps {params.full_steps:q} --seed {params.seed:q} "
-        "--sampler {params.sampler:q} --threads {threads} --low-memory {params.low_memory:q} "
+        "--threads {threads} --low-memory {params.low_memory:q} "
         "--anchor-device {params.anchor_device:q} --table {output:q} 2>&1 | tee {log:q}"

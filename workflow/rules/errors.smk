@@ -27,14 +27,18 @@ rule errors:
     params:
         indices=ERRORS.prompts,
         seed=E.config.seed,
-        sampler=E.config.sampler.model_dump_json(),
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
         threads=E.config.threads,
         anchor_device=E.config.anchor_device or [],
         code=source_hash("reproduction.stages.errors"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.errors --model {input.model:q} --plans {input.plans:q} "
+        "python -m reproduction.stages.errors --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--plans {input.plans:q} "
         "--kernel {input.kernel:q} --prompts {input.prompts:q} --indices {params.indices:q} "
-        "--seed {params.seed:q} --sampler {params.sampler:q} --threads {threads} "
+        "--seed {params.seed:q} --threads {threads} "
         "--low-memory {resources.low_memory} --anchor-device {params.anchor_device:q} "
         "--table {output:q} 2>&1 | tee {log:q}"

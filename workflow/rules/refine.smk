@@ -30,15 +30,19 @@ rule refine:
         method=lambda w: json.dumps(E.spec(w.label)),
         prompts=hash_of(E.calibration_prompts),
         seed=E.config.calibration.seed,
-        sampler=E.config.sampler.model_dump_json(),
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
         threads=E.config.threads,
         code=source_hash("reproduction.stages.refine"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.refine --model {input.model:q} --kernel {input.kernel:q} "
+        "python -m reproduction.stages.refine --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--kernel {input.kernel:q} "
         "--method {params.method:q} --prompts {input.prompts:q} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} "
+        "--threads {threads} "
         "--low-memory {resources.low_memory} --plans {output:q} 2>&1 | tee {log:q}"
 
 

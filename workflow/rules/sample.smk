@@ -31,7 +31,9 @@ rule sample:
         prompts=PROMPTS,
         shards=len(E.shards),
         seed=E.config.seed,
-        sampler=E.config.sampler.model_dump_json(),
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
         timed=E.config.timed_prompts,
         threads=E.config.threads,
         # The images do not depend on these, but the seconds and the memory recorded do.
@@ -41,10 +43,12 @@ rule sample:
         code=source_hash("reproduction.stages.sample"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.sample --model {input.model:q} --label {wildcards.label:q} "
+        "python -m reproduction.stages.sample --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--label {wildcards.label:q} "
         "--method {params.method:q} --budgets {params.budgets:q} --plans {input.plans:q} "
         "--prompts {input.prompts:q} --num-prompts {params.num_prompts:q} "
         "--shard $((10#{wildcards.shard:q})) --shards {params.shards:q} --seed {params.seed:q} "
-        "--sampler {params.sampler:q} --timed {params.timed:q} --threads {params.threads:q} "
+        "--timed {params.timed:q} --threads {params.threads:q} "
         "--low-memory {params.low_memory:q} --anchor-device {params.anchor_device:q} "
         "--images {params.images:q} --records {output:q} 2>&1 | tee {log:q}"

@@ -53,7 +53,7 @@ def figures(e: Experiment) -> dict[str, Figure]:
     samples = settings.samples.model_dump() | {"difference": int(settings.samples.difference)}
     several = not e.config.ablation
     # A cache's first three steps are full; it takes one more to have a cost.
-    costly = several and e.config.sampler.num_steps > 3
+    costly = several and e.config.arguments.num_inference_steps > 3
     collected = f"{folder}/collected/{settings.trajectory.tap}.safetensors"
 
     table = {
