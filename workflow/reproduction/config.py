@@ -589,10 +589,13 @@ def _spread(key: str, shown: int | list[int], count: int) -> list[int]:
 
 def _explained(error: ValidationError, given: Mapping) -> Iterator[str]:
     """Yield a sentence for every key with a mistake: the key, its value, what is allowed."""
-    by_key: dict[str, list] = {}
+    by_key: dict[tuple[str, str], list] = {}
     for mistake in error.errors(include_url=False):
-        by_key.setdefault(".".join(_key(mistake["loc"], given)), []).append(mistake)
-    for key, mistakes in by_key.items():
+        key = ".".join(_key(mistake["loc"], given))
+        # Each key that is missing is a mistake of its own.
+        missing = mistake["loc"][-1] if mistake["type"] == "missing" else ""
+        by_key.setdefault((key, missing), []).append(mistake)
+    for (key, _), mistakes in by_key.items():
         first = mistakes[0]
         kind, context = first["type"], first.get("ctx", {})
         if kind == "fault":
@@ -604,7 +607,7 @@ def _explained(error: ValidationError, given: Mapping) -> Iterator[str]:
                 name, allowed
             )
         elif kind == "missing":
-            yield f"{key}: missing; it must be stated"
+            yield f"{key}.{first['loc'][-1]}".lstrip(".") + ": missing; it must be stated"
         elif kind == "value_error" and not key:
             yield str(context["error"])
         else:
@@ -617,14 +620,12 @@ def _explained(error: ValidationError, given: Mapping) -> Iterator[str]:
 def _key(loc: Sequence, given: Any) -> list[str]:
     """Return the keys of a place as far as the configuration has them, without types of unions."""
     keys: list[str] = []
-    for i, part in enumerate(loc):
+    for part in loc:
         if part == "[key]":
             break
         try:
             given = given[part]
         except (KeyError, IndexError, TypeError):
-            if i + 1 == len(loc) and isinstance(given, Mapping):  # it is missing
-                keys.append(str(part))
             break
         keys.append(str(part))
     return keys
