@@ -35,6 +35,13 @@ except (ValueError, OSError) as error:
     raise WorkflowError(f"configuration: {error}") from None
 NAME, FIGURES = E.config.experiment, figures(E)
 
+
+def code_of(module, *labels):
+    """Return a hash of what a program runs, with the methods of some labels, or of all."""
+    methods = [E.spec(label)["method"] for label in labels or E.labels]
+    return source_hash(module, frozenset({*E.config.metrics, *methods}))
+
+
 # Jobs call `python`: let it be the one that runs this, whether or not its environment is active.
 path = os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
 os.environ.update(PATH=path, EIGENCACHE_DEVICE=E.config.device)

@@ -3,6 +3,8 @@
 A few have a part more: a gate, or a rule by which skipped steps recompute tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple

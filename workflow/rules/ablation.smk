@@ -33,7 +33,7 @@ rule ablation:
         reference=REFERENCE,
         factors=json.dumps({k: v.model_dump() for k, v in E.config.ablation.items()}),
         configfiles=[os.path.relpath(file) for file in workflow.configfiles],
-        code=source_hash("reproduction.stages.ablation"),
+        code=code_of("reproduction.stages.ablation"),
     shell:
         "python -m reproduction.stages.ablation --summary {input.summary:q} --tidy {input.tidy:q} "
         "--reference {params.reference:q} --factors {params.factors:q} "

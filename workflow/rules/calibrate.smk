@@ -25,7 +25,7 @@ rule calibrate:
         arguments=json.dumps(E.config.arguments.stated),
         dtype=E.config.dtype,
         threads=E.config.threads,
-        code=source_hash("reproduction.stages.calibrate"),
+        code=code_of("reproduction.stages.calibrate"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.calibrate --model {input.model:q} "

@@ -28,7 +28,7 @@ rule collect:
         pipeline=E.config.pipeline or [],
         arguments=json.dumps(E.config.arguments.stated),
         dtype=E.config.dtype,
-        code=source_hash("reproduction.stages.collect"),
+        code=code_of("reproduction.stages.collect"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.collect --model {input.model:q} "

@@ -27,7 +27,7 @@ rule costs:
         threads=E.config.threads,
         low_memory=int(E.config.low_memory),
         anchor_device=E.config.anchor_device or [],
-        code=source_hash("reproduction.stages.costs"),
+        code=code_of("reproduction.stages.costs"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.costs --model {input.model:q} "

@@ -32,7 +32,7 @@ rule errors:
         dtype=E.config.dtype,
         threads=E.config.threads,
         anchor_device=E.config.anchor_device or [],
-        code=source_hash("reproduction.stages.errors"),
+        code=code_of("reproduction.stages.errors"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.errors --model {input.model:q} "

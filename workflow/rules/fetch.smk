@@ -27,7 +27,6 @@ rule fetch:
             ]
             if p
         ],
-        code=source_hash("reproduction.stages.fetch"),
     shell:
         # The stage tries again by itself, so the rule has no `retries`.
         "HF_HUB_OFFLINE=0 python -m reproduction.stages.fetch --table {input.table:q} "

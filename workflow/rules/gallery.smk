@@ -23,9 +23,7 @@ rule gallery:
         budgets=E.config.figures.gallery.budgets,
         prompts=E.config.figures.gallery.prompts or [],
         size=E.config.figures.gallery.size,
-        code=source_hash(
-            "reproduction.gallery.page", "page.html", "page.css", "page.js"
-        ),
+        code=code_of("reproduction.gallery.page"),
     shell:
         "python -m reproduction.gallery.page --title {params.title:q} "
         "--records {input.records:q} --scores {input.scores:q} --summary {input.summary:q} "

@@ -12,7 +12,7 @@ rule merge:
     params:
         num_prompts=len(E.prompts),
         settings=lambda w: json.dumps(E.sampling(w.label)),
-        code=source_hash("reproduction.stages.merge"),
+        code=code_of("reproduction.stages.merge"),
     shell:
         "python -m reproduction.stages.merge --shards {input:q} --count {params.num_prompts:q} "
         "--settings {params.settings:q} --records {output:q} > {log:q} 2>&1"

@@ -17,7 +17,7 @@ rule plan:
         "../../envs/workflow.yaml"
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
-        code=source_hash("reproduction.stages.plan"),
+        code=lambda w: code_of("reproduction.stages.plan", w.label),
     shell:
         "python -m reproduction.stages.plan --kernel {input.kernel:q} --method {params.method:q} "
         "--plans {output:q} > {log:q} 2>&1"

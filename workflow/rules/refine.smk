@@ -34,7 +34,7 @@ rule refine:
         arguments=json.dumps(E.config.arguments.stated),
         dtype=E.config.dtype,
         threads=E.config.threads,
-        code=source_hash("reproduction.stages.refine"),
+        code=lambda w: code_of("reproduction.stages.refine", w.label),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.refine --model {input.model:q} "

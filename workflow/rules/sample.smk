@@ -40,7 +40,7 @@ rule sample:
         low_memory=int(E.config.low_memory),
         anchor_device=E.config.anchor_device or [],
         images="results/{experiment}/images",
-        code=source_hash("reproduction.stages.sample"),
+        code=code_of("reproduction.stages.sample"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.sample --model {input.model:q} "

@@ -32,7 +32,7 @@ rule score:
         metrics=json.dumps(MANIFESTS),
         references=E.config.references,
         code=[
-            source_hash(module)
+            code_of(module)
             for module in (
                 "reproduction.stages.score",
                 *(f"eigencache.metrics._{name}" for name in E.metrics),

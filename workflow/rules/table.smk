@@ -28,7 +28,7 @@ rule table:
     params:
         baseline=E.baseline or [],
         seed=E.config.seed,
-        code=source_hash("reproduction.stages.table"),
+        code=code_of("reproduction.stages.table"),
     shell:
         "python -m reproduction.stages.table --records {input.records:q} --scores {input.scores:q} "
         "--sets {input.sets:q} --baseline {params.baseline:q} "
@@ -67,7 +67,7 @@ rule compare:
         "../../envs/workflow.yaml"
     params:
         reference=REFERENCE,
-        code=source_hash("reproduction.stages.compare"),
+        code=code_of("reproduction.stages.compare"),
     shell:
         "python -m reproduction.stages.compare --summary {input.summary:q} --tidy {input.tidy:q} "
         "--reference {params.reference:q} --table {output.table:q} --markdown {output.markdown:q} "

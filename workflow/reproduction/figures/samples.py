@@ -35,7 +35,6 @@ from reproduction.figures._common import (
     style,
     wrapped,
 )
-from reproduction.stages import run
 from reproduction.tables.tables import altered_images, read_table
 
 COLUMNS = 10  # images side by side
@@ -410,6 +409,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("samples", description=__doc__)
     parser.add_argument("--scores", required=True, help="one row an image: scores.csv")
     parser.add_argument("--methods", nargs="+", required=True, help="labels, in their order")

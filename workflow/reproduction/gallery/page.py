@@ -22,7 +22,6 @@ from tqdm import tqdm
 from eigencache._files import replacing
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
-from reproduction.stages import run
 from reproduction.tables.tables import read_table, refuse_altered
 
 LIMIT = 100_000_000  # bytes; browsers still open such a page within seconds
@@ -305,6 +304,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("gallery", description=__doc__)
     parser.add_argument("--title", required=True, help="the experiment's name")
     parser.add_argument("--records", nargs="+", required=True, help="one a method, in their order")

@@ -23,7 +23,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator, ValidationError
 
 from eigencache._files import replacing, sha256
-from reproduction.provenance import code as provenance
+from reproduction.provenance import code, facts
 
 FORMAT = "eigencache-manifest-1"
 
@@ -87,12 +87,12 @@ def begin(
     settings = {
         name: _setting(value) for name, value in vars(arguments).items() if name not in outputs
     }
-    module, data = _module(main)
+    module = code.module_of(Path(inspect.getfile(main)))
     stage = module.rpartition(".")[2]
     seeds = {stage: arguments.seed} if "seed" in settings else {}
     return {
         "stage": module,
-        "code": provenance.source_hash(module, *data),
+        "code": code.source_hash(module),
         "config": _hash(settings),
         "settings": settings,
         "inputs": {path: found["sha256"] for path, found in earlier.items()},
@@ -101,8 +101,8 @@ def begin(
         | {path: _model(path) for path in paths(arguments, models)},
         "seeds": _union(earlier, "seeds") | seeds,
         "devices": sorted({name for found in earlier.values() for name in found["devices"]}),
-        "package": provenance.package(),
-        "libraries": provenance.libraries(),
+        "package": facts.package(),
+        "libraries": facts.libraries(),
     }
 
 
@@ -112,7 +112,7 @@ def write(path: str | os.PathLike, shared: Mapping) -> None:
     If Snakemake was killed and started again, two processes may be at the same job. Each looks once
     more when its manifest stands, so that the last manifest is of the last result.
     """
-    devices = sorted({*shared["devices"], provenance.device()})
+    devices = sorted({*shared["devices"], facts.device()})
     about = {"format": FORMAT, "sha256": "", "bytes": 0, **shared, "devices": devices}
     while about["sha256"] != (found := sha256(path)):
         about |= {"sha256": found, "bytes": Path(path).stat().st_size}
@@ -191,13 +191,6 @@ def _setting(value):
     if isinstance(value, str) and value.startswith("{"):
         return json.loads(value)
     return value
-
-
-def _module(main: Callable) -> tuple[str, list[str]]:
-    """Return the full name of a stage's module, and the names of the data files beside it."""
-    file = Path(inspect.getfile(main)).resolve()
-    beside = (path for path in file.parent.iterdir() if path.is_file())
-    return provenance.module_of(file), sorted(path.name for path in beside if path.suffix != ".py")
 
 
 def _model(path: str) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from eigencache.calibration.recording import Kind, record_kernels
 from eigencache.calibration.sampler import Settings, load_encoded
 from eigencache.commands.prompts import read_prompts
 from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -29,6 +29,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("calibrate", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--prompts", required=True)

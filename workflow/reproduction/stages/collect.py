@@ -16,7 +16,7 @@ from eigencache.plan import TAPS
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, tapped, tensors, watching
 from eigencache.trajectory import Trajectory
 from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 
 WHOLE = "whole"  # features as they are
 
@@ -105,6 +105,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("collect", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--prompts", required=True)

@@ -37,7 +37,7 @@ from eigencache.runtime import cached, held_bytes
 from eigencache.runtime._taps import tapped
 from eigencache.runtime.stats import Clock
 from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 from reproduction.tables.tables import write_table
 
 
@@ -149,6 +149,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("costs", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--prompts", required=True)

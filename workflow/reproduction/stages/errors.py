@@ -42,7 +42,7 @@ from eigencache.runtime import cached
 from eigencache.runtime._hooks import Call, forecast
 from eigencache.runtime._taps import tapped, tensors, watching
 from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 from reproduction.tables.tables import write_table
 
 FORECAST, LATENTS = "forecast", "latents"
@@ -233,6 +233,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("errors", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 
 import torch
+from eigencache.calibration.refinement import Refinement, check_held_out
 from tqdm import tqdm
 
-from eigencache.calibration.refinement import Refinement, check_held_out
 from eigencache.calibration.sampler import Settings, load_encoded
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -37,6 +37,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("refine", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--kernel", required=True, help="of the kind the method wants")

@@ -31,7 +31,7 @@ from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr
 from eigencache.runtime import cached
 from reproduction.models.check import verified
 from reproduction.prompts import shard_indices
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.stages import LOW_MEMORY
 from reproduction.tables.tables import write_table
 
 
@@ -159,6 +159,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("sample", description=__doc__)
     parser.add_argument("--model", required=True, help="the manifest of a fetched model")
     parser.add_argument("--label", required=True, help="what the method is called here")
