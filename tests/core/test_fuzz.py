@@ -28,8 +28,7 @@ from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.models.check import FetchError, verified
-from reproduction.provenance import code as provenance
-from reproduction.provenance import manifest
+from reproduction.provenance import facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.tables.tables import read_table
@@ -337,7 +336,7 @@ ABOUT = {
     "format": manifest.FORMAT, "sha256": HASH, "bytes": len(RESULT), "stage": "s", "code": "c",
     "config": HASH, "settings": {"seed": 3}, "inputs": {"a": HASH}, "sources": {"b": HASH},
     "models": {"m/manifest.json": {"sha256": HASH, "revision": None}}, "seeds": {"s": 3},
-    "devices": ["d"], "package": provenance.package(), "libraries": {"python": "3"},
+    "devices": ["d"], "package": facts.package(), "libraries": {"python": "3"},
 }  # fmt: skip
 
 
@@ -348,7 +347,7 @@ def test_wild_records_with_a_right_manifest(folder, contents):
     path = place / "records.csv"
     path.write_bytes(contents)
     about = {name: value for name, value in ABOUT.items() if name not in ("sha256", "bytes")}
-    manifest.write(path, about)
+    record.write(path, about)
     assert verify([str(place)]).results == 1
 
 

@@ -18,8 +18,7 @@ from helpers import flow_timesteps, kernel_of, pythonpath, random_trajectories
 from eigencache._files import read_arrays, sha256, write_arrays
 from eigencache.kernel import Kernel
 from eigencache.plan import FORMAT, Plan, PlanError
-from reproduction.provenance import code as provenance
-from reproduction.provenance import manifest
+from reproduction.provenance import code, facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.stages import plan as plan_stage
@@ -36,7 +35,7 @@ STAGES += sorted((ROOT / "workflow/reproduction/figures").glob("[!_]*.py"))
 def vouch(path, stage="calibrate", models=(), sources=(), inputs=(), **settings):
     """Write the manifest of a result, as if a stage had made it with these settings."""
     names = {"inputs": list(inputs), "sources": list(sources), "models": list(models)}
-    shared = manifest.begin(
+    shared = record.begin(
         plan_stage.main, argparse.Namespace(**settings, **names), outputs=[],
         inputs=["inputs"], sources=["sources"], models=["models"],
     )  # fmt: skip
@@ -45,7 +44,7 @@ def vouch(path, stage="calibrate", models=(), sources=(), inputs=(), **settings)
     shared["stage"] = f"reproduction.stages.{stage}"
     if "seed" in settings:
         shared["seeds"][stage] = shared["seeds"].pop("plan")
-    manifest.write(path, shared)
+    record.write(path, shared)
 
 
 def run_stage(monkeypatch, module, *arguments):
@@ -117,13 +116,13 @@ def test_a_result_says_where_it_came_from(project, monkeypatch):
     plan = Path(PLAN).read_bytes()
     assert (about["bytes"], about["sha256"]) == (len(plan), hashlib.sha256(plan).hexdigest())
     assert about["stage"] == "reproduction.stages.plan"
-    assert about["code"] == provenance.source_hash("reproduction.stages.plan")
+    assert about["code"] == code.source_hash("reproduction.stages.plan")
     assert about["settings"] == {"kernel": KERNEL, "method": {"method": "EigenCache-design"}}
     assert about["inputs"] == {KERNEL: sha256(KERNEL)}
     assert about["libraries"]["numpy"] == np.__version__
     assert about["libraries"]["pandas"] == pd.__version__
     assert about["package"]["version"] == "0.1.0"
-    assert about["devices"] == [provenance.device()] and about["devices"][0]
+    assert about["devices"] == [facts.device()] and about["devices"][0]
     # What the kernel came from.
     assert about["models"] == {MODEL: {"sha256": sha256(MODEL), "revision": "hf://a/b@1"}}
     assert about["seeds"] == {"calibrate": 7}
@@ -154,8 +153,8 @@ version = "1.2.3"
 
 def test_the_commit_is_the_checkouts_and_says_if_it_is_dirty(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text(PROJECT)
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
-    assert provenance.package()["commit"] is None
+    monkeypatch.setattr(facts, "PROJECT", tmp_path)
+    assert facts.package()["commit"] is None
 
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -168,9 +167,9 @@ def test_the_commit_is_the_checkouts_and_says_if_it_is_dirty(tmp_path, monkeypat
     git("add", ".")
     git("commit", "-q", "-m", "one")
     head = git("rev-parse", "HEAD")
-    assert provenance.package()["commit"] == head
+    assert facts.package()["commit"] == head
     (tmp_path / "pyproject.toml").write_text(PROJECT + "\n")
-    assert provenance.package()["commit"] == f"{head}-dirty"
+    assert facts.package()["commit"] == f"{head}-dirty"
 
 
 def test_no_secret_of_the_environment_is_written(project, monkeypatch, capfd):
@@ -277,7 +276,7 @@ def test_a_crash_before_the_manifest_leaves_what_is_refused_until_the_job_is_run
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write", killed)
+        patch.setattr(record, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             make_plan(patch)
     assert Path(PLAN).is_file()
@@ -298,7 +297,7 @@ def test_a_result_that_another_process_replaces_meanwhile_has_its_own_manifest(
             Path(path).write_bytes(other.pop())
         return found
 
-    monkeypatch.setattr(manifest, "sha256", replaced_after)
+    monkeypatch.setattr(record, "sha256", replaced_after)
     make_plan(monkeypatch)
     assert Path(PLAN).read_bytes() == b"another's plan"
     assert manifest.read(PLAN)["sha256"] == sha256(PLAN)

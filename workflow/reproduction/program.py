@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from reproduction.provenance import manifest
+from reproduction.provenance import record
 
 
 def run(
@@ -31,12 +31,12 @@ def run(
     """
     arguments = parser.parse_args()
     try:
-        shared = outputs and manifest.begin(
+        shared = outputs and record.begin(
             main, arguments, outputs=outputs, inputs=inputs, sources=sources, models=models
         )
         said = main(arguments) or {}
-        for path in manifest.paths(arguments, outputs):
-            manifest.write(path, {**shared, **said})
+        for path in record.paths(arguments, outputs):
+            record.write(path, {**shared, **said})
     except (ValueError, OSError) as error:
         stage = parser.prog.removesuffix(".py")
         sys.exit(f"eigencache {stage}: {type(error).__name__}: {error}")

@@ -213,7 +213,7 @@ def _loaded(tree: ast.AST) -> set[str]:
     names, waiting = set(), [tree]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, ast.Name):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             names.add(node.id)
         for field, value in ast.iter_fields(node):
             if not (lazy and field in ("annotation", "returns")):
