@@ -411,6 +411,20 @@ def test_verify_names_what_is_spoilt(project, monkeypatch, path, spoil, message)
     assert all("delete" in fault or "run again" in fault for fault in report.faults)
 
 
+@pytest.mark.parametrize("name", ["records.csv", "table.csv", "gallery.html", "pareto.pdf"])
+def test_verify_misses_a_manifest_that_is_gone(project, monkeypatch, name):
+    """Of a result that nothing else is made from, too, and whatever became of the result."""
+    make_plan(monkeypatch)
+    merge(monkeypatch)
+    for path in ("table.csv", "gallery.html", "pareto.pdf"):
+        Path(path).write_text("run,psnr\na,1\n")
+        vouch(path)
+    assert verify(["."]).faults == []
+    Path(f"{name}.json").unlink()
+    faults = verify(["."]).faults
+    assert any(fault.startswith(f"{name}: ") and "delete" in fault for fault in faults), faults
+
+
 def test_verify_says_where_there_is_nothing(project):
     Path("empty").mkdir()
     (fault,) = verify(["empty"]).faults

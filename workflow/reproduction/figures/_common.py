@@ -5,9 +5,10 @@ all of them share is here: the style, how to save, and how a method looks.
 """
 
 import os
-import textwrap
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle, product
+from functools import cache
+from itertools import accumulate, cycle, product
 from pathlib import Path
 from types import MappingProxyType
 
@@ -161,19 +162,59 @@ def require(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
 def wrapped(text: str, width: float, size: float, lines: int | None = None) -> str:
     """Return `text` in lines of at most `width` inches, as set in the style's font at `size` pt.
 
-    Of text that takes more than `lines` lines, what fits is kept and ends with an ellipsis.
+    Lines end at spaces and after hyphens, or within a word that is longer than a line. Of text that
+    takes more than `lines` lines, what fits is kept and ends with an ellipsis.
     """
-    for chars in range(len(text), 0, -1):
-        # Below two characters a line there is no room for the ellipsis.
-        kept = textwrap.wrap(text, chars, max_lines=lines if chars > 1 else None, placeholder="…")
-        if chars == 1 or max(inches(line, size) for line in kept) <= width:
-            return "\n".join(kept)
-    return text
+
+    def fits(line: str) -> bool:
+        """Whether a line fits; one that is much too long letter by letter is not even measured."""
+        estimates = accumulate(_advance(letter, size) for letter in line)
+        return (
+            all(estimate < 1.5 * width for estimate in estimates) and _inches(line, size) <= width
+        )
+
+    def fitting(parts: Sequence[str], end: str = "") -> int:
+        """Return how many parts fit into a line that has this end."""
+        count = 0
+        while count < len(parts) and fits("".join(parts[: count + 1]).strip() + end):
+            count += 1
+        return count
+
+    made: list[str] = []
+    rest = re.findall(r"\s+|[^\s-]+-*|-+", text.strip())
+    while rest:
+        last = len(made) + 1 == lines
+        count = fitting(rest)
+        if last and count < len(rest):
+            count = fitting(rest, "…")
+            kept = "".join(rest[:count]) or rest[0][: max(fitting(rest[0], "…"), 1)]
+            made.append(f"{kept.strip()}…")
+            break
+        if not count:
+            letters = max(fitting(rest[0]), 1)
+            rest[:1] = [rest[0][:letters], rest[0][letters:]]
+            count = 1
+        made.append("".join(rest[:count]).strip())
+        rest = rest[count:]
+        if rest and rest[0].isspace():
+            rest = rest[1:]
+    return "\n".join(made)
 
 
 @style()
 def inches(line: str, size: float, weight: str = "normal") -> float:
     """Return the width of a line of text, in inches, as set in the style's font at `size` pt."""
+    return _inches(line, size, weight)
+
+
+@cache
+def _advance(letter: str, size: float) -> float:
+    """Return by how much a letter makes a line wider, in inches."""
+    return _inches(f"l{letter}l", size) - _inches("ll", size)
+
+
+def _inches(line: str, size: float, weight: str = "normal") -> float:
+    """Return the same where the style is set already, which takes longer than measuring."""
     plain = line.replace("$", r"\$")  # or it would be set as mathematics
     font = FontProperties(weight=weight)
     return TextPath((0, 0), plain, size=size, prop=font).get_extents().width / 72
