@@ -3,19 +3,17 @@
 import difflib
 import inspect
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eigencache.calibration.quality import FEWEST, Judge, cheapest, with_prediction
+from eigencache.calibration.quality import Judge, cheapest, with_prediction
 from eigencache.calibration.recording import Kind, record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator, takes
 from eigencache.closed_loop import ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
-from eigencache.methods import METHODS, Method
+from eigencache.methods import FEWEST, Method, check_wish, method_of
 from eigencache.plan import Plan, predicted_psnr
-from eigencache.schedules import Interval
 
 # What a method that needs no kernel is given, for its timesteps alone.
 OUTPUT = Kind("output", "full", "second-moment")
@@ -82,18 +80,38 @@ def calibrate(
     if psnr is not None and len(calls) < 2:
         raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
     calibration = Calibration(pipe, calls, arguments, seed)
-    if loop:
-        maker: Any = ClosedLoopMaker(calibration, chosen, options)
-        return maker.plan(full_steps) if psnr is None else maker.cheapest(psnr)
-    kernel = calibration.kernel(kind_of(chosen, tap, options), chosen.needs_kernel)
+    return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
+
+
+def plan_with(
+    calibration: "Calibration", method: Method, full_steps: int | None = None, *,
+    psnr: float | None = None, options: Mapping[str, Any] | None = None, tap: str | None = None,
+    kernel: Kernel | None = None,
+) -> Plan:  # fmt: skip
+    """Return the plan of a method for a budget or a quality, as `calibrate` does.
+
+    Args:
+        calibration: the calls that it is made on.
+        method: of `eigencache.METHODS`.
+        full_steps, psnr, options, tap: as for `calibrate`.
+        kernel: of the kind that the method wants; by default that of the calls.
+
+    Raises:
+        ValueError, PlanError: as `calibrate` says.
+    """
+    options = dict(options or {})
+    if method.closed_loop:
+        maker = ClosedLoopMaker(calibration, method, options, kernel)
+        return maker.cheapest(psnr) if full_steps is None else maker.plan(full_steps)  # type: ignore[arg-type]
+    used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
 
     def open_loop(budget: int) -> Plan:
-        return chosen.plan(budget, kernel.timesteps, kernel, tap=tap, **options)
+        return method.plan(budget, used.timesteps, used, tap=tap, **options)
 
     if full_steps is not None:
         return open_loop(full_steps)
-    judge = calibration.judge(min(JUDGES, len(calls) // 2))
-    budgets = range(FEWEST, len(kernel.timesteps) + 1)
+    judge = calibration.judge(min(JUDGES, len(calibration.calls) // 2))
+    budgets = range(FEWEST, len(used.timesteps) + 1)
     return cheapest(lambda budget: with_prediction(open_loop(budget), judge), psnr or 0.0, budgets)
 
 
@@ -120,6 +138,7 @@ class Calibration:
         return {
             "seed": str(self.seed),
             "arguments": json.dumps(plain, sort_keys=True),
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "pipeline": type(self.pipe).__name__,
             "scheduler": type(self.pipe.scheduler).__name__,
         }
@@ -215,46 +234,6 @@ class ClosedLoopMaker:
         return cheapest(self.plan, psnr, range(FEWEST, len(self.runs) + 1))
 
 
-def method_of(name: str) -> Method:
-    """Return the method of a name.
-
-    Raises:
-        ValueError: there is none; the message lists those that there are.
-    """
-    if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
-    return METHODS[name]
-
-
-def check_wish(
-    method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
-    options: Mapping[str, object],
-) -> None:  # fmt: skip
-    """Raise a ValueError that says what is wrong with what is asked of a method, before any work.
-
-    Args:
-        method: that is asked for a plan.
-        full_steps: the budget, or None.
-        psnr: the quality in dB, or None.
-        tap: where features are to be taken, or None.
-        options: of the method.
-    """
-    if (full_steps is None) == (psnr is None):
-        raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
-    if full_steps is not None and full_steps < 1:
-        raise ValueError(f"full_steps must be at least 1: {full_steps}")
-    if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
-        raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
-    if psnr is not None and method.schedule is Interval:
-        raise ValueError(
-            "psnr: an interval does not give every number of full steps; state full_steps, or "
-            "choose a method that has no interval, such as EigenCache-design"
-        )
-    if method.closed_loop and tap not in (None, method.tap):
-        raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
-    method.parts(full_steps or FEWEST, **options)
-
-
 def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> Kind:
     """Return the kind of kernel that a method wants with these options."""
     use = method.parts(1, **options).use
@@ -290,11 +269,12 @@ def check_arguments(pipe: Any, calls: Sequence[Call], arguments: Mapping[str, An
     """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
 
     Args:
-        pipe: a pipeline of diffusers.
+        pipe: a pipeline of diffusers, or its class.
         calls: the arguments that are each call's own.
         arguments: those that all calls share.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    parameters = inspect.signature(kind.__call__).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for name in sorted({*arguments, *(name for call in calls for name in call)}):
@@ -303,4 +283,4 @@ def check_arguments(pipe: Any, calls: Sequence[Call], arguments: Mapping[str, An
         if name not in parameters:
             near = difflib.get_close_matches(name, [*parameters][1:], 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{type(pipe).__name__} takes no argument {name!r}{hint}")
+            raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")

@@ -61,6 +61,7 @@ class Gap(NamedTuple):
     toward: np.ndarray
 
 
+Passes = tuple[tuple[str, int], ...]  # the networks called at a step, each with how often
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
 
 
@@ -95,7 +96,7 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
         size = batch if _can_batch(calls, arguments) else 1
         chunks = [range(i, min(i + size, len(calls))) for i in range(0, len(calls), size)]
@@ -120,16 +121,12 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which the pipeline begins to call other networks, or others as often."""
-        found = [self._of_denoisers(passes) for passes in self.passes]
-        return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+        return switches_of(self.passes)
 
     @property
     def denoisers(self) -> set[str] | None:
         """The networks that are called after the first step; None while that is not known."""
-        return {name for passes in self.passes[1:] for name, _ in passes} or None
-
-    def _of_denoisers(self, passes: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-        return tuple(part for part in passes if part[0] in (self.denoisers or ()))
+        return denoisers_of(self.passes) or None
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -234,9 +231,10 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = self.denoisers
-        policy.begins_alike = len(self.passes) > 1 and self._of_denoisers(
-            self.passes[0]
-        ) == self._of_denoisers(self.passes[1])
+        names = denoisers_of(self.passes)
+        policy.begins_alike = len(self.passes) > 1 and (
+            _among(names, self.passes[0]) == _among(names, self.passes[1])
+        )
         driver.attach()
         try:
             with quiet(self.pipe):
@@ -279,7 +277,7 @@ class _Record(_Simulated):
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
         self.timesteps: list[float] = []
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[Passes] = []
         self.step_sizes = np.empty(0)
         self.visited: np.ndarray | None = None
         self.sizes: np.ndarray | None = None
@@ -438,6 +436,21 @@ def _clone(generator: torch.Generator) -> torch.Generator:
     clone = torch.Generator(generator.device)
     clone.set_state(generator.get_state())
     return clone
+
+
+def denoisers_of(passes: Sequence[Passes]) -> set[str]:
+    """Return the networks that are called after the first step, by name."""
+    return {name for step in passes[1:] for name, _ in step}
+
+
+def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
+    """Return the steps at which a pipeline begins to call other networks, or others as often."""
+    found = [_among(denoisers_of(passes), step) for step in passes]
+    return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+
+
+def _among(names: set[str], passes: Passes) -> Passes:
+    return tuple(part for part in passes if part[0] in names)
 
 
 def sample_of(result: Any) -> torch.Tensor:

@@ -34,7 +34,7 @@ from eigencache.plan import PlanError
 from eigencache.runtime._taps import map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
-_ATTACHED = "_eigencache"
+ATTACHED = "_eigencache"
 
 
 @dataclass
@@ -178,6 +178,8 @@ class Attachment:
         self.index += 1
         if driver:
             driver.stepped()
+            for follow in driver.followers:
+                follow(result)
         return result
 
     def finish(self) -> None:
@@ -222,7 +224,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment = self.__dict__[_ATTACHED]
+        attachment = self.__dict__[ATTACHED]
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
 
     return types.MethodType(method, scheduler)
@@ -240,6 +242,7 @@ class Driver:
         encoded: where the simulator keeps what networks returned before the denoising began, by
             name and order of the call, to hand it out again; None runs them every time.
         denoisers: the names of those that denoise; None while that is not known.
+        followers: called with what `scheduler.step` returned, after every step.
         shapes: what each denoiser is called with and returns, by name and order in a step.
 
     Raises:
@@ -253,6 +256,7 @@ class Driver:
         self.thread: int | None = None
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
+        self.followers: list[Callable[[Any], None]] = []
         self.calls: dict[str, int] = {}
         self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
         self.computed = True
@@ -281,7 +285,7 @@ class Driver:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if _ATTACHED in scheduler.__dict__:
+        if ATTACHED in scheduler.__dict__:
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
@@ -290,7 +294,7 @@ class Driver:
             check_no_cache(name, module)
         self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
-        attached.__dict__[_ATTACHED] = self.attachment
+        attached.__dict__[ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
         attached.set_timesteps = _method(attached, "set_timesteps")
         self.scheduler = self.pipe.scheduler = attached
@@ -304,7 +308,7 @@ class Driver:
         if not self.attached:
             return
         self.attachment.finish()
-        own = {_ATTACHED, "step", "set_timesteps"}
+        own = {ATTACHED, "step", "set_timesteps"}
         kept = {k: v for k, v in self.scheduler.__dict__.items() if k not in own}
         if self.pipe.scheduler is self.scheduler:
             self._original.__dict__.update(kept)  # where the last image has left it
@@ -403,7 +407,7 @@ class _Switch:
         self.module, self.drivers, self.inside = module, dict[Driver, str](), False
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            switch = module.__dict__.get(_ATTACHED)
+            switch = module.__dict__.get(ATTACHED)
             if switch is None:  # a deep copy of the module
                 return type(module).forward(module, *args, **kwargs)
             return switch.call(args, kwargs)
@@ -417,7 +421,7 @@ class _Switch:
     @classmethod
     def of(cls, module: nn.Module) -> "_Switch":
         """Return the switch of a module, made now if it has none."""
-        return module.__dict__.setdefault(_ATTACHED, cls(module))
+        return module.__dict__.setdefault(ATTACHED, cls(module))
 
     def place(self) -> None:
         """Put the switch in front of the module, unless it is there."""
@@ -446,7 +450,7 @@ class _Switch:
         self.drivers.pop(driver, None)
         if self.drivers:
             return
-        del self.module.__dict__[_ATTACHED]
+        del self.module.__dict__[ATTACHED]
         for name in (self.name, "_old_forward"):  # the latter is where offloading puts what it met
             if self.module.__dict__.get(name) is self.method:
                 if self.below is None and name == self.name:

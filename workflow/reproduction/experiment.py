@@ -1,13 +1,14 @@
 """The experiment that a configuration describes: checked first, then asked for its parts."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
-from eigencache.commands.prompts import read_prompts
+from eigencache.commands.prompts import described, read_calls
 from eigencache.methods import METHODS
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL, TAPS
@@ -52,15 +53,15 @@ class Experiment:
         self._check_ablation()
         self._check_figures()
         calibration = self.config["calibration"]
-        self.prompts = read_prompts(self.config["prompts"], self.config["num_prompts"])
-        self.calibration_prompts = read_prompts(calibration["prompts"], calibration["num_prompts"])
+        self.prompts = _prompts(self.config["prompts"], self.config["num_prompts"])
+        self.calibration_prompts = _prompts(calibration["prompts"], calibration["num_prompts"])
         if self.config["collect"]["prompt"] >= len(self.calibration_prompts):
             raise ConfigError(
                 f"collect.prompt: {self.config['collect']['prompt']} is none of the "
                 f"{len(self.calibration_prompts)} calibration prompts, which count from 0"
             )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
-        refuse_overlap(read_prompts(calibration["prompts"]), read_prompts(self.config["prompts"]))
+        refuse_overlap(_prompts(calibration["prompts"]), _prompts(self.config["prompts"]))
         self.sharding = plan_shards(self.config, len(self.prompts))
         if calibration["seed"] == self.config["seed"]:
             raise ConfigError(
@@ -139,7 +140,7 @@ class Experiment:
         left_out |= set() if set(self.planned) & set(self.budgeted) else {"plans", "errors"}
         left_out |= set() if self.planned else {"schedules"}
         # A cache's first three steps are full; it takes one more to have a cost.
-        left_out |= set() if self.config["sampler"]["num_steps"] > 3 else {"costs"}
+        left_out |= set() if self.config["arguments"]["num_inference_steps"] > 3 else {"costs"}
         return [figure for figure in FIGURES if figure not in left_out]
 
     @property
@@ -225,7 +226,9 @@ class Experiment:
             "num_prompts": len(self.prompts),
             "shards": len(self.shards),
             "seed": self.config["seed"],
-            "sampler": self.config["sampler"],
+            "pipeline": self.config["pipeline"],
+            "arguments": self.config["arguments"],
+            "dtype": self.config["dtype"],
         }
 
     def _check_paths(self) -> None:
@@ -245,10 +248,12 @@ class Experiment:
                 )
 
     def _check_budgets(self) -> None:
-        steps = self.config["sampler"]["num_steps"]
+        steps = self.config["arguments"]["num_inference_steps"]
         for i, budget in enumerate(self.config["budgets"]):
             if budget > steps:
-                raise ConfigError(f"budgets.{i}: {budget} exceeds the {steps} of sampler.num_steps")
+                raise ConfigError(
+                    f"budgets.{i}: {budget} exceeds the {steps} of arguments.num_inference_steps"
+                )
         for figure, settings in self.config["figures"].items():
             budget = settings.get("budget")
             if budget is not None and budget not in self.config["budgets"]:
@@ -285,7 +290,7 @@ class Experiment:
                 )
         if isinstance(samples["zoom"], list):
             left, top, size = samples["zoom"]
-            height, width = (self.config["sampler"][side] for side in ("height", "width"))
+            height, width = (self.config["arguments"].get(k, math.inf) for k in ("height", "width"))
             if size < 1 or left + size > width or top + size > height:
                 raise ConfigError(
                     f"figures.samples.zoom: {samples['zoom']} (left, top, size) does not lie in an "
@@ -317,7 +322,8 @@ class Experiment:
 
     def _check_prompts_suffice(self) -> None:
         """Raise a ConfigError if a method or figure wants more prompts or steps than there are."""
-        calibrated, steps = len(self.calibration_prompts), self.config["sampler"]["num_steps"]
+        calibrated = len(self.calibration_prompts)
+        steps = self.config["arguments"]["num_inference_steps"]
         for label in self.planned:
             spec = self.spec(label)
             parts = METHODS[spec["method"]].parts(1, **_options(spec))
@@ -332,7 +338,7 @@ class Experiment:
             if parts.use and (parts.use.rank or 0) > steps:
                 raise ConfigError(
                     f"methods.{label}.rank: {parts.use.rank} exceeds the {steps} of "
-                    "sampler.num_steps"
+                    "arguments.num_inference_steps"
                 )
         figures = self.config["figures"]
         shown = {name: figures[name].get("prompts", []) for name in ("samples", "errors")}
@@ -367,6 +373,11 @@ class Experiment:
                     f"{where}.base: {part['base']!r} is not one of its values "
                     f"{list(part['values'])}"
                 )
+
+
+def _prompts(path: str, count: int | None = None) -> list[str]:
+    """Return what says of each call of a prompt file all that is its own."""
+    return [described(call) for call in read_calls(path, count)]
 
 
 def hash_of(prompts: Iterable[str]) -> str:

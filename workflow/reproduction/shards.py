@@ -93,7 +93,7 @@ def plan_shards(config: Mapping, prompts: int) -> Shards:
     budgets = tuple(config["budgets"]) if budgeted else ()
 
     def split(count: int) -> Shards:
-        num_steps, timed = config["sampler"]["num_steps"], config["timed_prompts"]
+        num_steps, timed = config["arguments"]["num_inference_steps"], config["timed_prompts"]
         return Shards(prompts, count, num_steps, budgets, timed)
 
     if config["shards"] != "auto":

@@ -20,12 +20,16 @@ rule calibrate:
     params:
         prompts=hash_of(E.calibration_prompts),
         seed=E.config["calibration"]["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         threads=E.config["threads"],
         code=source_hash("reproduction.stages.calibrate"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.calibrate --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.stages.calibrate --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} "
+        "--threads {threads} "
         "--low-memory {resources.low_memory} --kernels {output} 2>&1 | tee {log}"

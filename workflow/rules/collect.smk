@@ -24,12 +24,16 @@ rule collect:
         features=E.config["collect"]["features"],
         streams=lambda w: E.config["collect"]["streams"].get(w.tap, ["*"]),
         seed=E.config["calibration"]["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         code=source_hash("reproduction.stages.collect"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.collect --model {input.model} --prompts {input.prompts} "
-        "--index {params.index} --seed {params.seed} --sampler {params.sampler:q} "
+        "python -m reproduction.stages.collect --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--prompts {input.prompts} "
+        "--index {params.index} --seed {params.seed} "
         "--low-memory {resources.low_memory} --threads {threads} "
         "--tap {wildcards.tap} --streams {params.streams:q} "
         "--features {params.features} --trajectory {output} > {log} 2>&1"

@@ -22,16 +22,20 @@ rule costs:
         images=COSTS["images"],
         full_steps=COSTS["budget"],
         seed=E.config["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         threads=E.config["threads"],
         low_memory=int(E.config["low_memory"]),
         anchor_device=E.config["anchor_device"] or [],
         code=source_hash("reproduction.stages.costs"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.costs --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.stages.costs --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--prompts {input.prompts} "
         "--images {params.images} --full-steps {params.full_steps} --seed {params.seed} "
-        "--sampler {params.sampler:q} --threads {threads} --low-memory {params.low_memory} "
+        "--threads {threads} --low-memory {params.low_memory} "
         "--anchor-device {params.anchor_device} --table {output} 2>&1 | tee {log}"
 
 

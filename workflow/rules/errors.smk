@@ -32,15 +32,19 @@ rule errors:
     params:
         indices=ERRORS["prompts"],
         seed=E.config["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         threads=E.config["threads"],
         anchor_device=E.config["anchor_device"] or [],
         code=source_hash("reproduction.stages.errors"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.errors --model {input.model} --plans {input.plans} "
+        "python -m reproduction.stages.errors --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--plans {input.plans} "
         "--kernel {input.kernel} --prompts {input.prompts} --indices {params.indices} "
-        "--seed {params.seed} --sampler {params.sampler:q} --threads {threads} "
+        "--seed {params.seed} --threads {threads} "
         "--low-memory {resources.low_memory} --anchor-device {params.anchor_device} "
         "--table {output} 2>&1 | tee {log}"
 

@@ -29,15 +29,19 @@ rule refine:
         method=lambda w: json.dumps(E.spec(w.label)),
         prompts=hash_of(E.calibration_prompts),
         seed=E.config["calibration"]["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         threads=E.config["threads"],
         code=source_hash("reproduction.stages.refine"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.refine --model {input.model} --kernel {input.kernel} "
+        "python -m reproduction.stages.refine --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--kernel {input.kernel} "
         "--method {params.method:q} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} "
+        "--threads {threads} "
         "--low-memory {resources.low_memory} --plans {output} 2>&1 | tee {log}"
 
 

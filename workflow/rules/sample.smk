@@ -30,7 +30,9 @@ rule sample:
         prompts=PROMPTS,
         shards=len(E.shards),
         seed=E.config["seed"],
-        sampler=json.dumps(E.config["sampler"]),
+        pipeline=E.config["pipeline"] or [],
+        arguments=json.dumps(E.config["arguments"]),
+        dtype=E.config["dtype"],
         timed=E.config["timed_prompts"],
         threads=E.config["threads"],
         # The images do not depend on these, but the seconds and the memory recorded do.
@@ -40,10 +42,12 @@ rule sample:
         code=source_hash("reproduction.stages.sample"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.sample --model {input.model} --label {wildcards.label} "
+        "python -m reproduction.stages.sample --model {input.model} "
+        "--pipeline {params.pipeline} --arguments {params.arguments:q} --dtype {params.dtype} "
+        "--label {wildcards.label} "
         "--method {params.method} --budgets {params.budgets} --plans {input.plans} "
         "--prompts {input.prompts} --num-prompts {params.num_prompts} "
         "--shard $((10#{wildcards.shard})) --shards {params.shards} --seed {params.seed} "
-        "--sampler {params.sampler:q} --timed {params.timed} --threads {params.threads} "
+        "--timed {params.timed} --threads {params.threads} "
         "--low-memory {params.low_memory} --anchor-device {params.anchor_device} "
         "--images {params.images} --records {output} 2>&1 | tee {log}"

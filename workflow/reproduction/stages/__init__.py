@@ -10,9 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from reproduction.provenance import manifest
 
-# What the stages that load a model say of their option.
-LOW_MEMORY = "1: the transformer and the VAE take turns on the device"
-
 
 def run(
     main: Callable[[argparse.Namespace], Mapping | None],
