@@ -47,9 +47,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from eigencache.calibration.full_runs import full_runs
 from tqdm import tqdm
 
-from eigencache.calibration.full_runs import full_runs
 from eigencache.calibration.sampler import (
     Settings,
     call,

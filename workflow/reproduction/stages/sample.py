@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache._frames import hash_of_frames, write_frames
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
-from eigencache._frames import hash_of_frames, write_frames
 from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr, remembered
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.prompts import shard_indices
