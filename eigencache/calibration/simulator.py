@@ -472,8 +472,16 @@ def _batch(
     chunk: range,
 ) -> Batch:  # fmt: skip
     chosen = [calls[i] for i in chunk]
-    own = dict(chosen[0]) if len(chunk) == 1 else {"prompt": [call["prompt"] for call in chosen]}
+    own: dict[str, Any] = dict(chosen[0])
+    if len(chunk) > 1:
+        # Pipelines want as many negative prompts as prompts.
+        own = {k: [v] * len(chunk) for k, v in arguments.items() if _is_prompt(k, v)}
+        own["prompt"] = [call["prompt"] for call in chosen]
     return Batch({**arguments, **own}, [seeds[i] for i in chunk])
+
+
+def _is_prompt(name: str, value: Any) -> bool:
+    return "prompt" in name and isinstance(value, str)
 
 
 def _can_batch(calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
