@@ -364,11 +364,12 @@ def _refuse_strangers(
     """
     out = arguments.out
     known = {row["image"]: row for row in rows}
-    images = {p.name for p in out.glob("*") if p.suffix == ".png" or p.is_dir()}
+    videos = {p.name for p in out.glob("*") if p.is_dir() and p.name.isdigit()}
+    images = {p.name for p in out.glob("*.png")} | videos
     if (known or images) and not arguments.resume:
         raise ValueError(
-            f"{out}: holds {len(images | known.keys())} images already; choose another folder, or "
-            "state --resume to make those that this run still lacks"
+            f"{out}: holds images already, {len(images | known.keys())} of them; choose another "
+            "folder, or state --resume to make those that this run still lacks"
         )
     others = sorted(name for name, row in known.items() if row.get("run") != digest)
     if others:

@@ -75,8 +75,8 @@ def test_shipped_ablation_is_of_the_default_experiment(config):
     assert config["calibration"] == default["calibration"]
     assert config["seed"] == default["seed"] and config["prompts"] == default["prompts"]
     assert set(config["budgets"]) <= set(default["budgets"])
-    changed = {key: default["sampler"][key] for key in config["sampler"]}
-    assert config["sampler"] == changed
+    stated = {key: default["arguments"][key] for key in config["arguments"]}
+    assert config["arguments"] == stated
 
 
 def test_no_two_methods_are_the_same(config):
@@ -106,7 +106,7 @@ def test_values_are_those_of_the_options(config, factor, option):
         parts = METHODS[spec["method"]].parts(9, **options(spec))
         (real,) = {getattr(part, option) for part in parts if hasattr(part, option)}
         everything = {"runs": config["calibration"]["num_prompts"], "anchors": "all"}
-        everything["rank"] = config["sampler"]["num_steps"]
+        everything["rank"] = config["arguments"]["num_inference_steps"]
         assert value == (everything[option] if real is None else real)
 
 
@@ -121,7 +121,7 @@ def options(spec):
 
 
 def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
-    timesteps = flow_timesteps(shipped.config["sampler"]["num_steps"])
+    timesteps = flow_timesteps(shipped.config["arguments"]["num_inference_steps"])
     trajectories = random_trajectories(timesteps, 2)
     for label in shipped.planned:
         spec = shipped.spec(label)

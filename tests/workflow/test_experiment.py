@@ -105,11 +105,11 @@ def change(config, path, value):
 MISTAKES = [
     ("baseline", "TaylorSeer-3", r"baseline: 'TaylorSeer-3' is unknown; methods has \['fewer"),
     ("baseline", "full", "baseline: 'full' is unknown"),
-    ("sampler/num_stepz", 5, r"sampler: unknown keys \['num_stepz'\]; allowed are"),
-    ("sampler/num_steps", "fifty", "sampler.num_steps: 'fifty' is not allowed"),
-    ("sampler/dtype", "int8", r"sampler.dtype: 'int8' is not allowed.*bfloat16"),
+    ("arguments/num_inference_steps", "fifty", "num_inference_steps: 'fifty' is not allowed"),
+    ("arguments/strength", {"a": 1}, "arguments.strength: {'a': 1} is not allowed"),
+    ("dtype", "int8", r"dtype: 'int8' is not allowed.*bfloat16"),
     ("shards", 0, "shards: 0 is not allowed.*minimum 1"),
-    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of sampler.num_steps"),
+    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of arguments.num_inference_steps"),
     ("methods/FORA/method", "Fora", "methods.FORA.method: 'Fora' is unknown; there are"),
     ("methods/FORA/order", 2, "methods.FORA.order: FORA has no such option"),
     ("methods/FORA/tap", "attic", "methods.FORA.tap: 'attic' is unknown"),
@@ -183,8 +183,8 @@ def test_trajectory_is_of_a_method_that_has_plans(config):
 
 
 def test_missing_key_is_named(config):
-    del config["sampler"]["height"]
-    with pytest.raises(ConfigError, match="sampler: 'height' is a required property"):
+    del config["arguments"]["num_inference_steps"]
+    with pytest.raises(ConfigError, match="'num_inference_steps' is a required property"):
         experiment(config)
 
 

@@ -328,7 +328,7 @@ def test_merged_records_carry_the_provenance_of_their_shards(project, monkeypatc
     [
         ({"seed": 2027}, "000.csv: from another configuration: seed is 2026, and 2027 in"),
         ({"budgets": [3, 4]}, r"000.csv: .*budgets is \[3\], and \[3, 4\]"),
-        ({"sampler": {"num_steps": 8}}, "000.csv: .*sampler is None"),
+        ({"dtype": "float16"}, "000.csv: .*dtype is None"),
     ],
 )
 def test_a_shard_of_another_configuration_is_named(project, monkeypatch, settings, message):

@@ -25,9 +25,9 @@ METHODS = {"a": {"method": "FORA"}}
 
 
 def config_of(shards, num_steps=50, budgets=(7, 9, 12), timed=4, methods=METHODS) -> dict:
-    sampler = {"num_steps": num_steps}
+    arguments = {"num_inference_steps": num_steps}
     return {"shards": shards, "budgets": list(budgets), "timed_prompts": timed,
-            "methods": methods, "sampler": sampler}  # fmt: skip
+            "methods": methods, "arguments": arguments}  # fmt: skip
 
 
 SETTINGS = {

@@ -327,8 +327,9 @@ class Experiment:
         for label in self.planned:
             spec = self.spec(label)
             parts = METHODS[spec["method"]].parts(1, **_options(spec))
-            held_out = parts.closed_loop.held_out if parts.closed_loop else 0
+            held_out = (parts.closed_loop.held_out if parts.closed_loop else 0) or 0
             wanted = {"runs": (parts.use and parts.use.runs) or 0, "held_out": held_out + 1}
+            wanted |= {"method": 2} if parts.closed_loop else {}
             for key, least in wanted.items():
                 if least > calibrated:
                     raise ConfigError(
