@@ -132,7 +132,7 @@ def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
         kernel = kernel_of(list(itertools.islice(itertools.cycle(trajectories), runs)), timesteps,
                            streams, **kept)  # fmt: skip
         for budget in shipped.config["budgets"]:
-            plan = METHODS[spec["method"]].plan(
+            plan = METHODS[spec["method"]].open_loop(
                 budget, timesteps, kernel, spec.get("tap"), **options(spec)
             )
             assert plan.full.sum() == budget, label

@@ -184,6 +184,9 @@ def run_call(path):
     """Return the keywords of a stage's call of `run`, and the names of its arguments."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     (call,) = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "run"]
+    if any(isinstance(c.func, ast.Name) and c.func.id == "add_pipeline" for c in calls):
+        shared = ROOT / "workflow/reproduction/models/pipeline.py"
+        calls += [n for n in ast.walk(ast.parse(shared.read_text())) if isinstance(n, ast.Call)]
     options = {c.args[0].value for c in calls if getattr(c.func, "attr", "") == "add_argument"}
     names = {option.lstrip("-").replace("-", "_") for option in options}
     return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, names
