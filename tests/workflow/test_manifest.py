@@ -183,6 +183,9 @@ def run_call(path):
     """Return the keywords of a stage's call of `run`, and the names of its arguments."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     (call,) = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "run"]
+    if any(isinstance(c.func, ast.Name) and c.func.id == "add_pipeline" for c in calls):
+        shared = ROOT / "workflow/reproduction/models/pipeline.py"
+        calls += [n for n in ast.walk(ast.parse(shared.read_text())) if isinstance(n, ast.Call)]
     options = {c.args[0].value for c in calls if getattr(c.func, "attr", "") == "add_argument"}
     names = {option.lstrip("-").replace("-", "_") for option in options}
     return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, names
@@ -327,7 +330,7 @@ def test_merged_records_carry_the_provenance_of_their_shards(project, monkeypatc
     [
         ({"seed": 2027}, "000.csv: from another configuration: seed is 2026, and 2027 in"),
         ({"budgets": [3, 4]}, r"000.csv: .*budgets is \[3\], and \[3, 4\]"),
-        ({"sampler": {"num_steps": 8}}, "000.csv: .*sampler is None"),
+        ({"dtype": "float16"}, "000.csv: .*dtype is None"),
     ],
 )
 def test_a_shard_of_another_configuration_is_named(project, monkeypatch, settings, message):

@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from eigencache.commands.prompts import read_prompts
+from eigencache.commands.prompts import described, read_calls
 from eigencache.methods import METHODS
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
@@ -408,9 +408,9 @@ class Config(_Part):
                 "calibration never sees evaluation noise",
             )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
-        refuse_overlap(read_prompts(self.calibration.prompts), read_prompts(self.prompts))
-        self._evaluation = read_prompts(self.prompts, self.num_prompts)
-        self._calibrating = read_prompts(self.calibration.prompts, self.calibration.num_prompts)
+        refuse_overlap(_prompts(self.calibration.prompts), _prompts(self.prompts))
+        self._evaluation = _prompts(self.prompts, self.num_prompts)
+        self._calibrating = _prompts(self.calibration.prompts, self.calibration.num_prompts)
         self._check_calibration()
         self._settle_figures()
         return self
@@ -562,6 +562,11 @@ def _check_texts(values: object, where: str = "the configuration") -> None:
         _check_texts(value, key if where == "the configuration" else f"{where}.{key}")
     for i, value in enumerate(values) if isinstance(values, list) else ():
         _check_texts(value, f"{where}.{i}")
+
+
+def _prompts(path: str, count: int | None = None) -> list[str]:
+    """Return what says of each call of a prompt file all that is its own."""
+    return [described(call) for call in read_calls(path, count)]
 
 
 def _one_of(key: str, name: object, allowed: Iterable) -> None:

@@ -25,6 +25,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from eigencache._frames import frames_of
 from eigencache.plan import FULL
 from reproduction.figures._common import (
     OURS,
@@ -272,7 +273,7 @@ def read_images(paths: Sequence[str]) -> np.ndarray:
     """
     images = []
     for path in paths:
-        with Image.open(path) as image:
+        with Image.open(frames_of(path)[0]) as image:
             images.append(np.asarray(image.convert("RGB")))
     if len({image.shape for image in images}) != 1:
         raise ValueError("the images differ in size")

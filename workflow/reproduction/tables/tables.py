@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from eigencache._files import replacing, sha256
+from eigencache._files import replacing
+from eigencache._frames import hash_of_frames
 
 # The columns that hold names and texts, whatever these look like.
 TEXTS = {
@@ -40,7 +41,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
 def altered_images(records: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of those records whose image is missing or is not the recorded one."""
     files = zip(records["image"].map(str), records["sha256"], strict=True)
-    wrong = [not Path(image).is_file() or sha256(image) != digest for image, digest in files]
+    wrong = [not Path(image).exists() or hash_of_frames(image) != digest for image, digest in files]
     return records.loc[wrong]
 
 
