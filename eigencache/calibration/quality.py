@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration.simulator import quiet, takes
+from eigencache.calibration._calls import quiet, takes
 from eigencache.plan import PREDICTED, Plan, predicted_psnr
 from eigencache.runtime import cached
 
-# The fewest full steps that are tried for a quality; each try has a third more.
-FEWEST, GROWTH = 2, 4 / 3
+# Each try for a quality has a third more full steps than the last.
+GROWTH = 4 / 3
 
 
 class Judge:

@@ -7,15 +7,14 @@ scheduler, so that the networks run only from where the sampling departs from an
 """
 
 import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from eigencache.calibration._calls import quiet, sample_of
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Policy, StepCall
@@ -61,6 +60,7 @@ class Gap(NamedTuple):
     toward: np.ndarray
 
 
+Passes = tuple[tuple[str, int], ...]  # the networks called at a step, each with how often
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
 
 
@@ -95,7 +95,7 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
         size = batch if _can_batch(calls, arguments) else 1
         chunks = [range(i, min(i + size, len(calls))) for i in range(0, len(calls), size)]
@@ -120,16 +120,12 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which the pipeline begins to call other networks, or others as often."""
-        found = [self._of_denoisers(passes) for passes in self.passes]
-        return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+        return switches_of(self.passes)
 
     @property
     def denoisers(self) -> set[str] | None:
         """The networks that are called after the first step; None while that is not known."""
-        return {name for passes in self.passes[1:] for name, _ in passes} or None
-
-    def _of_denoisers(self, passes: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-        return tuple(part for part in passes if part[0] in (self.denoisers or ()))
+        return denoisers_of(self.passes) or None
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -234,9 +230,10 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = self.denoisers
-        policy.begins_alike = len(self.passes) > 1 and self._of_denoisers(
-            self.passes[0]
-        ) == self._of_denoisers(self.passes[1])
+        names = denoisers_of(self.passes)
+        policy.begins_alike = len(self.passes) > 1 and (
+            _among(names, self.passes[0]) == _among(names, self.passes[1])
+        )
         driver.attach()
         try:
             with quiet(self.pipe):
@@ -282,7 +279,7 @@ class _Record(_Simulated):
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
         self.timesteps: list[float] = []
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[Passes] = []
         self.step_sizes = np.empty(0)
         self.visited: np.ndarray | None = None
         self.sizes: np.ndarray | None = None
@@ -450,9 +447,19 @@ def _clone(generator: torch.Generator) -> torch.Generator:
     return clone
 
 
-def sample_of(result: Any) -> torch.Tensor:
-    """Return the latents in what a scheduler's `step` returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+def denoisers_of(passes: Sequence[Passes]) -> set[str]:
+    """Return the networks that are called after the first step, by name."""
+    return {name for step in passes[1:] for name, _ in step}
+
+
+def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
+    """Return the steps at which a pipeline begins to call other networks, or others as often."""
+    found = [_among(denoisers_of(passes), step) for step in passes]
+    return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+
+
+def _among(names: set[str], passes: Passes) -> Passes:
+    return tuple(part for part in passes if part[0] in names)
 
 
 def _rows(latents: torch.Tensor) -> np.ndarray:
@@ -469,33 +476,19 @@ def _batch(
     chunk: range,
 ) -> Batch:  # fmt: skip
     chosen = [calls[i] for i in chunk]
-    own = dict(chosen[0]) if len(chunk) == 1 else {"prompt": [call["prompt"] for call in chosen]}
+    own: dict[str, Any] = dict(chosen[0])
+    if len(chunk) > 1:
+        # Pipelines want as many negative prompts as prompts.
+        own = {k: [v] * len(chunk) for k, v in arguments.items() if _is_prompt(k, v)}
+        own["prompt"] = [call["prompt"] for call in chosen]
     return Batch({**arguments, **own}, [seeds[i] for i in chunk])
+
+
+def _is_prompt(name: str, value: Any) -> bool:
+    return "prompt" in name and isinstance(value, str)
 
 
 def _can_batch(calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
     """Return whether calls can be joined: they differ in a text alone, and share plain values."""
     texts = all(call.keys() == {"prompt"} and isinstance(call["prompt"], str) for call in calls)
     return texts and all(isinstance(v, int | float | str | bool | None) for v in arguments.values())
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
-
-
-def takes(pipe: Any, name: str) -> bool:
-    """Return whether a pipeline can be called with an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
-
-
-def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Call a pipeline, and let it leave out decoding if it can."""
-    latent = {"output_type": "latent"} if takes(pipe, "output_type") else {}
-    return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))

@@ -35,7 +35,7 @@ from eigencache.plan import PlanError
 from eigencache.runtime._taps import map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
-_ATTACHED = "_eigencache"
+ATTACHED = "_eigencache"
 
 
 @dataclass
@@ -217,6 +217,8 @@ class Attachment:
             self.finish()
         if driver:
             driver.stepped()
+            for follow in driver.followers:
+                follow(result)
         return result
 
     def _repeats(self, call: StepCall) -> bool:
@@ -268,7 +270,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment = self.__dict__.get(_ATTACHED)
+        attachment = self.__dict__.get(ATTACHED)
         if attachment is None:  # of a copied pipeline
             return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
@@ -288,6 +290,7 @@ class Driver:
         encoded: where the simulator keeps what networks returned before the denoising began, by
             name and order of the call, to hand it out again; None runs them every time.
         denoisers: the names of those that denoise; None while that is not known.
+        followers: called with what `scheduler.step` returned, after every step.
         shapes: what each denoiser is called with and returns, by name and order in a step.
 
     Raises:
@@ -301,6 +304,7 @@ class Driver:
         self.thread: int | None = None
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
+        self.followers: list[Callable[[Any], None]] = []
         self.calls: dict[str, int] = {}
         self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
         self.computed = True
@@ -332,7 +336,7 @@ class Driver:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if _ATTACHED in scheduler.__dict__:
+        if ATTACHED in scheduler.__dict__:
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
@@ -341,7 +345,7 @@ class Driver:
             check_no_cache(name, module)
         self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
-        attached.__dict__[_ATTACHED] = self.attachment
+        attached.__dict__[ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
         attached.set_timesteps = _method(attached, "set_timesteps")
         self.scheduler = self.pipe.scheduler = attached
@@ -355,7 +359,7 @@ class Driver:
         if not self.attached:
             return
         self.attachment.finish()
-        own = {_ATTACHED, "step", "set_timesteps"}
+        own = {ATTACHED, "step", "set_timesteps"}
         kept = {k: v for k, v in self.scheduler.__dict__.items() if k not in own}
         if self.pipe.scheduler is self.scheduler:
             self._original.__dict__.update(kept)  # where the last image has left it
@@ -451,7 +455,7 @@ class _Switch:
         self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            switch = module.__dict__.get(_ATTACHED)
+            switch = module.__dict__.get(ATTACHED)
             if switch is None:  # a deep copy of the module
                 return type(module).forward(module, *args, **kwargs)
             return switch.call(args, kwargs)
@@ -465,7 +469,7 @@ class _Switch:
     @classmethod
     def of(cls, module: nn.Module) -> "_Switch":
         """Return the switch of a module, made now if it has none."""
-        return module.__dict__.setdefault(_ATTACHED, cls(module))
+        return module.__dict__.setdefault(ATTACHED, cls(module))
 
     def place(self) -> None:
         """Put the switch in front of the module, unless it is there."""
@@ -496,7 +500,7 @@ class _Switch:
         self.drivers.pop(driver, None)
         if self.drivers:
             return
-        del self.module.__dict__[_ATTACHED]
+        del self.module.__dict__[ATTACHED]
         for name in (self.name, "_old_forward"):  # the latter is where offloading puts what it met
             if self.module.__dict__.get(name) is self.method:
                 if self.below is None and name == self.name:

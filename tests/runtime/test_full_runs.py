@@ -11,9 +11,9 @@ from diffusers import (
     FluxPipeline,
     UniPCMultistepScheduler,
 )
+from eigencache.calibration.full_runs import full_runs
 from helpers import tiny_flux, tiny_pipeline
 
-from eigencache.calibration.full_runs import full_runs
 from eigencache.calibration.sampler import Settings, call, image_seed
 from eigencache.closed_loop import fixed, follow, updates_of
 from eigencache.design import step_sizes
