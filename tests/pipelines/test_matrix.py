@@ -1,5 +1,6 @@
 """The runtime at tap "output" on every pipeline of the zoo, against runs without a cache."""
 
+import numpy as np
 import pytest
 import torch
 from zoo import ZOO
@@ -74,3 +75,19 @@ def test_nothing_is_left_after_the_block(measured):
         case(1)
     assert kept(case) == before
     check_same(case(0), measured.plain.result)
+
+
+@pytest.mark.parametrize(
+    "method, options", [("EigenCache-design", {}), ("EigenCache", {"held_out": 1})]
+)
+def test_a_calibrated_plan_samples(measured, method, options):
+    case = measured.case
+    prompts = [case.prompt(number) for number in (2, 3)]
+    plan = eigencache.calibrate(
+        case.pipe, prompts, full_steps=4, method=method, options=options, **case.shared()
+    )
+    assert len(plan.full_steps) == 4
+    np.testing.assert_allclose(plan.timesteps, measured.plain.timesteps, rtol=1e-4, atol=1e-4)
+    with eigencache.cached(case.pipe, plan):
+        results = case(0)
+    assert all(tensor.isfinite().all() for tensor in results)

@@ -287,7 +287,7 @@ def hunyuan_video_15(**arguments):
     vae = network(
         "AutoencoderKLHunyuanVideo15",
         latent_channels=4,
-        block_out_channels=(4, 4),
+        block_out_channels=(16, 16),
         layers_per_block=1,
         spatial_compression_ratio=4,
         temporal_compression_ratio=2,
@@ -357,7 +357,7 @@ def mochi(**arguments):
         attention_head_dim=8,
         num_layers=2,
         pooled_projection_dim=8,
-        in_channels=4,
+        in_channels=12,  # as many as its pipeline has means and deviations of
         qk_norm="rms_norm",
         text_embed_dim=16,  # its pooling has 8 heads
         time_embed_dim=4,
@@ -365,12 +365,12 @@ def mochi(**arguments):
     )
     vae = network(
         "AutoencoderKLMochi",
-        latent_channels=4,
+        latent_channels=12,
         encoder_block_out_channels=(32,) * 4,
         decoder_block_out_channels=(32,) * 4,
         layers_per_block=(1,) * 5,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        latents_mean=[0.0] * 12,
+        latents_std=[1.0] * 12,
     )
     pipe = pipeline(
         "MochiPipeline",
