@@ -267,6 +267,9 @@ class _Simulated(Policy):
         self.final = sample_of(result)
         return result
 
+    def repeated(self, call: StepCall, result: Any) -> None:
+        self.final = sample_of(result)
+
     def sibling(self) -> Policy:
         return Policy()
 
@@ -299,6 +302,10 @@ class _Record(_Simulated):
     def moved(self, call: StepCall, result: Any) -> Any:
         self.samples.append(sample_of(result).clone())
         return super().moved(call, result)
+
+    def repeated(self, call: StepCall, result: Any) -> None:
+        super().repeated(call, result)
+        self.samples[-1] = self.final.clone()
 
     def grams(self) -> list[np.ndarray]:
         """Return the mean products of outputs at any two steps, float64 `[T, T]`, by image."""
@@ -385,8 +392,7 @@ class Stepper:
 
     def __init__(self, call: StepCall) -> None:
         self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
-        # What `step` takes beside the output, the timestep and the sample.
-        self.extra = dict(list(call.bound.arguments.items())[4:])
+        self.extra = {k: v for k, v in call.again(None, None, None).items() if k == "generator"}
         generator = self.extra.get("generator")
         self.state = generator and map_generators(generator, lambda g: g.get_state())
 
@@ -403,7 +409,9 @@ class Stepper:
             )
         for i, output in enumerate(outputs):
             timestep = self.call.timestep if i == 0 else scheduler.timesteps[first + i]
-            result = type(scheduler).step(scheduler, output, timestep, sample, **extra)
+            result = type(scheduler).step(
+                scheduler, **self.call.again(output, timestep, sample) | extra
+            )
             sample = sample_of(result)
         return sample
 

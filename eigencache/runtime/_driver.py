@@ -60,24 +60,39 @@ class StepCall:
     position: int | None
     passes: tuple[tuple[str, int], ...]
 
-    def _name(self, position: int) -> str:
-        return list(self.bound.signature.parameters)[position + 1]  # after `self`
+    def _name(self, name: str, position: int) -> str:
+        """Return what the scheduler calls one of its arguments."""
+        names = list(self.bound.signature.parameters)
+        return name if name in names else names[position]
 
     @property
     def output(self) -> Any:
-        return self.bound.arguments[self._name(0)]
+        return self.bound.arguments[self._name("model_output", 1)]  # 0 is `self`
 
     @output.setter
     def output(self, value: Any) -> None:
-        self.bound.arguments[self._name(0)] = value
+        self.bound.arguments[self._name("model_output", 1)] = value
 
     @property
     def timestep(self) -> Any:
-        return self.bound.arguments[self._name(1)]
+        return self.bound.arguments[self._name("timestep", 2)]
 
     @property
     def sample(self) -> torch.Tensor:
-        return self.bound.arguments[self._name(2)]
+        return self.bound.arguments[self._name("sample", 3)]
+
+    def again(self, output: Any, timestep: Any, sample: Any) -> dict[str, Any]:
+        """Return the keywords of a call like this one with another output, timestep and sample."""
+        changed = {
+            self._name("model_output", 1): output,
+            self._name("timestep", 2): timestep,
+            self._name("sample", 3): sample,
+        }
+        arguments = dict(list(self.bound.arguments.items())[1:])
+        for name, parameter in self.bound.signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name, {})
+        return arguments | changed
 
 
 class Policy:
@@ -118,6 +133,9 @@ class Policy:
         """Return what `scheduler.step` returns to the pipeline, given what it returned."""
         return result
 
+    def repeated(self, call: StepCall, result: Any) -> None:
+        """The pipeline has taken the last step once more, by what came of the first time."""
+
     def end(self) -> None:
         """The image is finished or abandoned: forget everything of it."""
 
@@ -133,8 +151,12 @@ class Policy:
 class Attachment:
     """What a scheduler carries while a driver is attached: at which step it is."""
 
-    def __init__(self, policy: Policy, driver: "Driver | None") -> None:
-        self.policy, self.driver = policy, driver
+    def __init__(
+        self, policy: Policy, driver: "Driver | None", leader: "Attachment | None" = None
+    ) -> None:
+        self.policy, self.driver, self.leader = policy, driver, leader
+        self.ran: list[bool] = []  # of each step so far, whether the denoisers ran
+        self.last: Any = None  # the timestep of the last call
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
         self.start: int | None = None  # where among them the image began
@@ -146,12 +168,13 @@ class Attachment:
         """
         if self.driver and id(self.driver.pipe) in memo:
             return None
-        return Attachment(self.policy.sibling(), None)
+        return Attachment(self.policy.sibling(), None, self.leader or self)
 
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         result = original(*args, **kwargs)
         self.policy.end()
-        self.index = 0
+        self.index, self.last = 0, None
+        self.ran.clear()
         self.timesteps = scheduler.timesteps.detach().double().cpu().numpy()
         if self.driver:
             self.driver.begin()
@@ -159,13 +182,19 @@ class Attachment:
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
-        driver, passes = self.driver, ()
+        driver, passes, ran = self.driver, (), (self.leader or self).ran
+        call = StepCall(self.index, scheduler, bound, True, None, passes)
         if driver:
             driver.check_owner()
-            computed, passes = driver.computed, tuple(sorted(driver.calls.items()))
-        else:
-            computed = self.index <= 0 or self.policy.computes(self.index)
-        call = StepCall(self.index, scheduler, bound, computed, None, passes)
+            if not driver.calls and self._repeats(call):
+                result = original(*args, **kwargs)
+                self.policy.repeated(call, result)
+                return result
+            call.passes = tuple(sorted(driver.calls.items()))
+            ran.append(driver.computed)
+        if 0 <= self.index < len(ran):
+            call.computed = ran[self.index]
+        self.last = call.timestep
         if self.index == 0:
             self.start = self._position(call)
         if self.start is not None:
@@ -189,6 +218,13 @@ class Attachment:
         if driver:
             driver.stepped()
         return result
+
+    def _repeats(self, call: StepCall) -> bool:
+        """Return whether a call is at the timestep of the last one."""
+        if self.last is None or call.timestep is self.last:
+            return self.last is not None
+        both = isinstance(self.last, torch.Tensor) and isinstance(call.timestep, torch.Tensor)
+        return both and self.last.data_ptr() == call.timestep.data_ptr()
 
     def finish(self) -> None:
         """The image is over."""
@@ -368,7 +404,7 @@ class Driver:
         check_no_cache(name, module)
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
-        key, shapes = (name, index), [x.shape for x in tensors([args, kwargs])]
+        key, shapes = (name, index), _shape_of(args, kwargs)
         known = self.shapes.get(key)
         if len(self.calls) == 1 and index == 0:
             # A network or a batch that no earlier step had: only a full step can tell its output.
@@ -506,9 +542,15 @@ def check_no_cache(name: str, module: nn.Module) -> None:
         )
 
 
-def _empty(tensor: torch.Tensor) -> torch.Tensor:
-    """Return zeros of a tensor's shape that take no memory."""
-    return tensor.new_zeros(()).expand(tensor.shape)
+def _shape_of(args: tuple, kwargs: dict) -> list[Any]:
+    """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
+    told = [(k, v if isinstance(v, str | bool | None) else ...) for k, v in kwargs.items()]
+    return [*(x.shape for x in tensors([args, kwargs])), *told]
+
+
+def _empty(leaf: Any) -> Any:
+    """Return zeros of a tensor's shape that take no memory; None for what is no tensor."""
+    return leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, torch.Tensor) else None
 
 
 def _device(args: tuple, kwargs: dict) -> torch.device:
