@@ -84,6 +84,7 @@ def stepping(case, replaced: Callable | None = None):
 @contextlib.contextmanager
 def standing_in(denoisers: dict[str, torch.nn.Module], computes: Callable[[], bool]):
     """Have each denoiser return zeros while `computes` says False."""
+
     def after(module, args, output):
         if computes():
             return None
@@ -188,3 +189,29 @@ def kept(case) -> dict:
             found[f"{name}.{path}"] = sorted(vars(module)), hooks
     found["pipeline"] = sorted(vars(case.pipe))
     return found
+
+
+class Measured:
+    """One case, what its plain run did, and plans for it.
+
+    Attributes:
+        case: of the zoo.
+        plain: the run of prompt 0 without a cache.
+        full: bool `[T]`, about half of the steps.
+    """
+
+    def __init__(self, case, **changes):
+        self.case, self.changes = case, changes
+        self.plain = recorded(case, **changes)
+        self.full = half_of(self.plain)
+
+    def plan(self, full=None):
+        """Return the plan that reuses the last full step's output; by default half are full."""
+        import eigencache
+
+        full = self.full if full is None else full
+        return eigencache.Plan(full, reuse_weights(full), self.plain.timesteps, "output")
+
+    def expected(self, number=0, **changes):
+        """Return what that plan gives, made without the runtime."""
+        return reused(self.case, self.full, number, **self.changes | changes)
