@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
+from diffusers import TaylorSeerCacheConfig
 from zoo import ZOO
 from zoo.runs import Measured, check_same, kept, recorded, reused
 
@@ -90,9 +90,15 @@ def test_two_caches_on_the_same_networks(measured):
 
 
 def test_a_pipeline_made_from_a_cached_one_is_its_own(measured):
+    expected = measured.expected()
     with cached(measured.case.pipe, measured.plan()):
         other = twin(measured)
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), expected)
+        try:
+            check_same(other(0), measured.plain.result)
+        except ValueError as error:
+            assert "made from a cached pipeline" in str(error)
+        check_same(measured.case(0), expected)
     check_same(other(0), measured.plain.result)
     check_same(measured.case(0), measured.plain.result)
 
@@ -101,10 +107,10 @@ def test_a_pipeline_made_from_a_cached_one_is_its_own(measured):
 
 
 def test_a_scheduler_that_is_swapped_is_an_error(measured):
-    pipe = measured.case.pipe
+    pipe, expected = measured.case.pipe, measured.expected()
     before = pipe.scheduler
     with cached(pipe, measured.plan()):
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), expected)
         pipe.scheduler = type(before).from_config(before.config)
         with pytest.raises(ValueError, match="scheduler was replaced"):
             measured.case(0)
@@ -129,11 +135,11 @@ def test_an_interrupt_half_way_is_forgotten(measured):
 
     if not hasattr(type(measured.case.pipe), "interrupt"):
         pytest.skip("the pipeline cannot be interrupted")
-    expected = measured.expected(1)
+    expected = [measured.expected(number) for number in (0, 1)]
     with cached(measured.case.pipe, measured.plan()):
         stopped = measured.case(0, **calling(interrupt))
-        assert not any(map(torch.equal, stopped, measured.expected(0)))
-        check_same(measured.case(1), expected)
+        assert not any(map(torch.equal, stopped, expected[0]))
+        check_same(measured.case(1), expected[1])
     check_same(measured.case(0), measured.plain.result)
 
 
@@ -156,10 +162,11 @@ def test_a_preview_is_decoded_at_every_step(measured):
         seen.append(pipe.vae(torch.ones(1, 3, 16, 16)).sample)
         return {}
 
-    expected = vae.decode(latents).sample, vae(torch.ones(1, 3, 16, 16)).sample
+    previews = vae.decode(latents).sample, vae(torch.ones(1, 3, 16, 16)).sample
+    expected = measured.expected()
     with cached(measured.case.pipe, measured.plan()):
-        check_same(measured.case(0, callback_on_step_end=decode), measured.expected())
-    check_same(seen, list(expected) * len(measured.plain))
+        check_same(measured.case(0, callback_on_step_end=decode), expected)
+    check_same(seen, list(previews) * len(measured.plain))
 
 
 def test_a_denoiser_called_between_images_runs(measured):
@@ -217,21 +224,21 @@ def test_a_second_thread_gets_an_error(measured):
 
 
 def test_a_second_cache_of_ours_is_refused(measured):
-    before = kept(measured.case)
+    before, expected = kept(measured.case), measured.expected()
     with cached(measured.case.pipe, measured.plan()):
         with (
             pytest.raises(ValueError, match="already enabled"),
             cached(measured.case.pipe, measured.plan()),
         ):
             pass
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), expected)
     assert kept(measured.case) == before
 
 
 @of("flux", "qwen-true-cfg", "wan22")
 def test_a_cache_of_diffusers_below_ours_is_refused(measured):
     for network in measured.case.denoisers().values():
-        network.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+        network.enable_cache(TaylorSeerCacheConfig())
         try:
             with (
                 pytest.raises(ValueError, match="a cache of diffusers is enabled"),
@@ -245,25 +252,28 @@ def test_a_cache_of_diffusers_below_ours_is_refused(measured):
 
 @of("flux", "qwen-true-cfg", "wan22")
 def test_a_cache_of_diffusers_above_ours_is_refused(measured):
+    expected = measured.expected()
     for network in measured.case.denoisers().values():
         with cached(measured.case.pipe, measured.plan()):
             try:
                 with pytest.raises(ValueError, match="a cache"):
-                    network.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+                    network.enable_cache(TaylorSeerCacheConfig())
                     measured.case(0)
             finally:
                 network.disable_cache()
-            check_same(measured.case(0), measured.expected())
+            check_same(measured.case(0), expected)
         check_same(measured.case(0), measured.plain.result)
 
 
 def test_another_number_of_steps_is_refused_by_both_numbers(measured):
+    expected = measured.expected()
+    steps = {"num_inference_steps": 5}
+    if "strength" in measured.case.arguments():
+        steps["strength"] = 1.0
     with cached(measured.case.pipe, measured.plan()):
         with pytest.raises(eigencache.PlanError, match=rf"{len(measured.plain)}.*\b5\b"):
-            measured.case(0, num_inference_steps=5, strength=1.0) if (
-                "strength" in measured.case.arguments()
-            ) else measured.case(0, num_inference_steps=5)
-        check_same(measured.case(0), measured.expected())
+            measured.case(0, **steps)
+        check_same(measured.case(0), expected)
 
 
 # ---- Batches, types of numbers
@@ -275,14 +285,15 @@ def several(measured):
     return {name if name in names else "num_videos_per_prompt": 2}
 
 
+@of("flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22")
 def test_several_images_of_a_prompt(measured):
     two = several(measured)
-    expected = measured.expected(**two)
-    assert len(expected[0]) == 2 * len(measured.plain.result[0])
+    expected, one = measured.expected(**two), measured.expected()
+    assert len(expected[0]) == 2 * len(one[0])
     with cached(measured.case.pipe, measured.plan()):
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), one)
         check_same(measured.case(0, **two), expected)
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), one)
 
 
 def stacked(case, numbers):
@@ -300,11 +311,11 @@ def test_a_batch_of_prompts(measured):
     def batch():
         return stacked(measured.case, (1, 2, 3))
 
-    expected = measured.expected(**batch())
+    expected, one = measured.expected(**batch()), measured.expected()
     assert len(expected[0]) == 3
     with cached(measured.case.pipe, measured.plan()):
         check_same(measured.case(0, **batch()), expected)
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), one)
         check_same(measured.case(0, **batch()), expected)
 
 
@@ -327,7 +338,7 @@ def test_bfloat16(measured):
     expected = reused(case, measured.full, **changes)
     with cached(case.pipe, measured.plan()):
         check_same(case(0, **changes), expected)
-    assert expected[0].dtype == torch.bfloat16
+    assert all(network.dtype == torch.bfloat16 for network in case.denoisers().values())
 
 
 @of("flux", "wan22")
@@ -346,9 +357,9 @@ def test_weights_in_float8(measured):
 
 
 def test_a_copied_plan_is_the_same(measured):
-    plan = copy.deepcopy(measured.plan())
+    plan, expected = copy.deepcopy(measured.plan()), measured.expected()
     with cached(measured.case.pipe, plan):
-        check_same(measured.case(0), measured.expected())
+        check_same(measured.case(0), expected)
 
 
 def files(folder):

@@ -53,6 +53,7 @@ def stepping(case, replaced: Callable | None = None):
         The timestep of each step, as it comes.
     """
     scheduler, timesteps, seen, calls = case.pipe.scheduler, [], {}, []
+    assert "step" not in vars(scheduler), "a cache is enabled"
     original = type(scheduler).step
     hooks = [
         module.register_forward_pre_hook(lambda module, args: calls.append(None))
