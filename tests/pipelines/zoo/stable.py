@@ -140,7 +140,7 @@ def video_diffusion(**arguments):
         unet=unet,
         vae=network(
             "AutoencoderKLTemporalDecoder",
-            block_out_channels=(4, 4),
+            block_out_channels=(32, 32),
             down_block_types=("DownEncoderBlock2D",) * 2,
             latent_channels=4,
         ),
