@@ -426,8 +426,10 @@ class Stepper:
         generator = self.extra.get("generator")
         if isinstance(generator, list):
             self.extra["generator"], self.state = generator[0], self.state and self.state[0]
-        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64)
-        nudges = _PROBE * torch.eye(count, dtype=torch.float64).reshape(count, 1, count, 1, 1)
+        device = self.call.sample.device
+        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64, device=device)
+        nudges = _PROBE * torch.eye(count, dtype=torch.float64, device=device)
+        nudges = nudges.reshape(count, 1, count, 1, 1)
         moved = self.end(nothing, list(nudges)) - self.end(nothing, [nothing] * count)
         sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
         if not np.isfinite(sizes).all():
