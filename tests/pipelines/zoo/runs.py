@@ -186,8 +186,15 @@ def kept(case) -> dict:
     found = {"scheduler": (id(case.pipe.scheduler), sorted(vars(case.pipe.scheduler)))}
     for name, denoiser in case.denoisers().items():
         for path, module in denoiser.named_modules():
-            hooks = [key for key, value in vars(module).items() if key.endswith("hooks") and value]
-            found[f"{name}.{path}"] = sorted(vars(module)), hooks
+            own = set(vars(module))
+            hooks = {key for key, value in vars(module).items() if key.endswith("hooks") and value}
+            # Where it had a hook diffusers leaves an empty registry, and the method of the class.
+            if "_diffusers_hook" in own:
+                own.remove("_diffusers_hook")
+                hooks.update(module._diffusers_hook.hooks)
+            if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+                own.remove("forward")
+            found[f"{name}.{path}"] = sorted(own), sorted(hooks)
     found["pipeline"] = sorted(vars(case.pipe))
     return found
 
