@@ -120,6 +120,18 @@ CASES = {
     "flux-controlnet-first-half": partial(
         flux, "FluxControlNetPipeline", inputs=_control, control=True, control_guidance_end=0.5
     ),
+    "flux-kontext-inpaint": partial(
+        flux, "FluxKontextInpaintPipeline", inputs=_masked, max_area=256, _auto_resize=False,
+        strength=0.75,
+    ),
+    "flux-control-img2img": partial(
+        flux, "FluxControlImg2ImgPipeline", inputs=lambda draw: _image(draw) | _control(draw),
+        channels=32, strength=0.75,
+    ),
+    "flux-controlnet-inpaint": partial(
+        flux, "FluxControlNetInpaintPipeline", control=True, strength=0.75,
+        inputs=lambda draw: _masked(draw) | _control(draw),
+    ),
     "flux2": flux2,
     "flux2-edit": partial(flux2, inputs=lambda draw: {"image": draw.picture(64)}),
     "flux2-klein": partial(flux2, "Flux2KleinPipeline", guidance=False, negative=True),

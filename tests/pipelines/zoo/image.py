@@ -75,7 +75,7 @@ def qwen_edit():
     )
 
 
-def z_image(cls="ZImagePipeline", **arguments):
+def z_image(cls="ZImagePipeline", inputs=None, **arguments):
     transformer = network(
         "ZImageTransformer2DModel",
         in_channels=4,
@@ -95,6 +95,7 @@ def z_image(cls="ZImagePipeline", **arguments):
         lambda draw: (
             _SIZE
             | {"prompt_embeds": [draw(3, 12)], "negative_prompt_embeds": [draw(3, 12)]}
+            | (inputs(draw) if inputs else {})
             | arguments
         ),
     )
@@ -304,7 +305,7 @@ def hunyuan_dit(kind="ddpm", **arguments):
     return pipe, call
 
 
-def chroma(**arguments):
+def chroma(cls="ChromaPipeline", inputs=None, **arguments):
     transformer = network(
         "ChromaTransformer2DModel",
         patch_size=1,
@@ -320,7 +321,7 @@ def chroma(**arguments):
         approximator_num_channels=16,
     )
     pipe = pipeline(
-        "ChromaPipeline",
+        cls,
         transformer=transformer,
         vae=autoencoder(),
         scheduler=scheduler("dynamic"),
@@ -328,7 +329,10 @@ def chroma(**arguments):
     return (
         pipe,
         lambda draw: (
-            _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float) | arguments
+            _SIZE
+            | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float)
+            | (inputs(draw) if inputs else {})
+            | arguments
         ),
     )
 
@@ -608,12 +612,64 @@ def ovis(**arguments):
     return pipe, lambda draw: _SIZE | {"negative_prompt": None} | _texts(draw, 3, 12) | arguments
 
 
+def lumina(**arguments):
+    """Return Lumina-Next, which came before Lumina 2."""
+    transformer = network(
+        "LuminaNextDiT2DModel",
+        sample_size=8,
+        in_channels=4,
+        hidden_size=8,
+        num_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=2,
+        multiple_of=16,
+        learn_sigma=True,
+        cross_attention_dim=12,
+    )
+    pipe = pipeline(
+        "LuminaPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("euler"),
+    )
+    size = {"height": 64, "width": 64}
+    return pipe, lambda draw: size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
+
+
+def cogview3(**arguments):
+    transformer = network(
+        "CogView3PlusTransformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        out_channels=4,
+        text_embed_dim=12,
+        time_embed_dim=8,
+        condition_dim=4,
+        pos_embed_max_size=8,
+        sample_size=8,
+    )
+    pipe = pipeline(
+        "CogView3PlusPipeline",
+        transformer=transformer,
+        vae=autoencoder(shift_factor=None),
+        scheduler=scheduler("CogVideoXDDIMScheduler"),
+    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12) | arguments
+
+
+def _image(draw):
+    return {"image": draw.image(16)}
+
+
 CASES = {
     "qwen": qwen,
     "qwen-true-cfg": partial(qwen, negative=True, true_cfg_scale=3.0),
     "qwen-img2img": partial(
         qwen, "QwenImageImg2ImgPipeline", strength=0.75,
-        inputs=lambda draw: {"image": draw.image(16)},
+        inputs=_image,
     ),
     "qwen-edit": qwen_edit,
     "qwen-controlnet": partial(
@@ -645,4 +701,12 @@ CASES = {
     "kandinsky5-image": kandinsky5,
     "prx": prx,
     "ovis": ovis,
+    "qwen-inpaint": partial(
+        qwen, "QwenImageInpaintPipeline", strength=0.75,
+        inputs=lambda draw: _image(draw) | {"mask_image": draw.image(16, 1).round()},
+    ),
+    "z-image-img2img": partial(z_image, "ZImageImg2ImgPipeline", inputs=_image, strength=0.75),
+    "chroma-img2img": partial(chroma, "ChromaImg2ImgPipeline", inputs=_image, strength=0.75),
+    "lumina": lumina,
+    "cogview3": cogview3,
 }  # fmt: skip
