@@ -31,7 +31,7 @@ together, in either order.
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -199,7 +199,8 @@ def enable_cache(
             )
         pairs = _inner_hooks(plan, transformer, call)
         name = next(k for k, part in model.components.items() if part is transformer)
-        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, pairs))
+        places = _places(transformer, pairs)
+        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, places))
     driver = Driver(model, policy, stats)
     driver.attach()
     _register(pairs)
@@ -219,9 +220,10 @@ def _enable_bare(
     stats, call = CacheStats(plan), Call(device)
     _check_compiled(transformer, {transformer})
     pairs = _inner_hooks(plan, transformer, call)
+    places = _places(transformer, pairs)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, pairs))
+        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, places))
         registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
@@ -254,18 +256,29 @@ def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _STREAM_HOOK)
 
 
-def _check_in_place(transformer: nn.Module, pairs: list[tuple[nn.Module, ModelHook]]) -> None:
-    """Raise a PlanError if a hooked module has left the transformer, as when a LoRA is loaded."""
-    present = {
-        id(module)
-        for module in transformer.modules()
-        if hasattr(module, "_diffusers_hook") and module._diffusers_hook.get_hook(_STREAM_HOOK)
-    }
-    if any(id(module) not in present for module, _ in pairs):
-        raise PlanError(
-            "modules of the transformer were replaced while the cache is enabled, for instance by "
-            "loading or unloading a LoRA: disable the cache first and enable it again after that"
-        )
+def _check_in_place(transformer: nn.Module, places: Mapping[str, nn.Module]) -> None:
+    """Raise a PlanError if a hooked module is not where it was, as when a LoRA is loaded.
+
+    PEFT puts a module of its own in the place of one that it adapts, which is then inside of it.
+
+    Args:
+        transformer: whose modules have hooks.
+        places: name to the module that was there when the cache was enabled.
+    """
+    found = dict(transformer.named_modules())
+    for name, module in places.items():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if found.get(name) is not module or hooks is None or not hooks.get_hook(_STREAM_HOOK):
+            raise PlanError(
+                f"{name} was replaced while the cache is enabled, for instance by loading or "
+                "unloading a LoRA: disable the cache first and enable it again after that"
+            )
+
+
+def _places(transformer: nn.Module, pairs: Sequence[tuple[nn.Module, ModelHook]]) -> dict:
+    """Return the modules that have hooks, by name."""
+    hooked = {id(module) for module, _ in pairs}
+    return {name: part for name, part in transformer.named_modules() if id(part) in hooked}
 
 
 def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:

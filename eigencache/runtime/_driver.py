@@ -32,7 +32,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from eigencache.plan import PlanError
-from eigencache.runtime._taps import map_tensors, tensors
+from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
 _ATTACHED = "_eigencache"
@@ -171,6 +171,8 @@ class Attachment:
         return Attachment(self.policy.sibling(), None, self.leader or self)
 
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.driver:
+            self.driver.check_networks()
         result = original(*args, **kwargs)
         self.policy.end()
         self.index, self.last = 0, None
@@ -230,6 +232,8 @@ class Attachment:
         """The image is over."""
         self.index = -1
         self.policy.end()
+        if self.driver:
+            self.driver.frame = None
 
     def _visited(self, call: StepCall) -> np.ndarray | None:
         """Return the timesteps from the present one to the last that the pipeline will visit."""
@@ -299,6 +303,7 @@ class Driver:
     ) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
+        self.frame: types.FrameType | None = None  # of the pipeline's call that makes the image
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
         self.calls: dict[str, int] = {}
@@ -368,6 +373,7 @@ class Driver:
     def begin(self) -> None:
         """An image begins, in the present thread."""
         self.thread, self.begun = threading.get_ident(), True
+        self.frame = _calling()[1]
         self.calls.clear()
         self.computed = self.policy.computes(0)
         for switch in self._switches.values():
@@ -379,6 +385,30 @@ class Driver:
             self.stats.end()
         self.calls.clear()
         self.computed = self.step < 0 or self.policy.computes(self.step)
+
+    def abandon(self, frame: types.FrameType | None) -> None:
+        """Forget an image that its pipeline has left half way, as by an exception or an interrupt.
+
+        Args:
+            frame: of the call of the pipeline that is under way.
+        """
+        if self.step < 0 or self.frame is None or frame is self.frame:
+            return
+        if self.thread == threading.get_ident() or _is_over(self.frame):
+            self.attachment.finish()
+            self.computed = True
+
+    def check_networks(self) -> None:
+        """Raise a PlanError if the pipeline has other networks than when it was attached to."""
+        called = {name for name, _ in self.shapes}
+        for name, module in denoisers(self.pipe):
+            switch = self._switches.get(name)
+            missed = switch is None or switch.module is not module
+            if missed and (name in called or name.startswith(DENOISERS)):
+                raise PlanError(
+                    f"the pipeline's {name} was replaced while the cache is enabled: disable the "
+                    "cache first and enable it again after that"
+                )
 
     def check_owner(self) -> None:
         """Raise a PlanError if another thread has begun an image meanwhile."""
@@ -481,9 +511,10 @@ class _Switch:
         """Call the module, or let the driver of the pipeline that calls it decide."""
         thread = threading.get_ident()
         if thread not in self.inside:  # where offloading has wrapped the switch once more it is
-            caller = _calling_pipeline()
+            caller, frame = _calling()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
+                    driver.abandon(frame)
                     self.inside.add(thread)
                     try:
                         return driver.call(name, self.module, self.run, args, kwargs)
@@ -507,19 +538,31 @@ class _Switch:
                     )
 
 
-def _calling_pipeline() -> DiffusionPipeline | None:
-    """Return the pipeline that is being called, the innermost one; None if there is none.
+def _calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:
+    """Return the pipeline that is being called, the innermost one, and the frame of its call.
 
     Pipelines share networks (`from_pipe`), and only one of them may be cached.
+
+    Returns:
+        None twice if no pipeline is being called.
     """
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             owner = frame.f_locals.get("self")
             if isinstance(owner, DiffusionPipeline):
-                return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+                return owner, frame
+        frame = frame.f_back
+    return None, None
+
+
+def _is_over(frame: types.FrameType) -> bool:
+    """Return whether a call has returned or raised; its local variables are dropped if so."""
+    try:
+        frame.clear()
+    except RuntimeError:  # it is executing
+        return False
+    return True
 
 
 def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:

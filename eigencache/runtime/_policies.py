@@ -56,9 +56,8 @@ class OutputPolicy(Policy):
         return OutputPolicy(self.plan, self.anchor_device)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor to keep: on the anchors' device, and no memory alive but its own."""
-        tensor = tensor.to(self.anchor_device)
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        """Return a copy, since pipelines, schedulers and CUDA graphs write into what they have."""
+        return tensor.to(self.anchor_device or tensor.device, copy=True)
 
 
 class InnerPolicy(Policy):
