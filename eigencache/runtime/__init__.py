@@ -92,7 +92,7 @@ class _StepHook(ModelHook):
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         self.stats.end()
-        if state.step == len(self.plan) - 1:
+        if state is not None and state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
 
@@ -200,7 +200,9 @@ def enable_cache(
         pairs = _inner_hooks(plan, transformer, call)
         name = next(k for k, part in model.components.items() if part is transformer)
         places = _places(transformer, pairs)
-        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, places))
+        policy = InnerPolicy(
+            plan, call, transformer, name, lambda: _check_in_place(transformer, places)
+        )
     driver = Driver(model, policy, stats)
     driver.attach()
     _register(pairs)
@@ -242,6 +244,8 @@ def _inner_hooks(
     plan: Plan, transformer: nn.Module, call: Call
 ) -> list[tuple[nn.Module, ModelHook]]:
     """Return the modules to hook for a plan, each with its hook."""
+    if is_compiled_module(transformer):
+        raise _compiled("the transformer")
     found = tapped(transformer, plan.tap, bool(plan.refresh))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
@@ -300,13 +304,18 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
         if around or hasattr(module.forward, "_torchdynamo_orig_callable"):
             inside = {inner for inner in module.modules() if inner in hooked}
             if inside - (set() if around else {module}):
-                raise ValueError(
-                    f"{name or 'the transformer'} is compiled, and the cache would be compiled "
-                    "with it: before the cache is enabled, compile what it switches off instead, "
-                    "`block.forward = torch.compile(block.forward)` for every block (at tap "
-                    "'modules' for every attention, MLP and projection); or cache a pipeline at "
-                    "tap 'output', which takes any compiled network"
-                )
+                raise _compiled(name or "the transformer")
+
+
+def _compiled(name: str) -> ValueError:
+    """Return the error that says what to compile instead."""
+    return ValueError(
+        f"{name} is compiled, and the cache would be compiled with it: before the cache is "
+        "enabled, compile what it switches off instead, "
+        "`block.forward = torch.compile(block.forward)` for every block (at tap 'modules' for "
+        "every attention, MLP and projection); or cache a pipeline at tap 'output', which takes "
+        "any compiled network"
+    )
 
 
 def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
@@ -320,9 +329,9 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         if driver is None:
             return
         driver.detach()
-        if driver.policy.__class__ is OutputPolicy:
+        if not isinstance(driver.policy, InnerPolicy):
             return
-        model = transformer_of(model)
+        model = driver.policy.transformer
     registry = HookRegistry.check_if_exists_or_initialize(model)
     with _offloading_apart(model):
         for name in (_STEP_HOOK, _STREAM_HOOK):

@@ -36,6 +36,8 @@ from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
 _ATTACHED = "_eigencache"
+# Where a switch may be met on a module: offloading puts what it wraps in the second.
+_PLACES = ("forward", "_old_forward", "_compiled_call_impl")
 
 
 @dataclass
@@ -126,6 +128,9 @@ class Policy:
     def enter(self, step: int, denoiser: str, call: int) -> None:
         """A denoiser is about to run, for the `call`-th time in this step."""
 
+    def leave(self) -> None:
+        """The denoiser that was entered last is done."""
+
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
 
@@ -170,7 +175,17 @@ class Attachment:
             return None
         return Attachment(self.policy.sibling(), None, self.leader or self)
 
+    @property
+    def apart(self) -> bool:
+        """Whether this is a copy that is used elsewhere than in the pipeline of its original."""
+        if self.leader is None:
+            return False
+        driver = self.leader.driver
+        return driver is None or not driver.attached or _calling()[0] is not driver.pipe
+
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.apart:
+            return original(*args, **kwargs)
         if self.driver:
             self.driver.check_networks()
         result = original(*args, **kwargs)
@@ -183,6 +198,8 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.apart:
+            return original(*args, **kwargs)
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
         driver, passes, ran = self.driver, (), (self.leader or self).ran
         call = StepCall(self.index, scheduler, bound, True, None, passes)
@@ -337,7 +354,7 @@ class Driver:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if _ATTACHED in scheduler.__dict__:
+        if getattr(scheduler.__dict__.get(_ATTACHED), "driver", None):
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
@@ -447,7 +464,13 @@ class Driver:
             if known is not None:
                 return known[1]
         self.policy.enter(self.step, name, index)
-        output = run(*args, **kwargs)
+        try:
+            output = run(*args, **kwargs)
+        except BaseException:
+            self.attachment.finish()
+            raise
+        finally:
+            self.policy.leave()
         if known is None or known[0] != shapes:
             self.shapes[key] = shapes, map_tensors(_empty, output)
         return output
@@ -479,6 +502,7 @@ class _Switch:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
+        self.nested = False  # whether offloading has wrapped the switch once more
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             switch = module.__dict__.get(_ATTACHED)
@@ -486,8 +510,11 @@ class _Switch:
                 return type(module).forward(module, *args, **kwargs)
             return switch.call(args, kwargs)
 
+        method.__dict__[_ATTACHED] = True
         self.method = types.MethodType(method, module)
-        self.name, self.below, self.run = "forward", None, module.forward
+        self.name, self.found = "forward", module.__dict__.get("forward")
+        self.run: Callable = module.forward
+        self.inner = self.run  # what is below the switch wherever it is met for the second time
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied module is nobody's."""
@@ -495,47 +522,64 @@ class _Switch:
     @classmethod
     def of(cls, module: nn.Module) -> "_Switch":
         """Return the switch of a module, made now if it has none."""
-        return module.__dict__.setdefault(_ATTACHED, cls(module))
+        found = module.__dict__.get(_ATTACHED)
+        if found is not None:
+            return found
+        for name in _PLACES:  # on the copy of a module that had a switch
+            function = getattr(module.__dict__.get(name), "__func__", None)
+            if hasattr(function, _ATTACHED):
+                del module.__dict__[name]
+        switch = module.__dict__[_ATTACHED] = cls(module)
+        return switch
 
     def place(self) -> None:
         """Put the switch in front of the module, unless it is there."""
         name = "forward" if self.module._compiled_call_impl is None else "_compiled_call_impl"
-        found = self.module.__dict__.get(name)
+        found, nested = self.module.__dict__.get(name), False
+        if name == "forward":
+            nested = self.module.__dict__.get("_old_forward") is self.method
         if found is self.method:
+            if self.nested and not nested:  # offloading was taken away, and has put it back
+                self.run, self.found, self.nested = self.inner, None, False
             return
-        self.name, self.below, self.run = name, found, getattr(self.module, name)
-        self.method.__func__.__wrapped__ = self.run  # for those who ask for the signature
+        self.name, self.found, self.run = name, found, getattr(self.module, name)
+        if not nested:
+            self.inner = self.run
+        self.nested = nested
+        # For those who ask for the signature.
+        self.method.__func__.__wrapped__ = self.run  # type: ignore[attr-defined]
         self.module.__dict__[name] = self.method
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         """Call the module, or let the driver of the pipeline that calls it decide."""
         thread = threading.get_ident()
-        if thread not in self.inside:  # where offloading has wrapped the switch once more it is
+        if thread in self.inside:
+            return self.inner(*args, **kwargs)
+        self.inside.add(thread)
+        try:
             caller, frame = _calling()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
                     driver.abandon(frame)
-                    self.inside.add(thread)
-                    try:
-                        return driver.call(name, self.module, self.run, args, kwargs)
-                    finally:
-                        self.inside.discard(thread)
-        return self.run(*args, **kwargs)
+                    return driver.call(name, self.module, self.run, args, kwargs)
+            return self.run(*args, **kwargs)
+        finally:
+            self.inside.discard(thread)
 
     def leave(self, driver: "Driver") -> None:
         """Forget a driver; take the switch away if it was the last."""
         self.drivers.pop(driver, None)
         if self.drivers:
             return
-        del self.module.__dict__[_ATTACHED]
-        for name in (self.name, "_old_forward"):  # the latter is where offloading puts what it met
-            if self.module.__dict__.get(name) is self.method:
-                if self.below is None and name == self.name:
-                    del self.module.__dict__[name]
-                else:
-                    self.module.__dict__[name] = self.below or types.MethodType(
-                        type(self.module).forward, self.module
-                    )
+        own = self.module.__dict__
+        del own[_ATTACHED]
+        for name in _PLACES:
+            if own.get(name) is self.method:
+                del own[name]
+                if name == self.name and self.found is not None:
+                    own[name] = self.found
+                elif name == "_old_forward":
+                    own[name] = self.inner
 
 
 def _calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from eigencache.plan import Plan, PlanError
 from eigencache.runtime._driver import Policy, StepCall
@@ -69,12 +70,17 @@ class InnerPolicy(Policy):
     Args:
         plan: at any tap but the output.
         call: which the hooks share.
-        network: the name of the network that has the hooks.
+        transformer: the network that has the hooks.
+        network: its name in the pipeline.
         check: raises an error if the hooks are not all in place any more.
     """
 
-    def __init__(self, plan: Plan, call: Call, network: str, check: Callable[[], None]) -> None:
-        self.plan, self.steps, self.call, self.network = plan, len(plan), call, network
+    def __init__(
+        self, plan: Plan, call: Call, transformer: nn.Module, network: str,
+        check: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.plan, self.steps, self.call = plan, len(plan), call
+        self.transformer, self.network = transformer, network
         self.check, self.states = check, dict[int, State]()
 
     def begin(self, timesteps: np.ndarray | None) -> None:
@@ -105,6 +111,9 @@ class InnerPolicy(Policy):
         if self.plan.full[step]:
             state.seen.clear()
             state.refreshed.clear()
+
+    def leave(self) -> None:
+        self.call.state = None  # where others call the network, it runs as it is
 
     def end(self) -> None:
         for state in self.states.values():

@@ -101,7 +101,9 @@ def left_behind(pipe):
     for name, module in pipe.transformer.named_modules():
         hooks = [k for k, v in vars(module).items() if k.endswith("hooks") and v]
         registry = getattr(module, "_diffusers_hook", None)
-        found[name] = "forward" in vars(module), hooks, registry and list(registry.hooks)
+        # Diffusers' hooks leave a `forward` behind that is the class's own.
+        forward = getattr(vars(module).get("forward"), "__func__", type(module).forward)
+        found[name] = forward is type(module).forward, hooks, registry and list(registry.hooks)
     return found
 
 
@@ -184,7 +186,7 @@ class Doubled(nn.Module):
     def __init__(self, inner, negative):
         super().__init__()
         self.inner, self.negative = inner, negative
-        self.config, self.dtype = inner.config, inner.dtype
+        self.config, self.dtype, self.device = inner.config, inner.dtype, inner.device
         self.cache_context = lambda name: contextlib.nullcontext()
 
     def forward(self, encoder_hidden_states, pooled_projections, **kwargs):
@@ -497,7 +499,7 @@ def test_an_image_that_ends_half_way_leaves_the_next_one_alone(pipe, timesteps, 
         with pytest.raises(Halt):
             image(pipe)
         hook.remove()
-        assert held_bytes(pipe) == 0 or tap != "output"
+        assert held_bytes(pipe) == 0
         assert torch.equal(image(pipe, 1), expected)
 
 
@@ -531,11 +533,7 @@ def test_a_pipeline_made_from_another_is_not_cached_with_it(pipe, timesteps, tap
     with cached(pipe, plan_of(timesteps, tap=tap)) as stats:
         expected = image(pipe)
         counts = stats.full, stats.skipped
-        if tap == "output":
-            assert torch.equal(image(before), plain)
-        else:  # its modules have the hooks, and which step it is nobody knows: right or refused
-            with contextlib.suppress(PlanError):
-                assert torch.equal(image(before), plain)
+        assert torch.equal(image(before), plain)
         assert (stats.full, stats.skipped) == counts
         assert torch.equal(image(pipe), expected)
     assert torch.equal(image(before), plain)
@@ -568,8 +566,8 @@ def test_copies_made_meanwhile_are_not_cached(pipe, timesteps, what, tap):
         else:
             other = tiny_pipeline()
             setattr(other, what, copy.deepcopy(getattr(pipe, what)))
-        if tap == "output":
-            assert torch.equal(image(other), plain)
+        assert torch.equal(image(other), plain)
+        if tap == "output":  # a copied network brings the hooks of an inner tap with it
             with cached(other, plan_of(timesteps)):
                 assert torch.equal(image(other), expected)
             assert torch.equal(image(other), plain)
@@ -603,7 +601,7 @@ def test_the_cache_and_offloading_go_together(pipe, timesteps, tap, first):
     assert torch.equal(image(pipe), plain)
     hooks.pop().remove()
     assert torch.equal(image(pipe), plain)
-    assert "forward" not in vars(pipe.transformer) or tap != "output"
+    assert getattr(pipe.transformer.forward, "__func__", None) is type(pipe.transformer).forward
 
 
 # ---- torch.compile, as people write it
