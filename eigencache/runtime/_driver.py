@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from eigencache.plan import PlanError
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
@@ -472,7 +473,7 @@ class Driver:
         finally:
             self.policy.leave()
         if known is None or known[0] != shapes:
-            self.shapes[key] = shapes, map_tensors(_empty, output)
+            self.shapes[key] = shapes, pytree.tree_map(_empty, output)
         return output
 
     def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:

@@ -97,7 +97,8 @@ def by_hand(pipe, plan, seed=0, **arguments):
 
 def left_behind(pipe):
     """Return what lies on a pipeline, its scheduler and its networks."""
-    found = {"pipe": sorted(vars(pipe)), "scheduler": (id(pipe.scheduler), sorted(vars(pipe.scheduler)))}
+    scheduler = pipe.scheduler
+    found = {"pipe": sorted(vars(pipe)), "scheduler": (id(scheduler), sorted(vars(scheduler)))}
     for name, module in pipe.transformer.named_modules():
         hooks = [k for k, v in vars(module).items() if k.endswith("hooks") and v]
         registry = getattr(module, "_diffusers_hook", None)
