@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
-from eigencache.runtime._driver import Driver, Policy, StepCall
+from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._hooks import forecast
 from eigencache.runtime._taps import fingerprint, network_of
 
@@ -96,7 +96,7 @@ class Simulator:
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output, if the other outputs stay as they are.
         grams: float64 `[T, T]` of each call: the mean products of its outputs at any two steps.
-        passes: of each step, which networks were called how often.
+        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
         computed: how many images times steps the networks have computed.
 
     Raises:
@@ -108,7 +108,7 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[tuple[Pass, ...]] = []
         self.grams: list[np.ndarray] = []
         self.batches: list[Batch] = []
         size = batch if _can_batch(calls, arguments) else 1
@@ -158,16 +158,16 @@ class Simulator:
 
     @property
     def switches(self) -> tuple[int, ...]:
-        """The steps at which the pipeline begins to call other networks, or others as often."""
+        """The steps at which the pipeline begins to call networks otherwise than the step before."""
         found = [self._of_denoisers(passes) for passes in self.passes]
-        return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+        return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
 
     @property
     def denoisers(self) -> set[str] | None:
         """The networks that are called after the first step; None while that is not known."""
-        return {name for passes in self.passes[1:] for name, _ in passes} or None
+        return {name for passes in self.passes[1:] for name, *_ in passes} or None
 
-    def _of_denoisers(self, passes: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    def _of_denoisers(self, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
         return tuple(part for part in passes if part[0] in (self.denoisers or ()))
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
@@ -347,7 +347,7 @@ class _Record(_Simulated):
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
         self.timesteps: list[Any] = []
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[tuple[Pass, ...]] = []
 
     def given(self, call: StepCall) -> None:
         super().given(call)

@@ -41,6 +41,9 @@ _ATTACHED = "_eigencache"
 _PLACES = ("forward", "_old_forward", "_compiled_call_impl")
 
 
+Pass = tuple[str, int, str]
+
+
 @dataclass
 class StepCall:
     """One call of `scheduler.step`.
@@ -53,7 +56,8 @@ class StepCall:
         sample: the latents before the step.
         computed: whether the denoisers ran at this step.
         position: of the step among the scheduler's timesteps; None if it is not one of them.
-        passes: the networks that the pipeline called at this step, each with how often.
+        passes: the calls of networks at this step: of each its name, its number among the calls of
+            that network, and what tells one kind of call from another.
     """
 
     index: int
@@ -61,7 +65,7 @@ class StepCall:
     bound: inspect.BoundArguments
     computed: bool
     position: int | None
-    passes: tuple[tuple[str, int], ...]
+    passes: tuple[Pass, ...]
 
     def _name(self, name: str, position: int) -> str:
         """Return what the scheduler calls one of its arguments."""
@@ -210,7 +214,7 @@ class Attachment:
                 result = original(*args, **kwargs)
                 self.policy.repeated(call, result)
                 return result
-            call.passes = tuple(sorted(driver.calls.items()))
+            call.passes = tuple(sorted(driver.passes))
             ran.append(driver.computed)
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
@@ -325,6 +329,7 @@ class Driver:
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
         self.calls: dict[str, int] = {}
+        self.passes: list[Pass] = []
         self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
         self.computed = True
         self._original: Any = None
@@ -393,6 +398,7 @@ class Driver:
         self.thread, self.begun = threading.get_ident(), True
         self.frame = _calling()[1]
         self.calls.clear()
+        self.passes.clear()
         self.computed = self.policy.computes(0)
         for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
@@ -402,6 +408,7 @@ class Driver:
         if self.stats:
             self.stats.end()
         self.calls.clear()
+        self.passes.clear()
         self.computed = self.step < 0 or self.policy.computes(self.step)
 
     def abandon(self, frame: types.FrameType | None) -> None:
@@ -453,6 +460,7 @@ class Driver:
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
         key, shapes = (name, index), _shape_of(args, kwargs)
+        self.passes.append((name, index, str(shapes)))
         known = self.shapes.get(key)
         if len(self.calls) == 1 and index == 0:
             # A network or a batch that no earlier step had: only a full step can tell its output.
