@@ -24,8 +24,9 @@ from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._hooks import forecast
 from eigencache.runtime._taps import fingerprint, network_of
 
-# How far outputs are moved to see how the scheduler answers. Small, so that no scheduler clips.
-_PROBE = 1e-4
+# How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
+# more than single precision, in which many schedulers step, rounds away.
+_PROBE = 2**-6
 # What a call of `step` hands on to the next, beside the latents.
 _CARRIED = ("generator", "old_pred_original_sample", "timestep_back")
 
@@ -158,7 +159,7 @@ class Simulator:
 
     @property
     def switches(self) -> tuple[int, ...]:
-        """The steps at which the pipeline begins to call networks otherwise than the step before."""
+        """The steps at which networks are called otherwise than at the step before."""
         found = [self._of_denoisers(passes) for passes in self.passes]
         return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
 
