@@ -21,6 +21,7 @@ images: what the mean PSNR of images is, in latent space. More is better.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from eigencache._checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps
-from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
+from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
 
 if TYPE_CHECKING:  # planning needs NumPy alone
@@ -389,5 +390,7 @@ def refine(
     source = {**plan.source, "closed loop": f"{loop}; {told}"}
     if after <= before:
         return replace(plan, source=source)
-    source.pop(PREDICTED_ERROR, None)  # of the open loop
-    return replace(plan, full=found.full, weights=found.weights, source=source)
+    return replace(
+        plan, full=found.full, weights=found.weights, source=source,
+        predicted_error=math.nan,  # that was the open loop's
+    )  # fmt: skip

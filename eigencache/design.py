@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache.kernel import Kernel
-from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
+from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
@@ -35,7 +35,8 @@ def fill(
     for step in np.flatnonzero(~full):
         past = np.flatnonzero(full[:step])
         past = past[-predictor.window :] if predictor.window else past
-        weights[step, past] = predictor.weights(past, step, timesteps, matrix)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights[step, past] = predictor.weights(past, step, timesteps, matrix)
         if not np.isfinite(weights[step]).all():
             raise PlanError(
                 f"{predictor} has no finite weights for step {step} from steps {past.tolist()}: "
@@ -117,7 +118,7 @@ def predicted_error(
 
 
 def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
-    """Return the plan with its `predicted_error` among what it says of itself.
+    """Return the plan with its `predicted_error`.
 
     The plan comes back as it was if the kernel cannot tell: if either is not of the output tap and
     its one stream, or if the kernel is of cosines, which do not know how large a feature is.
@@ -126,7 +127,7 @@ def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     if not (of_output and kernel.normalisation == "second-moment"):
         return plan
     error = predicted_error(plan, kernel.matrix(), sizes=kernel.step_sizes)
-    return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
+    return replace(plan, predicted_error=error)
 
 
 def optimal_steps(
@@ -200,14 +201,16 @@ def gap_errors(
         heads = list(combinations(range(last), size - 1))
         windows = np.array([(*head, last) for head in heads])
         skipped = np.arange(last + 1, count)
-        weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
         moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
         # q[:, k] is the gap that skips k steps; it moves along the window and misses the truth.
         q = np.zeros((len(windows), len(skipped) + 1, count))
         past = np.broadcast_to(windows[:, None, :], moved.shape)
         np.put_along_axis(q[:, 1:], past, moved, axis=-1)
         q[:, 1:, last + 1 :] -= np.tri(len(skipped)) * sizes[skipped]
-        errors = np.sqrt(np.maximum(_energy(q, matrix), 0))
+        with np.errstate(invalid="ignore"):
+            errors = np.sqrt(np.maximum(_energy(q, matrix), 0))
         # Where timesteps repeat, some predictors have no finite weights.
         table[(*windows.T, slice(last + 1, None))] = np.where(np.isfinite(errors), errors, np.inf)
     return table

@@ -1,4 +1,4 @@
-"""A diffusers pipeline whose network is a small formula: what the closed loop does is checked on it.
+"""A diffusers pipeline whose network is a small formula, to check the closed loop on.
 
 It is called as any pipeline is, encodes prompts with a network, and takes a millisecond a step.
 """

@@ -2,9 +2,9 @@
 
 import difflib
 import inspect
-import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eigencache.calibration.quality import FEWEST, Judge, cheapest, with_prediction
@@ -14,7 +14,8 @@ from eigencache.calibration.simulator import Simulator, takes
 from eigencache.closed_loop import ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.methods import METHODS, Method
-from eigencache.plan import Plan, predicted_psnr
+from eigencache.plan import Plan
+from eigencache.runtime._policies import is_guidance
 from eigencache.schedules import Interval
 
 # What a method that needs no kernel is given, for its timesteps alone.
@@ -63,8 +64,8 @@ def calibrate(
             `height`, `guidance_scale`, `negative_prompt`, `strength`, `num_frames` ...
 
     Returns:
-        A plan for `eigencache.cached`. Its `source` says how it was made and what is predicted of
-        it: by design the error of latents, in closed loop or for a `psnr` the PSNR.
+        A plan for `eigencache.cached`. It says what is predicted of it: by design the error of
+        latents, in closed loop or for a `psnr` the PSNR.
 
     Raises:
         ValueError: there is no such method, an option is unknown or out of range, the pipeline
@@ -88,7 +89,8 @@ def calibrate(
     kernel = calibration.kernel(kind_of(chosen, tap, options), chosen.needs_kernel)
 
     def open_loop(budget: int) -> Plan:
-        return chosen.plan(budget, kernel.timesteps, kernel, tap=tap, **options)
+        plan = chosen.plan(budget, kernel.timesteps, kernel, tap=tap, **options)
+        return replace(plan, **calibration.belongs)  # methods without a kernel do not know
 
     if full_steps is not None:
         return open_loop(full_steps)
@@ -115,13 +117,30 @@ class Calibration:
 
     @property
     def source(self) -> dict[str, str]:
-        """What kernels say of where they come from: the seed, and the plain arguments, as JSON."""
-        plain = {k: v for k, v in self.arguments.items() if isinstance(v, int | float | str | bool)}
+        """What kernels say of where they come from."""
+        return {"seed": str(self.seed)}
+
+    @property
+    def belongs(self) -> dict[str, Any]:
+        """What kernels and plans belong to: the arguments that are plain, and the classes.
+
+        Where the pipeline says with which guidance it was called, the default is among them.
+        """
+        kind = type(self.pipe)
+        said = {
+            name: parameter.default
+            for name, parameter in inspect.signature(kind.__call__).parameters.items()
+            if is_guidance(name) and isinstance(getattr(kind, name, None), property)
+        }
+        plain = {
+            name: value
+            for name, value in {**said, **self.arguments}.items()
+            if isinstance(value, int | float | str)
+        }
         return {
-            "seed": str(self.seed),
-            "arguments": json.dumps(plain, sort_keys=True),
-            "pipeline": type(self.pipe).__name__,
+            "arguments": plain,
             "scheduler": type(self.pipe.scheduler).__name__,
+            "pipeline": kind.__name__,
         }
 
     def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
@@ -136,17 +155,22 @@ class Calibration:
         """Return the kernel of a kind; of one call alone if it is not `needed` for its values."""
         indices = range(len(self.calls) if needed else 1)
         if kind[:3] == OUTPUT[:3]:
-            return self.simulator(indices[: kind.runs], batch).kernel(self.source)
+            return self.kernel_of(self.simulator(indices[: kind.runs], batch))
         (kernel,) = self.kernels([kind], indices)
         return kernel
+
+    def kernel_of(self, runs: Simulator) -> Kernel:
+        """Return the kernel of full runs."""
+        return replace(runs.kernel(self.source), **self.belongs)
 
     def kernels(self, kinds: list[Kind], indices: Sequence[int] | None = None) -> list[Kernel]:
         """Return kernels of several kinds, from one full run of every call."""
         indices = range(len(self.calls)) if indices is None else indices
-        return record_kernels(
+        kernels = record_kernels(
             self.pipe, [self.arguments | dict(self.calls[i]) for i in indices],
             [self.seeds[i] for i in indices], kinds, self.source,
         )  # fmt: skip
+        return [replace(kernel, **self.belongs) for kernel in kernels]
 
     def judge(self, count: int) -> Judge:
         """Return what judges plans by the last so many calls."""
@@ -184,7 +208,7 @@ class ClosedLoopMaker:
         self.loop: ClosedLoop = loop
         self.runs = calibration.simulator(range(count - held_out), loop.batch)
         self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
-        self.kernel = kernel or self.runs.kernel(calibration.source)
+        self.kernel = kernel or calibration.kernel_of(self.runs)
         self.judge = calibration.judge(held_out)
 
     def plan(self, full_steps: int) -> Plan:
@@ -202,7 +226,7 @@ class ClosedLoopMaker:
         plan = with_prediction(plan, self.judge)
         self.report(
             f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "
-            f"{predicted_psnr(plan):.2f} dB; {plan.source['closed loop']}"
+            f"{plan.predicted_psnr:.2f} dB; {plan.source['closed loop']}"
         )
         return plan
 

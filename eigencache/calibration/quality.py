@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eigencache.calibration.simulator import quiet, takes
-from eigencache.plan import PREDICTED, Plan, predicted_psnr
+from eigencache.plan import Plan
 from eigencache.runtime import cached
 
 # The fewest full steps that are tried for a quality; each try has a third more.
@@ -68,8 +68,8 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def with_prediction(plan: Plan, judge: Judge) -> Plan:
-    """Return the plan with `predicted psnr`, in dB, among what it says of itself."""
-    return replace(plan, source={**plan.source, PREDICTED: f"{judge.psnr(plan):.6f}"})
+    """Return the plan with the PSNR in dB that its images are predicted to have."""
+    return replace(plan, predicted_psnr=judge.psnr(plan))
 
 
 def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[int]) -> Plan:
@@ -87,13 +87,13 @@ def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[i
 
     def reaches(i: int) -> bool:
         plans[i] = plan_of(budgets[i])
-        return predicted_psnr(plans[i]) >= quality
+        return plans[i].predicted_psnr >= quality
 
     while not reaches(position):  # cheap plans first: designing a plan costs as sampling by it
         if position == len(budgets) - 1:
             raise ValueError(
                 f"psnr: {quality:g} dB is out of reach: {budgets[-1]} full steps are predicted "
-                f"to give {predicted_psnr(plans[position]):.1f} dB; ask for less"
+                f"to give {plans[position].predicted_psnr:.1f} dB; ask for less"
             )
         wanted = max(budgets[position] + 1, round(budgets[position] * GROWTH))
         short = position

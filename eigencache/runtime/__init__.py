@@ -31,6 +31,7 @@ together, in either order.
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
@@ -182,6 +183,7 @@ def enable_cache(
     if getattr(model, _DRIVER, None):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
     _check_model(plan, network_of(model))
+    _check_scheduler(plan, getattr(model, "scheduler", None))
     stats, pairs = CacheStats(plan), []
     if plan.tap == "output":
         policy: Policy = OutputPolicy(plan, device)
@@ -238,6 +240,17 @@ def _check_model(plan: Plan, network: nn.Module) -> None:
             f"the plan was calibrated on model {plan.model}, this is {fingerprint(network)}: "
             "calibrate a kernel and make a plan for this model"
         )
+
+
+def _check_scheduler(plan: Plan, scheduler: Any) -> None:
+    """Warn by a PlanWarning if a plan was made with another scheduler."""
+    found = type(scheduler).__name__
+    if plan.scheduler is not None and scheduler is not None and plan.scheduler != found:
+        warnings.warn(
+            f"the plan was made with {plan.scheduler}, the pipeline has {found}: what is predicted "
+            "of it does not hold; make a plan with this scheduler",
+            PlanWarning, stacklevel=4,
+        )  # fmt: skip
 
 
 def _inner_hooks(

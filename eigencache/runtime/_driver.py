@@ -115,12 +115,13 @@ class Policy:
         """Return whether a step counts as full; `computed` is whether the denoisers ran."""
         return computed
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
-        """An image begins.
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
+        """The scheduler is about to be stepped for the first time in an image.
 
         Args:
             timesteps: float64 `[T]`, those that the scheduler will be stepped through; None if
                 they cannot be told beforehand.
+            pipe: the pipeline; None for the copy of a scheduler.
 
         Raises:
             PlanError: the policy is not for these timesteps.
@@ -230,7 +231,7 @@ class Attachment:
             )
         try:
             if self.index == 0:
-                self.policy.begin(self._visited(call))
+                self.policy.begin(self._visited(call), driver and driver.pipe)
             self.policy.given(call)
             result = self.policy.moved(call, original(*bound.args[1:], **bound.kwargs))
         except BaseException:

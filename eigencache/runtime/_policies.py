@@ -1,5 +1,7 @@
 """Policies of the driver: what sampling by a plan does at each step."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +9,41 @@ import numpy as np
 import torch
 from torch import nn
 
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
 from eigencache.runtime._hooks import HELD, Call, State, forecast
 from eigencache.runtime._taps import map_tensors
+
+
+def is_guidance(name: str) -> bool:
+    """Return whether an argument of a pipeline is about guidance, by how diffusers names them."""
+    return "guidance" in name or "cfg" in name
+
+
+def check_guidance(plan: Plan, pipe: Any) -> None:
+    """Warn by a PlanWarning if a pipeline is called with other guidance than the plan was made at.
+
+    Most pipelines say what they were called with: `pipe.guidance_scale`.
+    """
+    if pipe is None:
+        return
+    for name, made in plan.arguments.items():
+        if not is_guidance(name) or isinstance(made, bool) or not isinstance(made, int | float):
+            continue
+        called = getattr(pipe, name, None)
+        if not isinstance(called, int | float):
+            text = (
+                f"the plan was made at {name} {made:g}; whether {type(pipe).__name__} is called "
+                "with that is not checked, since it does not say"
+            )
+        elif math.isclose(called, made, rel_tol=1e-6):
+            continue
+        else:
+            text = (
+                f"the plan was made at {name} {made:g}, called with {called:g}: what is predicted "
+                f"of it does not hold; calibrate with {name}={called:g}"
+            )
+        warnings.warn(text, PlanWarning, stacklevel=2)
 
 
 class OutputPolicy(Policy):
@@ -29,9 +62,10 @@ class OutputPolicy(Policy):
         self.last_use = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(plan))]
         self.anchors: dict[int, Any] = {}
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.plan.check_timesteps(timesteps)
+        check_guidance(self.plan, pipe)
 
     def computes(self, step: int) -> bool:
         return bool(self.plan.full[step])
@@ -83,9 +117,10 @@ class InnerPolicy(Policy):
         self.transformer, self.network = transformer, network
         self.check, self.states = check, dict[int, State]()
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.plan.check_timesteps(timesteps)
+        check_guidance(self.plan, pipe)
 
     def is_full(self, step: int, computed: bool) -> bool:
         return bool(self.plan.full[step])

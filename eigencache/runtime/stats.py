@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eigencache.plan import Plan, predicted_latent_error, predicted_psnr
+from eigencache.plan import Plan
 
 # Times of so many of the latest steps of each kind are kept, that a server's memory does not grow.
 KEPT = 1000
@@ -34,8 +34,8 @@ class CacheStats:
 
     def __init__(self, plan: Plan | None = None) -> None:
         self.full = self.skipped = 0
-        self.predicted_psnr = predicted_psnr(plan) if plan else math.nan
-        self.predicted_error = predicted_latent_error(plan) if plan else math.nan
+        self.predicted_psnr = plan.predicted_psnr if plan else math.nan
+        self.predicted_error = plan.predicted_error if plan else math.nan
         self._first: float | torch.Event | None = None
         self._loop: Span | None = None
         self._device = torch.device("cpu")
