@@ -90,9 +90,7 @@ def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> n
     return np.sqrt(squares / np.diag(matrix))
 
 
-def latents_errors(
-    plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None
-) -> np.ndarray:
+def latents_errors(plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
     """Return the root of the mean square error of the latents after each step, float64 `[T]`.
 
     In open loop: the errors of forecasts add up, and are not fed back through the network. `matrix`

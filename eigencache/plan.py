@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from eigencache._checks import check_arguments, check_source, rebuilt
-from eigencache._files import read_arrays, write_arrays
+from eigencache._files import contents_hash, read_arrays, write_arrays
 from eigencache.tokens import Rule, described, rule_of
 
 FORMAT = "eigencache-plan-1"
@@ -209,6 +209,16 @@ class Plan:
         Raises:
             OSError: it cannot be written.
         """
+        write_arrays(path, *self._contents())
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the plan's contents, 64 hexadecimal digits; its file states the same."""
+        arrays, format, metadata = self._contents()
+        return contents_hash(arrays, metadata | {"format": format})
+
+    def _contents(self) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+        """Return the arrays, the format and the metadata of the plan's file."""
         metadata = {name: _json(getattr(self, name)) for name in _STATED}
         metadata |= {
             "tap": self.tap,
@@ -218,7 +228,7 @@ class Plan:
             "refresh": json.dumps(described(self.refresh)),
         }
         arrays = {"full": self.full, "weights": self.weights, "timesteps": self.timesteps}
-        write_arrays(path, arrays, FORMAT, metadata)
+        return arrays, FORMAT, metadata
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
@@ -264,6 +274,16 @@ def predicted_latent_error(plan: Plan) -> float:
     It is the root mean square of an element, before it is decoded (`eigencache.design`).
     """
     return plan.predicted_error
+
+
+def remembered(source: Mapping[str, str], name: str) -> str | None:
+    """Return what a plan or kernel says of its calibration, such as "dtype"; None: nothing.
+
+    Args:
+        source: of a plan or a kernel.
+        name: of an entry that `calibration.Calibration.source` makes.
+    """
+    return source.get(name, source.get(f"kernel {name}"))
 
 
 def load_plan(path: str | os.PathLike) -> Plan:

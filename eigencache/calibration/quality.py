@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration.simulator import quiet, takes
+from eigencache.calibration._calls import quiet, seeded, takes
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 
-# The fewest full steps that are tried for a quality; each try has a third more.
-FEWEST, GROWTH = 2, 4 / 3
+# Each try for a quality has a third more full steps than the last.
+GROWTH = 4 / 3
 
 
 class Judge:
@@ -52,7 +52,8 @@ class Judge:
 def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
     """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
     kind = {"output_type": "np"} if takes(pipe, "output_type") else {}
-    made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
+    with seeded(seed):
+        made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
     for name in ("images", "frames"):
         if hasattr(made, name):
             found = getattr(made, name)

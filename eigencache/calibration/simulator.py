@@ -7,10 +7,8 @@ scheduler, so that the networks run only from where the sampling departs from an
 """
 
 import copy
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from eigencache.calibration._calls import forked, quiet, sample_of, seeded
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
@@ -75,6 +74,7 @@ class Gap(NamedTuple):
     toward: np.ndarray
 
 
+Passes = tuple[Pass, ...]  # the calls of networks at a step
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
 
 
@@ -109,7 +109,7 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[tuple[Pass, ...]] = []
+        self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
         self.batches: list[Batch] = []
         size = batch if _can_batch(calls, arguments) else 1
@@ -160,16 +160,12 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which networks are called otherwise than at the step before."""
-        found = [self._of_denoisers(passes) for passes in self.passes]
-        return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
+        return switches_of(self.passes)
 
     @property
     def denoisers(self) -> set[str] | None:
         """The networks that are called after the first step; None while that is not known."""
-        return {name for passes in self.passes[1:] for name, *_ in passes} or None
-
-    def _of_denoisers(self, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-        return tuple(part for part in passes if part[0] in (self.denoisers or ()))
+        return denoisers_of(self.passes) or None
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -275,9 +271,10 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = self.denoisers
-        policy.begins_alike = len(self.passes) > 1 and self._of_denoisers(
-            self.passes[0]
-        ) == self._of_denoisers(self.passes[1])
+        names = denoisers_of(self.passes)
+        policy.begins_alike = len(self.passes) > 1 and (
+            _among(names, self.passes[0]) == _among(names, self.passes[1])
+        )
         driver.attach()
         try:
             with quiet(self.pipe), seeded(batch.seeds[0]):
@@ -348,7 +345,7 @@ class _Record(_Simulated):
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
         self.timesteps: list[Any] = []
-        self.passes: list[tuple[Pass, ...]] = []
+        self.passes: list[Passes] = []
 
     def given(self, call: StepCall) -> None:
         super().given(call)
@@ -516,8 +513,10 @@ class Stepper:
         """
         if isinstance(self.generator, list):
             self.generator = self.generator[0]
-        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64)
-        nudges = _PROBE * torch.eye(count, dtype=torch.float64).reshape(count, 1, count, 1, 1)
+        device = self.call.sample.device
+        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64, device=device)
+        nudges = _PROBE * torch.eye(count, dtype=torch.float64, device=device)
+        nudges = nudges.reshape(count, 1, count, 1, 1)
         moved = self.end(nothing, list(nudges)) - self.end(nothing, [nothing] * count)
         sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
         if not np.isfinite(sizes).all():
@@ -538,9 +537,19 @@ def _clone(generator: torch.Generator) -> torch.Generator:
     return clone
 
 
-def sample_of(result: Any) -> torch.Tensor:
-    """Return the latents in what a scheduler's `step` returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+def denoisers_of(passes: Sequence[Passes]) -> set[str]:
+    """Return the networks that are called after the first step, by name."""
+    return {name for step in passes[1:] for name, *_ in step}
+
+
+def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
+    """Return the steps at which networks are called otherwise than at the step before."""
+    found = [_among(denoisers_of(passes), step) for step in passes]
+    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
+
+
+def _among(names: set[str], passes: Passes) -> Passes:
+    return tuple(part for part in passes if part[0] in names)
 
 
 def with_sample(result: Any, sample: torch.Tensor) -> Any:
@@ -550,22 +559,6 @@ def with_sample(result: Any, sample: torch.Tensor) -> Any:
     changed = copy.copy(result)
     changed.prev_sample = sample
     return changed
-
-
-@contextmanager
-def forked() -> Iterator[None]:
-    """Inside a `with` block torch's own generators go on; after it they are as they were before."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        yield
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's own generators inside a `with` block, for schedulers that draw from them."""
-    with forked():
-        torch.manual_seed(seed)
-        yield
 
 
 def _few(timesteps: np.ndarray) -> str:
@@ -586,33 +579,19 @@ def _batch(
     chunk: range,
 ) -> Batch:  # fmt: skip
     chosen = [calls[i] for i in chunk]
-    own = dict(chosen[0]) if len(chunk) == 1 else {"prompt": [call["prompt"] for call in chosen]}
+    own: dict[str, Any] = dict(chosen[0])
+    if len(chunk) > 1:
+        # Pipelines want as many negative prompts as prompts.
+        own = {k: [v] * len(chunk) for k, v in arguments.items() if _is_prompt(k, v)}
+        own["prompt"] = [call["prompt"] for call in chosen]
     return Batch({**arguments, **own}, [seeds[i] for i in chunk])
+
+
+def _is_prompt(name: str, value: Any) -> bool:
+    return "prompt" in name and isinstance(value, str)
 
 
 def _can_batch(calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
     """Return whether calls can be joined: they differ in a text alone, and share plain values."""
     texts = all(call.keys() == {"prompt"} and isinstance(call["prompt"], str) for call in calls)
     return texts and all(isinstance(v, int | float | str | bool | None) for v in arguments.values())
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
-
-
-def takes(pipe: Any, name: str) -> bool:
-    """Return whether a pipeline can be called with an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
-
-
-def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Call a pipeline, and let it leave out decoding if it can."""
-    latent = {"output_type": "latent"} if takes(pipe, "output_type") else {}
-    return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))

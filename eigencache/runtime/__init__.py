@@ -44,7 +44,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import Driver, Policy, check_no_cache
+from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import refreshing_hooks
@@ -212,9 +212,7 @@ def enable_cache(
     return stats
 
 
-def _enable_bare(
-    transformer: nn.Module, plan: Plan, device: torch.device | None
-) -> CacheStats:
+def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK):
@@ -432,3 +430,19 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
         yield driver.stats  # type: ignore[misc]
     finally:
         driver.detach()
+
+
+@contextlib.contextmanager
+def following(pipe: DiffusionPipeline, follow: Callable[[Any], None]) -> Iterator[None]:
+    """Call a function after every step of a pipeline, inside a `with` block.
+
+    Args:
+        pipe: a diffusers pipeline that is cached, watched or recorded in the block around.
+        follow: called with what the scheduler's `step` returned.
+    """
+    followers = pipe.scheduler.__dict__[ATTACHED].driver.followers
+    followers.append(follow)
+    try:
+        yield
+    finally:
+        followers.remove(follow)

@@ -36,7 +36,7 @@ from eigencache.plan import PlanError
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
-_ATTACHED = "_eigencache"
+ATTACHED = "_eigencache"
 # Where a switch may be met on a module: offloading puts what it wraps in the second.
 _PLACES = ("forward", "_old_forward", "_compiled_call_impl")
 
@@ -242,6 +242,8 @@ class Attachment:
             self.finish()
         if driver:
             driver.stepped()
+            for follow in driver.followers:
+                follow(result)
         return result
 
     def _repeats(self, call: StepCall) -> bool:
@@ -295,7 +297,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment = self.__dict__.get(_ATTACHED)
+        attachment = self.__dict__.get(ATTACHED)
         if attachment is None:  # of a copied pipeline
             return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
@@ -315,6 +317,7 @@ class Driver:
         encoded: where the simulator keeps what networks returned before the denoising began, by
             name and order of the call, to hand it out again; None runs them every time.
         denoisers: the names of those that denoise; None while that is not known.
+        followers: called with what `scheduler.step` returned, after every step.
         shapes: what each denoiser is called with and returns, by name and order in a step.
 
     Raises:
@@ -329,6 +332,7 @@ class Driver:
         self.frame: types.FrameType | None = None  # of the pipeline's call that makes the image
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
+        self.followers: list[Callable[[Any], None]] = []
         self.calls: dict[str, int] = {}
         self.passes: list[Pass] = []
         self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
@@ -361,7 +365,7 @@ class Driver:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if getattr(scheduler.__dict__.get(_ATTACHED), "driver", None):
+        if getattr(scheduler.__dict__.get(ATTACHED), "driver", None):
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
@@ -370,7 +374,7 @@ class Driver:
             check_no_cache(name, module)
         self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
-        attached.__dict__[_ATTACHED] = self.attachment
+        attached.__dict__[ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
         attached.set_timesteps = _method(attached, "set_timesteps")
         self.scheduler = self.pipe.scheduler = attached
@@ -384,7 +388,7 @@ class Driver:
         if not self.attached:
             return
         self.attachment.finish()
-        own = {_ATTACHED, "step", "set_timesteps"}
+        own = {ATTACHED, "step", "set_timesteps"}
         kept = {k: v for k, v in self.scheduler.__dict__.items() if k not in own}
         if self.pipe.scheduler is self.scheduler:
             self._original.__dict__.update(kept)  # where the last image has left it
@@ -515,12 +519,12 @@ class _Switch:
         self.nested = False  # whether offloading has wrapped the switch once more
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            switch = module.__dict__.get(_ATTACHED)
+            switch = module.__dict__.get(ATTACHED)
             if switch is None:  # a deep copy of the module
                 return type(module).forward(module, *args, **kwargs)
             return switch.call(args, kwargs)
 
-        method.__dict__[_ATTACHED] = True
+        method.__dict__[ATTACHED] = True
         self.method = types.MethodType(method, module)
         self.name, self.found = "forward", module.__dict__.get("forward")
         self.run: Callable = module.forward
@@ -532,14 +536,14 @@ class _Switch:
     @classmethod
     def of(cls, module: nn.Module) -> "_Switch":
         """Return the switch of a module, made now if it has none."""
-        found = module.__dict__.get(_ATTACHED)
+        found = module.__dict__.get(ATTACHED)
         if found is not None:
             return found
         for name in _PLACES:  # on the copy of a module that had a switch
             function = getattr(module.__dict__.get(name), "__func__", None)
-            if hasattr(function, _ATTACHED):
+            if hasattr(function, ATTACHED):
                 del module.__dict__[name]
-        switch = module.__dict__[_ATTACHED] = cls(module)
+        switch = module.__dict__[ATTACHED] = cls(module)
         return switch
 
     def place(self) -> None:
@@ -582,7 +586,7 @@ class _Switch:
         if self.drivers:
             return
         own = self.module.__dict__
-        del own[_ATTACHED]
+        del own[ATTACHED]
         for name in _PLACES:
             if own.get(name) is self.method:
                 del own[name]

@@ -41,9 +41,9 @@ def flux(
             "FluxControlNetModel", in_channels=16, guidance_embeds=guidance, **_FLUX
         )
     size = {"height": 16, "width": 16}
-    return pipeline(cls, **parts), lambda draw: (
-        size | _texts(draw, negative) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts
+    ), lambda draw: size | _texts(draw, negative) | (inputs(draw) if inputs else {}) | arguments
 
 
 def _image(draw):

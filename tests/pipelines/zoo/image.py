@@ -51,11 +51,14 @@ def qwen(cls="QwenImagePipeline", inputs=None, control=False, negative=False, **
     }
     if control:
         parts["controlnet"] = network("QwenImageControlNetModel", **config)
-    return pipeline(cls, **parts), lambda draw: (
-        _SIZE
-        | _texts(draw, 3, 12, negative, "prompt_embeds_mask")
-        | (inputs(draw) if inputs else {})
-        | arguments
+    return (
+        pipeline(cls, **parts),
+        lambda draw: (
+            _SIZE
+            | _texts(draw, 3, 12, negative, "prompt_embeds_mask")
+            | (inputs(draw) if inputs else {})
+            | arguments
+        ),
     )
 
 
@@ -87,10 +90,13 @@ def z_image(cls="ZImagePipeline", **arguments):
     )
     pipe = pipeline(cls, transformer=transformer, vae=autoencoder(), scheduler=scheduler("dynamic"))
     # It takes a list of the embeddings of each prompt, without padding.
-    return pipe, lambda draw: (
-        _SIZE
-        | {"prompt_embeds": [draw(3, 12)], "negative_prompt_embeds": [draw(3, 12)]}
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"prompt_embeds": [draw(3, 12)], "negative_prompt_embeds": [draw(3, 12)]}
+            | arguments
+        ),
     )
 
 
@@ -107,11 +113,14 @@ def pixart(cls="PixArtSigmaPipeline", kind="ddim", **arguments):
     pipe = pipeline(
         cls, transformer=transformer, vae=autoencoder(shift_factor=None), scheduler=scheduler(kind)
     )
-    return pipe, lambda draw: (
-        _SIZE
-        | {"negative_prompt": None, "use_resolution_binning": False}
-        | _texts(draw, 3, 12, mask="prompt_attention_mask")
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"negative_prompt": None, "use_resolution_binning": False}
+            | _texts(draw, 3, 12, mask="prompt_attention_mask")
+            | arguments
+        ),
     )
 
 
@@ -178,8 +187,11 @@ def sana(cls="SanaPipeline", kind="euler", **arguments):
         defaults["intermediate_timesteps"] = None  # it has a value for two steps only
     else:
         defaults["negative_prompt"] = None
-    return pipe, lambda draw: (
-        defaults | _texts(draw, 3, 12, not sprint, "prompt_attention_mask") | arguments
+    return (
+        pipe,
+        lambda draw: (
+            defaults | _texts(draw, 3, 12, not sprint, "prompt_attention_mask") | arguments
+        ),
     )
 
 
@@ -205,9 +217,7 @@ def lumina2(**arguments):
         scheduler=scheduler("dynamic"),
     )
     size = {"height": 64, "width": 64}  # whatever the VAE, a latent is 8 pixels wide
-    return pipe, lambda draw: (
-        size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
-    )
+    return pipe, lambda draw: size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
 
 
 def hunyuan_image(guidance_embeds=False, **arguments):
@@ -239,8 +249,10 @@ def hunyuan_image(guidance_embeds=False, **arguments):
         spatial_compression_ratio=2,
         sample_size=16,
     )
-    mixed = None if guidance_embeds else AdaptiveProjectedMixGuidance(
-        adaptive_projected_guidance_start_step=3
+    mixed = (
+        None
+        if guidance_embeds
+        else AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=3)
     )
     pipe = pipeline(
         "HunyuanImagePipeline",
@@ -313,8 +325,11 @@ def chroma(**arguments):
         vae=autoencoder(),
         scheduler=scheduler("dynamic"),
     )
-    return pipe, lambda draw: (
-        _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float) | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float) | arguments
+        ),
     )
 
 
@@ -376,9 +391,7 @@ def aura_flow(**arguments):
         vae=autoencoder(),
         scheduler=scheduler("euler"),
     )
-    return pipe, lambda draw: (
-        _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
-    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
 
 
 def _tokenizer():
@@ -562,11 +575,14 @@ def prx(**arguments):
         # The parts are checked against their types, and the tokenizer is asked for its length.
         tokenizer=_tokenizer(),
     )
-    return pipe, lambda draw: (
-        _SIZE
-        | {"use_resolution_binning": False, "negative_prompt": None}
-        | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.bool)
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"use_resolution_binning": False, "negative_prompt": None}
+            | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.bool)
+            | arguments
+        ),
     )
 
 

@@ -84,6 +84,7 @@ def stepping(case, replaced: Callable | None = None):
 @contextlib.contextmanager
 def standing_in(denoisers: dict[str, torch.nn.Module], computes: Callable[[], bool]):
     """Have each denoiser return zeros while `computes` says False."""
+
     def after(module, args, output):
         if computes():
             return None

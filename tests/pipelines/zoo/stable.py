@@ -26,9 +26,7 @@ def _both(draw, *names_and_shapes):
     """Return the embeddings of a prompt and, drawn apart, of its negative prompt."""
     texts = dict(names_and_shapes)
     return {
-        f"{sign}{name}": draw(*shape)
-        for sign in ("", "negative_")
-        for name, shape in texts.items()
+        f"{sign}{name}": draw(*shape) for sign in ("", "negative_") for name, shape in texts.items()
     }
 
 
@@ -50,9 +48,9 @@ def unet(
     if not xl:
         parts["requires_safety_checker"] = False
     texts = [("prompt_embeds", (1, 3, 12))] + ([("pooled_prompt_embeds", (1, 10))] if xl else [])
-    return pipeline(cls, **parts, **config or {}), lambda draw: (
-        _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts, **config or {}
+    ), lambda draw: _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
 
 
 def sd3(
@@ -80,9 +78,9 @@ def sd3(
         parts["controlnet"] = network("SD3ControlNetModel", num_layers=layers, **config)
     texts = ("prompt_embeds", (1, 3, 12)), ("pooled_prompt_embeds", (1, 10))
     size = {"height": 16, "width": 16}
-    return pipeline(cls, **parts), lambda draw: (
-        size | _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts
+    ), lambda draw: size | _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
 
 
 def _image(draw):

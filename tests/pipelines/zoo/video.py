@@ -39,13 +39,11 @@ def wan(cls="WanPipeline", kind="flow unipc", experts=1, inputs=None, config=Non
     """Return a Wan pipeline and its arguments; with two experts the second ends the sampling."""
     seen = 4 if inputs is None else 2 * 4 + 4  # latents, those of the image, and its mask
     # The first expert and the second differ: the same weights would hide a wrong one.
-    experts = {
-        f"transformer{end}": _wan_transformer(seen=seen) for end in ("", "_2")[:experts]
-    }
+    experts = {f"transformer{end}": _wan_transformer(seen=seen) for end in ("", "_2")[:experts]}
     parts = experts | {"vae": video_autoencoder(), "scheduler": scheduler(kind)}
-    return pipeline(cls, **parts, **config or {}), lambda draw: (
-        _VIDEO | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts, **config or {}
+    ), lambda draw: _VIDEO | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
 
 
 def wan_21_image_to_video(**arguments):
@@ -69,9 +67,7 @@ def wan_21_image_to_video(**arguments):
         image_encoder=CLIPVisionModel(config).eval().requires_grad_(False),
         image_processor=CLIPImageProcessor(size=size, crop_size=size),
     )
-    return pipe, lambda draw: (
-        _VIDEO | _texts(draw) | {"image": draw.picture(32)} | arguments
-    )
+    return pipe, lambda draw: _VIDEO | _texts(draw) | {"image": draw.picture(32)} | arguments
 
 
 def wan_5b(**arguments):
@@ -121,9 +117,7 @@ def ltx(**arguments):
         upsample_factor=(1,) * 4,
         patch_size=1,
     )
-    pipe = pipeline(
-        "LTXPipeline", transformer=transformer, vae=vae, scheduler=scheduler("dynamic")
-    )
+    pipe = pipeline("LTXPipeline", transformer=transformer, vae=vae, scheduler=scheduler("dynamic"))
     return pipe, lambda draw: _VIDEO | _texts(draw, mask="prompt_attention_mask") | arguments
 
 
@@ -213,8 +207,9 @@ def ltx2(**arguments):
     )
     defaults = {"frame_rate": 25.0, "num_frames": 5, "spatio_temporal_guidance_blocks": [1]}
     # One width for each of the encoder's layers: 2 times 12.
-    return pipe, lambda draw: (
-        _VIDEO | defaults | _texts(draw, 24, mask="prompt_attention_mask") | arguments
+    return (
+        pipe,
+        lambda draw: _VIDEO | defaults | _texts(draw, 24, mask="prompt_attention_mask") | arguments,
     )
 
 
@@ -378,8 +373,11 @@ def mochi(**arguments):
         vae=vae,
         scheduler=scheduler("euler", shift=1.0, invert_sigmas=True),
     )
-    return pipe, lambda draw: (
-        _VIDEO | _texts(draw, 16, mask="prompt_attention_mask", kind=torch.bool) | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO | _texts(draw, 16, mask="prompt_attention_mask", kind=torch.bool) | arguments
+        ),
     )
 
 
@@ -468,11 +466,14 @@ def allegro(**arguments):
     pipe = pipeline(
         "AllegroPipeline", transformer=transformer, vae=vae, scheduler=scheduler("ddim")
     )
-    return pipe, lambda draw: (
-        _VIDEO
-        | {"negative_prompt": None}
-        | _texts(draw, mask="prompt_attention_mask")
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO
+            | {"negative_prompt": None}
+            | _texts(draw, mask="prompt_attention_mask")
+            | arguments
+        ),
     )
 
 
