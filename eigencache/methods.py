@@ -111,6 +111,11 @@ class Method:
         return self.schedule.kernel or self.predictor.kernel
 
     @property
+    def name(self) -> str | None:
+        """What the method is called in `METHODS`; None if it is not there."""
+        return next((name for name, method in METHODS.items() if method is self), None)
+
+    @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that the method reads."""
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
@@ -214,8 +219,7 @@ class Method:
             schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
             gate=parts.gate, refresh=parts.refresh,
         )  # fmt: skip
-        names = [name for name, method in METHODS.items() if method is self]
-        return replace(plan, source={**({"method": names[0]} if names else {}), **plan.source})
+        return replace(plan, method=self.name)
 
     @property
     def _kinds(self) -> list[type]:
@@ -356,6 +360,11 @@ def make_plan(
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
         source |= {f"kernel {name}": text for name, text in kernel.source.items()}
-    model = kernel.model if kernel else None
-    plan = Plan(full, weights, timesteps, tap, streams, model, source, refresh)
+    belongs: dict[str, Any] = {}
+    if kernel:
+        names = ("model", "arguments", "scheduler", "pipeline")
+        belongs = {name: getattr(kernel, name) for name in names}
+    plan = Plan(
+        full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs
+    )
     return with_predicted_error(plan, kernel) if kernel else plan

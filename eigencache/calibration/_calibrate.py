@@ -1,6 +1,7 @@
 """From a pipeline and prompts to a plan, in one call."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from eigencache.calibration._calibration import Calibration, kind_of
@@ -53,8 +54,8 @@ def calibrate(
             `height`, `guidance_scale`, `negative_prompt`, `strength`, `num_frames` ...
 
     Returns:
-        A plan for `eigencache.cached`. Its `source` says how it was made and what is predicted of
-        it: by design the error of latents, in closed loop or for a `psnr` the PSNR.
+        A plan for `eigencache.cached`. It says what is predicted of it: by design the error of
+        latents, in closed loop or for a `psnr` the PSNR.
 
     Raises:
         ValueError: there is no such method, an option is unknown or out of range, the pipeline
@@ -98,7 +99,8 @@ def plan_with(
     used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
 
     def open_loop(budget: int) -> Plan:
-        return method.plan(budget, used.timesteps, used, tap=tap, **options)
+        plan = method.plan(budget, used.timesteps, used, tap=tap, **options)
+        return replace(plan, **calibration.belongs)  # methods without a kernel do not know
 
     if full_steps is not None:
         return open_loop(full_steps)

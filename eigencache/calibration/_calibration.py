@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eigencache.calibration._calls import Call, takes
@@ -12,6 +13,7 @@ from eigencache.calibration.recording import Kind, record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
 from eigencache.kernel import Kernel
+from eigencache.runtime._policies import is_guidance
 
 if TYPE_CHECKING:
     from eigencache.methods import Method
@@ -38,15 +40,28 @@ class Calibration:
 
     @property
     def source(self) -> dict[str, str]:
-        """What kernels say of where they come from: the seed, and the plain arguments, as JSON."""
-        plain = {k: v for k, v in self.arguments.items() if isinstance(v, int | float | str | bool)}
-        return {
-            "seed": str(self.seed),
-            "arguments": json.dumps(plain, sort_keys=True),
-            "dtype": str(self.pipe.dtype).removeprefix("torch."),
-            "pipeline": type(self.pipe).__name__,
-            "scheduler": type(self.pipe.scheduler).__name__,
+        """What kernels say of where they come from."""
+        return {"seed": str(self.seed), "dtype": str(self.pipe.dtype).removeprefix("torch.")}
+
+    @property
+    def belongs(self) -> dict[str, Any]:
+        """What kernels and plans belong to: the arguments that are plain, and the classes.
+
+        Where the pipeline says with which guidance it is called, the default is among them.
+        """
+        kind = type(self.pipe)
+        said = {
+            name: parameter.default
+            for name, parameter in inspect.signature(kind.__call__).parameters.items()
+            if is_guidance(name) and isinstance(getattr(kind, name, None), property)
         }
+        plain = {
+            name: value
+            for name, value in {**said, **self.arguments}.items()
+            if isinstance(value, int | float | str)
+        }
+        scheduler = type(self.pipe.scheduler).__name__
+        return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
 
     def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
         """Return the simulator of some of the calls."""
@@ -60,17 +75,22 @@ class Calibration:
         """Return the kernel of a kind; of one call alone if it is not `needed` for its values."""
         indices = range(len(self.calls) if needed else 1)
         if kind[:3] == OUTPUT[:3]:
-            return self.simulator(indices[: kind.runs], batch).kernel(self.source)
+            return self.kernel_of(self.simulator(indices[: kind.runs], batch))
         (kernel,) = self.kernels([kind], indices)
         return kernel
+
+    def kernel_of(self, runs: Simulator) -> Kernel:
+        """Return the kernel of full runs of some of the calls."""
+        return replace(runs.kernel(self.source), **self.belongs)
 
     def kernels(self, kinds: list[Kind], indices: Sequence[int] | None = None) -> list[Kernel]:
         """Return kernels of several kinds, from one full run of every call."""
         indices = range(len(self.calls)) if indices is None else indices
-        return record_kernels(
+        kernels = record_kernels(
             self.pipe, [self.arguments | dict(self.calls[i]) for i in indices],
             [self.seeds[i] for i in indices], kinds, self.source,
         )  # fmt: skip
+        return [replace(kernel, **self.belongs) for kernel in kernels]
 
     def judge(self, count: int) -> Judge:
         """Return what judges plans by the last so many calls."""

@@ -67,6 +67,22 @@ def quiet(pipe: Any) -> Iterator[None]:
         pipe.set_progress_bar_config(**before)
 
 
+@contextmanager
+def forked() -> Iterator[None]:
+    """Inside a `with` block torch's own generators go on; after it they are as they were before."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's own generators inside a `with` block, for schedulers that draw from them."""
+    with forked():
+        torch.manual_seed(seed)
+        yield
+
+
 def takes(pipe: Any, name: str) -> bool:
     """Return whether a pipeline can be called with an argument of that name."""
     return name in inspect.signature(type(pipe).__call__).parameters
@@ -75,7 +91,8 @@ def takes(pipe: Any, name: str) -> bool:
 def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
     """Call a pipeline, and let it leave out decoding if it can."""
     latent = {"output_type": "latent"} if takes(pipe, "output_type") else {}
-    return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
+    with seeded(seed):
+        return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def sample_of(result: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.closed_loop import ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.methods import FEWEST, Method
-from eigencache.plan import Plan, predicted_psnr
+from eigencache.plan import Plan
 
 
 class ClosedLoopMaker:
@@ -39,7 +39,7 @@ class ClosedLoopMaker:
         self.loop: ClosedLoop = loop
         self.runs = calibration.simulator(range(count - held_out), loop.batch)
         self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
-        self.kernel = kernel or self.runs.kernel(calibration.source)
+        self.kernel = kernel or calibration.kernel_of(self.runs)
         self.judge = calibration.judge(held_out)
 
     def plan(self, full_steps: int) -> Plan:
@@ -57,7 +57,7 @@ class ClosedLoopMaker:
         plan = with_prediction(plan, self.judge)
         self.report(
             f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "
-            f"{predicted_psnr(plan):.2f} dB; {plan.source['closed loop']}"
+            f"{plan.predicted_psnr:.2f} dB; {plan.source['closed loop']}"
         )
         return plan
 

@@ -35,17 +35,19 @@ class Recorder(Policy):
         self.timesteps: list[float] = []
         self.sigmas = np.empty(0)
         self.passes: list[Passes] = []
+        self.moments: list[Any] = []  # the timesteps as the pipeline passes them
         self.stepper: Stepper | None = None
 
     def given(self, call: StepCall) -> None:
         if call.index == 0:
-            self.stepper = Stepper(call)
+            self.stepper = Stepper(call, self.moments)
             sigmas = getattr(call.scheduler, "sigmas", None)
             if isinstance(sigmas, torch.Tensor):
                 self.sigmas = sigmas.double().cpu().numpy()
         if self.keep:
             self.keep(call.output)
         self.passes.append(call.passes)
+        self.moments.append(call.timestep)
         self.timesteps.append(float(torch.as_tensor(call.timestep).flatten()[0]))
 
     def of_sampler(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class _Told(Exception):
 class _First(Recorder):
     """Leaves the run at its first step, if that tells all timesteps."""
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.timesteps = timesteps.tolist()
             raise _Told

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eigencache._device import default_device
-from eigencache.calibration._calls import quiet, takes
+from eigencache.calibration._calls import quiet, seeded, takes
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 
@@ -141,7 +141,8 @@ def sample(
     kind = {"output_type": "pil"} if takes(pipe, "output_type") else {}
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
         noise = torch.Generator("cpu").manual_seed(seed)
-        made = pipe(**{**kind, **call}, generator=noise)
+        with seeded(seed):
+            made = pipe(**{**kind, **call}, generator=noise)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()

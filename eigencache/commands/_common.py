@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from eigencache.commands.prompts import read_calls
-from eigencache.plan import remembered
+from eigencache.kernel import Kernel
+from eigencache.plan import Plan, remembered
 
 # Short flags for what many pipelines take: flag, argument of the call, type, help.
 SHORT = (
@@ -20,7 +21,7 @@ SHORT = (
 )
 DTYPES = ("float32", "bfloat16", "float16")
 # What a plan keeps of its kernel's calibration (`calibration.Calibration.source`).
-KEPT = ("arguments", "dtype", "pipeline", "scheduler", "seed")
+KEPT = ("dtype", "seed")
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -112,19 +113,19 @@ def parsed_options(pairs: Iterable[str]) -> dict[str, object]:
 
 
 def call_arguments(
-    arguments: argparse.Namespace, source: Mapping[str, str] | None = None
+    arguments: argparse.Namespace, made: Plan | Kernel | None = None
 ) -> dict[str, Any]:
     """Return what the pipeline is called with beside each prompt's own.
 
     Args:
         arguments: of a command line with `add_call`.
-        source: of a kernel or plan, whose arguments hold where the command line states none.
+        made: a plan or kernel, whose arguments hold where the command line states none.
 
     Raises:
-        ValueError: --arguments is no JSON object, an argument is stated twice, a number is out of
-            range, or what the source says cannot be read.
+        ValueError: --arguments is no JSON object, an argument is stated twice, or a number is out
+            of range.
     """
-    kept = _object(remembered(source or {}, "arguments") or "{}", "its arguments")
+    kept = made.arguments if made else {}
     stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
     for flag, name, _, _ in SHORT:
         value = getattr(arguments, name, None)

@@ -88,12 +88,12 @@ def _with_model(
             "prompts"
         )
     seed = kernel.source.get("seed")
-    if seed is None or "arguments" not in kernel.source:
+    if seed is None or kernel.pipeline is None:
         raise ValueError(
             f"{arguments.kernel}: does not say with which arguments it was calibrated, as older "
             "kernels do not; calibrate again"
         )
-    calls, shared = calls_from(arguments), call_arguments(arguments, kernel.source)
+    calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
     loop = method.parts(1, **options).closed_loop
     if loop:
         loop.judges(len(calls))
@@ -113,7 +113,10 @@ def remembering(plan: Plan, kernel: Kernel) -> Plan:
     """Return the plan with what the kernel says of its calibration, also if it needed no kernel."""
     kept = {k: kernel.source[k] for k in KEPT if k in kernel.source}
     missing = {k: text for k, text in kept.items() if remembered(plan.source, k) is None}
-    return replace(plan, source={**plan.source, **missing})
+    return replace(
+        plan, source={**plan.source, **missing}, arguments=kernel.arguments,
+        scheduler=kernel.scheduler, pipeline=kernel.pipeline,
+    )  # fmt: skip
 
 
 def predictions(plan: Plan) -> str:

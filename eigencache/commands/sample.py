@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     request = _request(arguments, plan, kernel)
     calls, source = calls_from(arguments), (plan or kernel).source if plan or kernel else {}
-    shared = call_arguments(arguments, source)
+    shared = call_arguments(arguments, plan or kernel)
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
@@ -202,8 +202,7 @@ def _plan_of(
 
 def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: Path) -> None:
     """Raise a PlanError if a plan was made for another number of steps; tell other differences."""
-    made = json.loads(remembered(plan.source, "arguments") or "{}")
-    for name, value in made.items():
+    for name, value in plan.arguments.items():
         if shared.get(name, value) == value:
             continue
         if name == STEPS:
@@ -303,7 +302,7 @@ def _sample(
             "full_steps": made.full_steps,
             "steps": len(plan) if plan else made.full_steps,
             "plan": plan.digest if plan else None,
-            "method": plan.source.get("method") if plan else "full",
+            "method": plan.method if plan else "full",
             "device": str(pipe._execution_device),
             "versions": versions,
             **{k: v for k, v in about.items() if k not in ("plan", "method")},

@@ -4,6 +4,7 @@ The file is one of `eigencache plan`, of `Plan.save` or of the workflow.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from eigencache.commands.plan import predictions
@@ -24,14 +25,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Print what the plan says."""
     plan = Plan.load(arguments.plan)
     told = {
-        "method": plan.source.get("method"),
+        "method": plan.method,
         "steps": f"{len(plan)}, timesteps {plan.timesteps[0]:g} to {plan.timesteps[-1]:g}",
         "full steps": f"{len(plan.full_steps)}: {' '.join(map(str, plan.full_steps))}",
         "tap": plan.tap,
         "streams": len(plan.streams) or None,
         "model": plan.model or "any",
-        "arguments": remembered(plan.source, "arguments"),
-        "scheduler": remembered(plan.source, "scheduler"),
+        "arguments": json.dumps(dict(plan.arguments)) if plan.arguments else None,
+        "pipeline": plan.pipeline,
+        "scheduler": plan.scheduler,
         "dtype": remembered(plan.source, "dtype"),
         "predicted": predictions(plan).removeprefix("; ").replace("predicted ", "") or None,
         "schedule": plan.source.get("schedule"),

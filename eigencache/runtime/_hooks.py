@@ -53,11 +53,11 @@ class Call:
 
     Attributes:
         anchor_device: where anchors are kept from one call to the next; None: where they are made.
-        state: what its hooks work on.
+        state: what its hooks work on; None where nobody samples by the plan.
     """
 
     anchor_device: torch.device | None = None
-    state: State = None  # type: ignore[assignment]  # the step's hook sets it before all others
+    state: State | None = None
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -82,6 +82,8 @@ class StreamHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args, **kwargs):
         state = self.call.state
+        if state is None:
+            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         if self.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
@@ -132,6 +134,8 @@ class SilentHook(ModelHook):
 
     def new_forward(self, module: nn.Module, *args, **kwargs):
         state = self.fed.call.state
+        if state is None:
+            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         if self.fed.rows[state.step]:
             return self.stand_in(state, args)
         output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]

@@ -50,7 +50,7 @@ class HiddenHook(ModelHook):
 
     def post_forward(self, module: nn.Module, output):
         state = self.call.state
-        if self.observed[state.step]:
+        if state is not None and self.observed[state.step]:
             state.seen[_HIDDEN] = self.rule.observe(self.ports.leaving(output)[0])
         return output
 

@@ -306,10 +306,17 @@ def tensors(output) -> list[torch.Tensor]:
 
 
 def map_tensors(function: Callable, output, *others):
-    """Return `output` with every tensor replaced by `function` of it (and of those of `others`)."""
+    """Return `output` with every tensor replaced by `function` of it (and of those of `others`).
+
+    What is no tensor, such as None or the cache of a language model, is left as it is.
+    """
     if isinstance(output, torch.Tensor):  # by far the most frequent
         return function(output, *others)
-    return pytree.tree_map(function, output, *others)
+
+    def mapped(leaf, *rest):
+        return function(leaf, *rest) if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(mapped, output, *others)
 
 
 def full_features(output) -> torch.Tensor:

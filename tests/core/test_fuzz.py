@@ -23,7 +23,7 @@ from eigencache._files import read_arrays, write_arrays
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import KernelError
 from eigencache.methods import METHODS
-from eigencache.plan import PREDICTED, PlanError, predicted_psnr
+from eigencache.plan import PlanError
 from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
@@ -76,7 +76,7 @@ json_values = st.recursive(
 )
 # JSON as text: valid, cut, or nested deeper than any reader goes.
 json_texts = json_values.map(json.dumps) | st.text(max_size=20) | st.just("[" * 2000)
-sources = st.dictionaries(st.sampled_from([PREDICTED, "x"]), leaves).map(json.dumps)
+sources = st.dictionaries(st.sampled_from(["predicted psnr", "x"]), leaves).map(json.dumps)
 
 
 def spots(tree):
@@ -167,7 +167,7 @@ TRAJECTORY = Trajectory(
 
 def plan_is_usable(plan):
     assert len(plan.full_steps) == plan.full.sum() >= 1
-    assert isinstance(predicted_psnr(plan), float)
+    assert isinstance(plan.predicted_psnr, float)
     plan.check_timesteps(plan.timesteps)
 
 

@@ -5,7 +5,6 @@ far more than a run of a small model, and since a full run beside each is what i
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
-from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr, remembered
+from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.prompts import shard_indices
 from reproduction.tables.tables import write_table
@@ -119,8 +118,7 @@ def runs_of(
         return [Run(f"{label}-{budget:02d}", changed={STEPS: budget}) for budget in budgets]
     loaded = [Plan.load(path) for path in plans]
     for path, plan in zip(plans, loaded, strict=True):
-        stated = json.loads(remembered(plan.source, "arguments") or "{}")
-        for name, value in stated.items():
+        for name, value in plan.arguments.items():
             if arguments.get(name, value) != value:
                 raise PlanError(
                     f"{path}: made for {name} {value}, not for the {arguments[name]} of "
