@@ -41,7 +41,7 @@ ATTACHED = "_eigencache"
 _PLACES = ("forward", "_old_forward", "_compiled_call_impl")
 
 
-Pass = tuple[str, int, str]
+Pass = tuple[str, int, tuple]
 
 
 @dataclass
@@ -335,7 +335,7 @@ class Driver:
         self.followers: list[Callable[[Any], None]] = []
         self.calls: dict[str, int] = {}
         self.passes: list[Pass] = []
-        self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
+        self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
         self.computed = True
         self._original: Any = None
         self._switches: dict[str, _Switch] = {}
@@ -465,7 +465,7 @@ class Driver:
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
         key, shapes = (name, index), _shape_of(args, kwargs)
-        self.passes.append((name, index, str(shapes)))
+        self.passes.append((name, index, shapes))
         known = self.shapes.get(key)
         if len(self.calls) == 1 and index == 0:
             # A network or a batch that no earlier step had: only a full step can tell its output.
@@ -499,7 +499,7 @@ class Driver:
             self.encoded[key] = run(*args, **kwargs)
         return map_tensors(torch.clone, self.encoded[key])
 
-    def _alike(self, name: str, shapes: list) -> tuple[list, Any] | None:
+    def _alike(self, name: str, shapes: tuple) -> tuple[tuple, Any] | None:
         """Return what is known of a call of a denoiser with inputs of these shapes."""
         for (other, _), known in self.shapes.items():
             if other == name and known[0] == shapes:
@@ -643,10 +643,22 @@ def check_no_cache(name: str, module: nn.Module) -> None:
         )
 
 
-def _shape_of(args: tuple, kwargs: dict) -> list[Any]:
+def _shape_of(args: tuple, kwargs: dict) -> tuple:
     """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
-    told = [(k, v if isinstance(v, str | bool | None) else ...) for k, v in kwargs.items()]
-    return [*(x.shape for x in tensors([args, kwargs])), *told]
+    return (*map(_told, args), *((name, _told(value)) for name, value in kwargs.items()))
+
+
+def _told(value: Any) -> Any:
+    """Return what `_shape_of` tells of one argument. It runs at every step, and so walks by itself."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    if isinstance(value, str | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return tuple((name, _told(part)) for name, part in value.items())
+    return ...
 
 
 def _empty(leaf: Any) -> Any:
@@ -655,5 +667,8 @@ def _empty(leaf: Any) -> Any:
 
 
 def _device(args: tuple, kwargs: dict) -> torch.device:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value.device
     found = tensors([args, kwargs])
     return found[0].device if found else torch.device("cpu")
