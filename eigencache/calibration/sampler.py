@@ -72,9 +72,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
     if not (isinstance(made, type) and issubclass(made, DiffusionPipeline)):
         near = difflib.get_close_matches(chosen, [n for n in dir(diffusers) if "Pipeline" in n], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}"
-        )
+        raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}")
     parts, _ = made._get_signature_keys(made)
     lacking = sorted({*parts} - {*index} - {*made._optional_components} - {"self"})
     if lacking:
@@ -171,9 +169,7 @@ def sample(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()
-    return Sample(
-        frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device)
-    )
+    return Sample(frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device))
 
 
 def frames_of(made: Any) -> list[Image.Image]:

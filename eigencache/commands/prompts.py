@@ -70,9 +70,7 @@ def described(call: Mapping[str, Any]) -> str:
 
 def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call with its images read, as RGB of PIL, or with their alpha."""
-    return {
-        name: _open(value) if _is_image(name, value) else value for name, value in call.items()
-    }
+    return {name: _open(value) if _is_image(name, value) else value for name, value in call.items()}
 
 
 def _open(value: str | list[str]) -> Any:

@@ -197,9 +197,7 @@ def _plan_of(
     method, timesteps = method_of(arguments.method), timesteps_of(pipe, call)
     options = parsed_options(arguments.options)
     if arguments.interval:
-        return method.at_interval(
-            arguments.interval, timesteps, kernel, arguments.tap, **options
-        )
+        return method.at_interval(arguments.interval, timesteps, kernel, arguments.tap, **options)
     return method.plan(arguments.full_steps, timesteps, kernel, arguments.tap, **options)
 
 
