@@ -649,7 +649,7 @@ def _shape_of(args: tuple, kwargs: dict) -> tuple:
 
 
 def _told(value: Any) -> Any:
-    """Return what `_shape_of` tells of one argument. It runs at every step, and so walks by itself."""
+    """Return what `_shape_of` tells of one argument; it runs at every step, and so is plain."""
     if isinstance(value, torch.Tensor):
         return value.shape
     if isinstance(value, str | bool | None):
