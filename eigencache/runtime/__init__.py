@@ -180,7 +180,11 @@ def enable_cache(
     device = None if anchor_device is None else torch.device(anchor_device)
     if isinstance(model, nn.Module):
         return _enable_bare(model, plan, device)
-    if getattr(model, _DRIVER, None):
+    if not isinstance(model, DiffusionPipeline):
+        raise ValueError(
+            f"{type(model).__name__} is not a diffusers pipeline, nor a transformer of one"
+        )
+    if model.__dict__.get(_DRIVER):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
     _check_model(plan, network_of(model))
     _check_scheduler(plan, getattr(model, "scheduler", None))
