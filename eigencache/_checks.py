@@ -44,11 +44,11 @@ def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
             )
 
 
-def rebuilt(value: Any) -> Any:
+def rebuilt(value: Any) -> partial:
     """Return what makes a dataclass again when it is called, and can be pickled."""
     found = {f.name: getattr(value, f.name) for f in fields(value)}
     plain = {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in found.items()}
-    return partial(type(value), **plain)
+    return partial(value.__class__, **plain)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

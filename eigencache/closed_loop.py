@@ -179,7 +179,8 @@ class ClosedLoop:
             start: position of the first full step behind which the gap is fitted.
         """
         full = np.isin(np.arange(len(runs)), steps)
-        weights, features = base.weights(full, runs.timesteps), ()
+        weights = base.weights(full, runs.timesteps)
+        features: Features = ()
         if known:
             weights[: steps[start]] = known.weights[: steps[start]]
             features = known.features[: start + 1]
@@ -339,7 +340,8 @@ def carry(runs: "Simulator", at: Sampled, probes: int = 8) -> np.ndarray:
 
 def designs(runs: "Simulator", plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     """Return the optimal designs for several predictors, with errors carried to the end or not."""
-    steps, weights = plan.full_steps, [None]
+    steps = plan.full_steps
+    weights: list[np.ndarray | None] = [None]
     if len(steps) > 3:
         weights += [carry(runs, sampled(runs, plan.full, plan.weights))]
     found = set()

@@ -244,12 +244,12 @@ class Plan:
         arrays, metadata = read_arrays(path, FORMAT, PlanError)
         try:
             source = json.loads(metadata["source"])
-            stated = {
+            stated: dict[str, Any] = {
                 new: float(source.pop(old)) for old, new in _EARLIER.items() if old in source
             }
             stated |= {name: json.loads(metadata[name]) for name in _STATED if name in metadata}
+            stated |= arrays
             return cls(
-                **arrays,
                 tap=metadata["tap"],
                 streams=json.loads(metadata["streams"]),
                 model=json.loads(metadata["model"]),

@@ -111,6 +111,7 @@ class Simulator:
         self.pipe, self.computed = pipe, 0
         self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
+        self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
         self.batches: list[Batch] = []
         size = batch if _can_batch(calls, arguments) else 1
         try:

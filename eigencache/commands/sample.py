@@ -104,8 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
     plan = Plan.load(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     request = _request(arguments, plan, kernel)
-    calls, source = calls_from(arguments), (plan or kernel).source if plan or kernel else {}
-    shared = call_arguments(arguments, plan or kernel)
+    calls, origin = calls_from(arguments), plan or kernel
+    source, shared = origin.source if origin else {}, call_arguments(arguments, origin)
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)

@@ -155,8 +155,7 @@ def transformer_of(model: Any) -> nn.Module:
 
 
 def enable_cache(
-    model: DiffusionPipeline | nn.Module, plan: Plan,
-    anchor_device: str | torch.device | None = None,
+    model: Any, plan: Plan, anchor_device: str | torch.device | None = None,
 ) -> CacheStats:  # fmt: skip
     """Make a diffusers pipeline sample by a plan until `disable_cache`.
 
@@ -180,7 +179,11 @@ def enable_cache(
     device = None if anchor_device is None else torch.device(anchor_device)
     if isinstance(model, nn.Module):
         return _enable_bare(model, plan, device)
-    if getattr(model, _DRIVER, None):
+    if not issubclass(type(model), DiffusionPipeline):
+        raise ValueError(
+            f"{type(model).__name__} is not a diffusers pipeline, nor a transformer of one"
+        )
+    if model.__dict__.get(_DRIVER):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
     _check_model(plan, network_of(model))
     _check_scheduler(plan, getattr(model, "scheduler", None))
@@ -433,7 +436,7 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
 
 
 @contextlib.contextmanager
-def following(pipe: DiffusionPipeline, follow: Callable[[Any], None]) -> Iterator[None]:
+def following(pipe: Any, follow: Callable[[Any], None]) -> Iterator[None]:
     """Call a function after every step of a pipeline, inside a `with` block.
 
     Args:

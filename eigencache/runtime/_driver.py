@@ -325,7 +325,7 @@ class Driver:
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, policy: Policy, stats: CacheStats | None = None
+        self, pipe: Any, policy: Policy, stats: CacheStats | None = None
     ) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
@@ -360,7 +360,7 @@ class Driver:
 
     def attach(self) -> None:
         """Put the driver between the pipeline and its scheduler and denoisers."""
-        scheduler = getattr(self.pipe, "scheduler", None)
+        scheduler: Any = getattr(self.pipe, "scheduler", None)
         if not (hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
@@ -372,7 +372,8 @@ class Driver:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
         for name, module in modules.items():
             check_no_cache(name, module)
-        self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
+        self.attachment, self.begun = Attachment(self.policy, self), False
+        self.before: dict[str, int] = {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
         attached.__dict__[ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
@@ -623,7 +624,7 @@ def _is_over(frame: types.FrameType) -> bool:
     return True
 
 
-def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield the networks of a pipeline that may be called at every step, with their names.
 
     Text encoders and the like are among them: they are called before the first step, where

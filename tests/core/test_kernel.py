@@ -2,9 +2,9 @@
 
 import copy
 import dataclasses
-import pickle
 import re
 from itertools import pairwise, permutations
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -397,7 +397,7 @@ def test_what_a_kernel_belongs_to_is_saved(tmp_path):
     before.save(tmp_path / "kernel.safetensors")
     for after in (
         Kernel.load(tmp_path / "kernel.safetensors"), copy.deepcopy(before),
-        pickle.loads(pickle.dumps(before)),
+        ForkingPickler.loads(ForkingPickler.dumps(before)),
     ):  # fmt: skip
         for name, value in BELONGS.items():
             assert np.all(getattr(after, name) == value)

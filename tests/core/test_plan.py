@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import errno
-import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -298,7 +298,7 @@ def test_a_file_with_a_field_of_another_kind_is_named(tmp_path, field):
 
 
 @pytest.mark.parametrize(
-    "again", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))],
+    "again", [copy.copy, copy.deepcopy, lambda made: ForkingPickler.loads(ForkingPickler.dumps(made))],
     ids=["copy", "deepcopy", "pickle"],
 )  # fmt: skip
 def test_a_plan_can_be_copied_and_pickled(again):

@@ -100,7 +100,9 @@ def test_images_are_those_of_the_workflow(made, tmp_path, plan, capsys):
         assert row["full_steps"] == (4 if plan else 8) and row["seconds"] > 0
         assert row["plan"] == (Plan.load(path).digest if plan else None)
         assert row["method"] == ("EigenCache-design" if plan else "full")
-        assert row["arguments"] == ARGUMENTS and row["versions"]["torch"] == version("torch")
+        # The plan knows with which guidance the pipeline was called by default.
+        assert row["arguments"] == ARGUMENTS | ({"guidance_scale": 3.5} if plan else {})
+        assert row["versions"]["torch"] == version("torch")
 
 
 def test_a_formula_s_plan_knows_the_settings_too(made, tmp_path, capsys):
@@ -255,7 +257,7 @@ def test_show_says_what_a_plan_is(made, capsys):
         '"num_inference_steps": 8', "dtype      float32", "FlowMatchEulerDiscreteScheduler",
     ):  # fmt: skip
         assert line in said
-    assert repr(plan) == "<Plan: EigenCache-design, 4 of 8 steps full, tap output>"
+    assert repr(plan) == "Plan(4 of 8 steps full, tap='output', method='EigenCache-design')"
     with pytest.raises(SystemExit, match="its format is 'eigencache-kernel-1'"):
         run("show", made / "kernel.safetensors")
 
