@@ -31,6 +31,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
 from eigencache.plan import PlanError
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
@@ -246,6 +247,11 @@ class Attachment:
                 follow(result)
         return result
 
+    def is_foreign(self) -> bool:
+        """Return whether a pipeline steps the scheduler that was only made from the driven one."""
+        caller = _calling()[0] if self.driver else None
+        return caller is not None and self.driver is not None and caller is not self.driver.pipe
+
     def _repeats(self, call: StepCall) -> bool:
         """Return whether a call is at the timestep of the last one."""
         if self.last is None or call.timestep is self.last:
@@ -298,7 +304,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         attachment = self.__dict__.get(ATTACHED)
-        if attachment is None:  # of a copied pipeline
+        if attachment is None or attachment.is_foreign():  # of a copied pipeline, or by another
             return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
 
@@ -372,6 +378,7 @@ class Driver:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
         for name, module in modules.items():
             check_no_cache(name, module)
+        self.aside = {name for name, module in modules.items() if not _may_denoise(module)}
         self.attachment, self.begun = Attachment(self.policy, self), False
         self.before: dict[str, int] = {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
@@ -394,6 +401,8 @@ class Driver:
         if self.pipe.scheduler is self.scheduler:
             self._original.__dict__.update(kept)  # where the last image has left it
             self.pipe.scheduler = self._original
+        for name in own:  # a pipeline made from this one may have it
+            self.scheduler.__dict__.pop(name, None)
         self._original = None
         for switch in self._switches.values():
             switch.leave(self)
@@ -459,7 +468,7 @@ class Driver:
         encodes = self.step == 0 and self.denoisers is not None and name not in self.denoisers
         if encodes or not self.begun:
             return self._encode(name, run, args, kwargs)
-        if self.step < 0:
+        if self.step < 0 or name in self.aside:
             return run(*args, **kwargs)
         self.check_owner()
         check_no_cache(name, module)
@@ -633,6 +642,12 @@ def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             yield name, part
+
+
+def _may_denoise(module: nn.Module) -> bool:
+    """Return whether a network may be one that denoises; a callback may call others at any step."""
+    is_autoencoder = hasattr(module, "encode") and hasattr(module, "decode")
+    return not is_autoencoder and not isinstance(module, PreTrainedModel)
 
 
 def check_no_cache(name: str, module: nn.Module) -> None:
