@@ -93,7 +93,8 @@ def test_every_public_name_is_where_type_checkers_are_told():
     told = {
         (node.module, alias.name)
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("eigencache.")
+        if isinstance(node, ast.ImportFrom)
+        and node.module.startswith("eigencache.")
         and node.module != "eigencache._lazy"
         for alias in node.names
     }
