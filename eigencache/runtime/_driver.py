@@ -330,9 +330,7 @@ class Driver:
         ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
     """
 
-    def __init__(
-        self, pipe: Any, policy: Policy, stats: CacheStats | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, policy: Policy, stats: CacheStats | None = None) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
         self.frame: types.FrameType | None = None  # of the pipeline's call that makes the image
