@@ -37,8 +37,8 @@ NAME, FIGURES = E.config.experiment, figures(E)
 
 
 def code_of(module, *labels):
-    """Return a hash of what a program runs, with the methods of some labels, or of all."""
-    methods = [E.spec(label)["method"] for label in labels or E.labels]
+    """Return a hash of what a program runs, with the methods of the labels that it is given."""
+    methods = [E.spec(label)["method"] for label in labels]
     return source_hash(module, frozenset({*E.config.metrics, *methods}))
 
 
