@@ -14,7 +14,7 @@ home = str(workflow.current_basedir)
 sys.path[:0] = homes = [os.path.join(home, "workflow"), home]
 os.environ["PYTHONPATH"] = os.pathsep.join([*homes, os.environ.get("PYTHONPATH", "")])
 try:
-    from reproduction.experiment import Experiment, one_of
+    from reproduction.experiment import Experiment, one_of, options
     from reproduction.figures._table import figures
     from reproduction.provenance.code import source_hash
 except ModuleNotFoundError as error:
