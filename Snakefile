@@ -14,7 +14,7 @@ home = str(workflow.current_basedir)
 sys.path[:0] = homes = [os.path.join(home, "workflow"), home]
 os.environ["PYTHONPATH"] = os.pathsep.join([*homes, os.environ.get("PYTHONPATH", "")])
 try:
-    from reproduction.experiment import Experiment, one_of
+    from reproduction.experiment import Experiment, one_of, options
     from reproduction.figures._table import figures
     from reproduction.provenance.code import source_hash
 except ModuleNotFoundError as error:
@@ -37,8 +37,8 @@ NAME, FIGURES = E.config.experiment, figures(E)
 
 
 def code_of(module, *labels):
-    """Return a hash of what a program runs, with the methods of some labels, or of all."""
-    methods = [E.spec(label)["method"] for label in labels or E.labels]
+    """Return a hash of what a program runs, with the methods of the labels that it is given."""
+    methods = [E.spec(label)["method"] for label in labels]
     return source_hash(module, frozenset({*E.config.metrics, *methods}))
 
 

@@ -3,13 +3,13 @@
 torch is imported only where it is used, so that the tests of planning start at once.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -198,27 +198,16 @@ def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
     return done.stdout
 
 
-def planned_jobs(printed: str) -> set[str]:
-    """Return the rules that a dry run would execute."""
+def planned_jobs(printed: str) -> Counter:
+    """Return the rules that a dry run would execute, each with its number of jobs."""
     lines = printed.split("Job stats:")[1].splitlines()[3:] if "Job stats:" in printed else []
-    rules = set()
+    rules: Counter = Counter()
     for line in lines:
         if not line.strip() or line.startswith("total"):
             break
-        rules.add(line.split()[0])
+        rule, count = line.split()
+        rules[rule] = int(count)
     return rules
-
-
-@contextlib.contextmanager
-def edited(path: Path, old: str, new: str):
-    """Replace a text in a file inside a `with` block."""
-    before = path.read_text()
-    assert old in before
-    path.write_text(before.replace(old, new))
-    try:
-        yield
-    finally:
-        path.write_text(before)
 
 
 def compiled(text: str, folder) -> str:

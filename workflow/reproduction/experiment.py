@@ -1,8 +1,10 @@
 """The experiment that a configuration describes: its parts, and the names of its files."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from eigencache.methods import METHODS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
@@ -126,6 +128,10 @@ class Experiment:
         use = method.parts(1, **self.config.methods[label].options).use
         return f"{spec.get('tap', method.tap)}.{use.kind}"
 
+    def budgets(self, label: str) -> list[int]:
+        """Return the budgets of a label's runs; none where it has one run, or a quality."""
+        return [] if label == FULL or label in self.bounded else self.config.budgets
+
     def plans(self, label: str) -> list[str]:
         """Return the plan files of a label: one for each budget, or for a quality, or none."""
         if label not in self.planned:
@@ -144,13 +150,22 @@ class Experiment:
         folder = f"results/{self.config.experiment}/plans"
         return [f"{folder}/{settings.label}/{settings.budget}.safetensors"]
 
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """The options by which a stage is told its pipeline, and how it is called."""
+        config = self.config
+        return {
+            "pipeline": config.pipeline, "arguments": json.dumps(config.arguments.stated),
+            "dtype": config.dtype, "threads": config.threads,
+        }  # fmt: skip
+
     def sampling(self, label: str) -> dict:
         """Return the settings of `reproduction.stages.sample` that all shards of a label share."""
         return {
             "label": label,
             "method": self.spec(label)["method"],
             "model": f"models/{self.config.model}/manifest.json",
-            "budgets": self.config.budgets,
+            "budgets": self.budgets(label),
             "plans": self.plans(label),
             "prompts": self.config.prompts,
             "num_prompts": len(self.prompts),
@@ -160,6 +175,21 @@ class Experiment:
             "arguments": self.config.arguments.stated,
             "dtype": self.config.dtype,
         }
+
+
+def options(**values: Any) -> list[str]:
+    """Return a command line: `full_steps=3` is `--full-steps 3`, and what is None is left out.
+
+    A rule takes it as one parameter, since Snakemake compares the values of parameters without
+    their names: 3 images on 1 thread would be the same to it as 1 image on 3 threads.
+    """
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            several = value if isinstance(value, list | tuple) else [value]
+            words.append(f"--{name.replace('_', '-')}")
+            words += [str(int(one) if isinstance(one, bool) else one) for one in several]
+    return words
 
 
 def hash_of(prompts: Iterable[str]) -> str:
