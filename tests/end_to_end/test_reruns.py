@@ -163,7 +163,10 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     "num_prompts": (configured(num_prompts=2), {**SAMPLED, **ERRORS}),
     "budgets": (
         configured(budgets=[3, 4, 5]),
-        {**SAMPLED, "sample": 4, "merge": 4, "score": 4, **COSTS, **PLANNED, "plan": 2, "refine": 1},
+        {
+            **SAMPLED, "sample": 4, "merge": 4, "score": 4, **COSTS, **PLANNED, "plan": 2,
+            "refine": 1,
+        },  # fmt: skip
     ),
     "an option of a method": (
         configured(methods__TaylorSeer__order=2), {"plan": 1, **sampled(1)},
