@@ -166,7 +166,7 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
         {
             **SAMPLED, "sample": 4, "merge": 4, "score": 4, **COSTS, **PLANNED, "plan": 2,
             "refine": 1,
-        },  # fmt: skip
+        },
     ),
     "an option of a method": (
         configured(methods__TaylorSeer__order=2), {"plan": 1, **sampled(1)},
