@@ -1,9 +1,10 @@
 """Sampling one image, or video, with a diffusers pipeline: its noise, its time, its memory."""
 
 import difflib
+import inspect
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,29 @@ def _is_folder(model: str | os.PathLike) -> bool:
     """Return whether a model is a folder, or at least no id of the hub."""
     parts = os.fspath(model).split("/")
     return os.path.isdir(model) or len(parts) != 2 or not all(parts) or parts[0].startswith(".")
+
+
+def check_arguments(
+    pipe: Any, calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
+
+    Args:
+        pipe: a pipeline of diffusers, or its class.
+        calls: the arguments that are each call's own.
+        arguments: those that all calls share.
+    """
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    parameters = inspect.signature(kind.__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in sorted({*arguments, *(name for call in calls for name in call)}):
+        if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
+            raise ValueError(f"{name}: it is stated by the calibration itself; leave it out")
+        if name not in parameters:
+            near = difflib.get_close_matches(name, [*parameters][1:], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
 
 
 def load_pipeline(
@@ -172,11 +196,6 @@ def _pil(frame: Any) -> Image.Image:
     return Image.fromarray(
         levels if levels.dtype == np.uint8 else (255 * levels).round().astype(np.uint8)
     )
-
-
-def calls_with(prompts: Iterable[str], arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the arguments of the call for each prompt."""
-    return [{**arguments, "prompt": prompt} for prompt in prompts]
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -202,8 +202,7 @@ def loaded(
     """
     import torch
 
-    from eigencache.calibration import check_arguments
-    from eigencache.calibration.sampler import load_pipeline, pipeline_class
+    from eigencache.calibration.sampler import check_arguments, load_pipeline, pipeline_class
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)

@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> None:
     plan = Plan.load(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     request = _request(arguments, plan, kernel)
-    calls, source = calls_from(arguments), (plan or kernel).source if plan or kernel else {}
+    calls, origin = calls_from(arguments), plan if plan is not None else kernel
+    source = origin.source if origin is not None else {}
     shared = call_arguments(arguments, source)
     if plan:
         shared.setdefault(STEPS, len(plan))

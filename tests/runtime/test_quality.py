@@ -7,8 +7,8 @@ from helpers import flow_timesteps
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from eigencache.calibration.quality import FEWEST, cheapest, psnr
-from eigencache.methods import METHODS
+from eigencache.calibration.quality import cheapest, psnr
+from eigencache.methods import FEWEST, METHODS
 from eigencache.plan import Plan, predicted_psnr
 
 TIMESTEPS = flow_timesteps(50)
