@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -187,12 +188,18 @@ def copy_of_project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
-    """Run snakemake in a folder; return what it printed."""
+def snakemake(
+    folder: Path, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run snakemake in a folder, with other variables than usual if some are stated.
+
+    Returns:
+        what it printed.
+    """
     done = subprocess.run(
         [*SNAKEMAKE, *arguments],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET},
+        env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET} | dict(environment or {}),
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout[-5000:]
     return done.stdout

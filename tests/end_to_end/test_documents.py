@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from helpers import copy_of_project, pythonpath, snakemake
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "profiles/README.md", "benchmarks/peers/README.md")),

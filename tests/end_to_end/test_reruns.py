@@ -163,10 +163,8 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     "num_prompts": (configured(num_prompts=2), {**SAMPLED, **ERRORS}),
     "budgets": (
         configured(budgets=[3, 4, 5]),
-        {
-            **SAMPLED, "sample": 4, "merge": 4, "score": 4, **COSTS, **PLANNED, "plan": 2,
-            "refine": 1,
-        },
+        {"plan": 2, "refine": 1, **SHOWN, **PLANNED, **COSTS,
+         "sample": 4, "merge": 4, "score": 4},
     ),
     "an option of a method": (
         configured(methods__TaylorSeer__order=2), {"plan": 1, **sampled(1)},

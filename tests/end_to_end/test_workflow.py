@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import SECRET, SNAKEMAKE, copy_of_project, planned_jobs, pythonpath, snakemake
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("pareto", "budget", "samples", "plans", "schedules", "kernel", "quality", "errors",
@@ -88,9 +92,61 @@ def test_every_target_has_jobs(untouched, target):
     assert planned_jobs(snakemake(untouched, "-n", target))
 
 
+def without(folder: Path, module: str) -> dict[str, str]:
+    """Return the variables of a process in which a module is not installed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nfrom importlib.machinery import PathFinder\n\n\n"
+        "class Without(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        f"        return None if name == {module!r} else super().find_spec(name, path, target)\n"
+        "\n\nsys.meta_path = [Without if f is PathFinder else f for f in sys.meta_path]\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_jobs_are_known_where_torch_is_missing(untouched, tmp_path):
+    printed = snakemake(untouched, "-n", environment=without(tmp_path, "torch"))
+    assert planned_jobs(printed)["sample"] == 20
+
+
+def test_a_missing_package_is_named_with_what_to_install(untouched, tmp_path):
+    printed = snakemake(untouched, "-n", check=False, environment=without(tmp_path, "safetensors"))
+    assert "No module named 'safetensors'" in printed and "Traceback" not in printed
+    assert "pip install -c envs/workflow.txt -e '.[workflow]'" in printed
+
+
+def test_a_prompt_file_with_a_space_in_its_name_is_one_argument(untouched):
+    shutil.copy(untouched / "data/prompts/emoji-calibration.txt", untouched / "data/my own.txt")
+    changed = "calibration={'prompts': 'data/my own.txt', 'seed': 7}"
+    printed = snakemake(untouched, "-n", "-p", "--config", changed)
+    assert printed.count("--prompts 'data/my own.txt'") == 2  # calibrate and refine
+
+
+def test_few_prompts_and_other_budgets_need_no_other_settings(untouched):
+    printed = snakemake(untouched, "-n", "-p", "--config", "num_prompts=8", "budgets=[5, 11]")
+    assert "--budget 5 --prompts 0 2 5" in printed
+    assert planned_jobs(printed)["sample"] == 20
+
+
+@pytest.mark.parametrize("target", ["tables", "figures", "gallery"])
+def test_targets_have_names(untouched, target):
+    jobs = planned_jobs(snakemake(untouched, "-n", target))
+    assert jobs["sample"] == 20 and jobs["gallery"] == (target == "gallery")
+    assert bool(jobs["compare"]) == (target == "tables")
+    assert bool(jobs["figure_pareto"]) == (target == "figures")
+
+
+def test_every_rule_says_what_it_does(untouched):
+    listed = [line for line in snakemake(untouched, "--list").splitlines() if " (" in line]
+    rules = snakemake(untouched, "--list-rules").splitlines()
+    assert len(listed) == len([line for line in rules if re.match(r"\w+( \(|$)", line)]) > 30
+
+
 def test_mistake_in_the_config_stops_before_anything_runs(untouched):
     printed = snakemake(untouched, "-n", "--config", "sead=3", check=False)
-    assert "unknown keys ['sead']" in printed
+    assert "unknown key 'sead'; there are" in printed and "did you mean 'seed'?" in printed
     assert "Traceback" not in printed
 
 

@@ -2,13 +2,18 @@
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from eigencache.methods import METHODS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
 from reproduction.config import load
+from reproduction.provenance.code import source_hash
 from reproduction.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
@@ -159,6 +164,11 @@ class Experiment:
             "dtype": config.dtype, "threads": config.threads,
         }  # fmt: skip
 
+    def code_of(self, program: str, *labels: str) -> str:
+        """Return a hash of what a program runs, with the methods of the labels it is given."""
+        methods = [self.spec(label)["method"] for label in labels]
+        return source_hash(program, frozenset({*self.config.metrics, *methods}))
+
     def sampling(self, label: str) -> dict:
         """Return the settings of `reproduction.stages.sample` that all shards of a label share."""
         return {
@@ -175,6 +185,40 @@ class Experiment:
             "arguments": self.config.arguments.stated,
             "dtype": self.config.dtype,
         }
+
+
+def environment(homes: Sequence[str]) -> dict[str, str]:
+    """Return the variables by which jobs run the Python and the code that this process runs.
+
+    Args:
+        homes: the folders of the packages.
+    """
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
+        "PYTHONPATH": os.pathsep.join([*homes, *([inherited] if inherited else [])]),
+    }
+
+
+def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
+    """Return a configuration with the types that `--config` loses.
+
+    Snakemake reads `budgets=[5, 11]` of its command line as two texts.
+
+    Args:
+        config: the whole configuration.
+        stated: the keys that the command line states.
+    """
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: typed(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [typed(one) for one in value]
+        return yaml.safe_load(value) if isinstance(value, str) else value
+
+    nested = {key: config[key] for key in stated if isinstance(config[key], Mapping | list)}
+    return {**config, **typed(nested)}
 
 
 def options(**values: Any) -> list[str]:

@@ -26,7 +26,7 @@ rule costs:
             low_memory=E.config.low_memory,
             anchor_device=E.config.anchor_device,
         ),
-        code=code_of("reproduction.stages.costs"),
+        code=E.code_of("reproduction.stages.costs"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.costs --model {input.model:q} "

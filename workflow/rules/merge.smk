@@ -13,7 +13,7 @@ rule merge:
         options=lambda w: options(
             count=len(E.prompts), settings=json.dumps(E.sampling(w.label))
         ),
-        code=code_of("reproduction.stages.merge"),
+        code=E.code_of("reproduction.stages.merge"),
     shell:
         "python -m reproduction.stages.merge --shards {input:q} {params.options:q} "
         "--records {output:q} > {log:q} 2>&1"

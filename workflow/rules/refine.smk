@@ -34,7 +34,7 @@ rule refine:
             seed=E.config.calibration.seed,
             **E.pipeline,
         ),
-        code=lambda w: code_of("reproduction.stages.refine", w.label),
+        code=lambda w: E.code_of("reproduction.stages.refine", w.label),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.refine --model {input.model:q} --kernel {input.kernel:q} "

@@ -35,7 +35,7 @@ rule score:
             threads=E.config.threads,
         ),
         code=[
-            code_of(module)
+            E.code_of(module)
             for module in (
                 "reproduction.stages.score",
                 *(f"eigencache.metrics._{name}" for name in E.metrics),
