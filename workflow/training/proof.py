@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="FluxPipeline directory")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, required=True, help="captions for the sheet")
-    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji")
+    parser.add_argument("--copies", type=int, default=16, help="renderings of each emoji")
     parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
     parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
     parser.add_argument("--steps", type=int, default=50)
