@@ -7,13 +7,19 @@ import sys
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from eigencache.experiment import Experiment, one_of
-from eigencache.provenance import source_hash
-from eigencache.stale_locks import forget_stale_locks
-
 min_version("9.12")
-# Where the last run was killed, this one goes on without --unlock.
-running = forget_stale_locks(".snakemake") if workflow.is_main_process else None
+# Jobs import `eigencache` and `reproduction` from here too, those of a cluster included: a job
+# reads this file again before it runs.
+home = str(workflow.current_basedir)
+sys.path[:0] = homes = [os.path.join(home, "workflow"), home]
+os.environ["PYTHONPATH"] = os.pathsep.join([*homes, os.environ.get("PYTHONPATH", "")])
+try:
+    from reproduction.experiment import Experiment, one_of
+    from reproduction.provenance.code import source_hash
+except ModuleNotFoundError as error:
+    raise WorkflowError(
+        f"{error}: run `pip install -c envs/workflow.txt -e '.[workflow]'` in {home}"
+    ) from None
 
 
 # A configuration given by --configfile replaces the default one: its methods are all there are.
@@ -54,5 +60,5 @@ rule all:
 
 onsuccess:
     shell(
-        f"python -m eigencache.stages.timings results/{E.config['experiment']}/benchmarks"
+        f"python -m reproduction.stages.timings results/{E.config['experiment']}/benchmarks"
     )

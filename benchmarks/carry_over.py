@@ -49,19 +49,26 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache.calibration.full_runs import full_runs
+from eigencache.calibration.sampler import (
+    Settings,
+    call,
+    encode,
+    image_seed,
+    load_pipeline,
+    together,
+)
 from eigencache.closed_loop import ClosedLoop, refine
+from eigencache.commands.prompts import read_prompts
 from eigencache.emoji.data import COLOURS, caption, read_selection
-from eigencache.full_runs import full_runs
-from eigencache.images import pixels
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
+from eigencache.metrics.images import pixels
 from eigencache.plan import Plan
-from eigencache.prompts import read_prompts
 from eigencache.runtime import cached
-from eigencache.sampler import Settings, call, encode, image_seed, load_pipeline, together
-from eigencache.tables import write_table
-from eigencache.taps import fingerprint
+from eigencache.runtime._taps import fingerprint
+from reproduction.tables.tables import write_table
 
 SEED, CALIBRATION_SEED = 2026, 7
 OPEN, CLOSED = "EigenCache-design", "EigenCache"

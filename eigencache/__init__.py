@@ -9,6 +9,7 @@ Names are imported when first used: planning needs NumPy alone, and torch takes 
 """
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
@@ -24,12 +25,12 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.runtime import cached as cached
     from eigencache.runtime import disable_cache as disable_cache
     from eigencache.runtime import enable_cache as enable_cache
-    from eigencache.stats import CacheStats as CacheStats
+    from eigencache.runtime.stats import CacheStats as CacheStats
     from eigencache.trajectory import Trajectory as Trajectory
     from eigencache.trajectory import TrajectoryError as TrajectoryError
 
 _HOMES = {
-    "CacheStats": "stats",
+    "CacheStats": "runtime.stats",
     "Kernel": "kernel",
     "KernelError": "kernel",
     "METHODS": "methods",
@@ -45,10 +46,12 @@ _HOMES = {
     "load_plan": "plan",
     "make_plan": "methods",
 }
-__all__ = sorted(_HOMES)
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return metadata.version(__name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

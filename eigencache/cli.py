@@ -4,8 +4,10 @@ import argparse
 import importlib
 import sys
 
+from eigencache import __version__
+
 # Each is a module of `eigencache.commands`, which says what it must have.
-COMMANDS = ("calibrate", "plan", "sample", "score", "verify")
+COMMANDS = ("calibrate", "plan", "sample", "score")
 EXAMPLES = """\
 From a model to images, every command on its own:
 
@@ -25,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "eigencache", description="Sample from diffusion transformers with most steps forecast.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"eigencache {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
         module = importlib.import_module(f"eigencache.commands.{name}")

@@ -8,7 +8,7 @@ collected coefficients. The design minimises the sum over gaps of sqrt(E|e|^2). 
 dynamic programme is the last M full steps, so that its optimum is exact and its budget too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -54,7 +54,9 @@ def residuals(plan: Plan, stream: str = "output") -> np.ndarray:
     return np.where(forecast[:, None], weights - np.eye(len(plan)), 0.0)
 
 
-def gap_coefficients(plan: Plan, stream: str = "output") -> np.ndarray:
+def gap_coefficients(
+    plan: Plan, stream: str = "output", sizes: np.ndarray | None = None
+) -> np.ndarray:
     """Return q, float64 `[gaps, T]`: the sampler's error over each gap as weights of the features.
 
     The i-th row belongs to the gap after the i-th full step; it is zero where the next step is
@@ -62,7 +64,8 @@ def gap_coefficients(plan: Plan, stream: str = "output") -> np.ndarray:
     """
     gap = np.cumsum(plan.full) - 1
     rows = np.zeros((plan.full.sum(), len(plan)))
-    np.add.at(rows, gap, step_sizes(plan.timesteps)[:, None] * residuals(plan, stream))
+    sizes = step_sizes(plan.timesteps) if sizes is None else sizes
+    np.add.at(rows, gap, sizes[:, None] * residuals(plan, stream))
     return rows
 
 
@@ -76,25 +79,30 @@ def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> n
     return np.sqrt(squares / np.diag(matrix))
 
 
-def latents_errors(plan: Plan, matrix: np.ndarray) -> np.ndarray:
+def latents_errors(
+    plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None
+) -> np.ndarray:
     """Return the root of the mean square error of the latents after each step, float64 `[T]`.
 
     In open loop: the errors of forecasts add up, and are not fed back through the network. `matrix`
     is the second-moment kernel of the output tap, float64 `[T, T]`, and the mean is over its runs
     and a latent's numbers.
     """
-    drift = np.cumsum(step_sizes(plan.timesteps)[:, None] * residuals(plan), axis=0)
+    sizes = step_sizes(plan.timesteps) if sizes is None else sizes
+    drift = np.cumsum(sizes[:, None] * residuals(plan), axis=0)
     return np.sqrt(np.maximum(_energy(drift, matrix), 0))
 
 
-def predicted_error(plan: Plan, matrix: np.ndarray, stream: str = "output") -> float:
+def predicted_error(
+    plan: Plan, matrix: np.ndarray, stream: str = "output", sizes: np.ndarray | None = None
+) -> float:
     """Return the design objective of any plan: the sum over its gaps of sqrt(q^T C q).
 
     It is the root-mean-square error of a latent's element if the gaps' errors were to add up in
     the same direction and were not fed back through the sampler; `matrix` is the kernel of the
     output tap, float64 `[T, T]`.
     """
-    q = gap_coefficients(plan, stream)
+    q = gap_coefficients(plan, stream, sizes)
     return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
 
 
@@ -107,13 +115,13 @@ def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     of_output = plan.tap == kernel.tap == "output" and len(kernel.streams) == 1
     if not (of_output and kernel.normalisation == "second-moment"):
         return plan
-    error = predicted_error(plan, kernel.matrix())
+    error = predicted_error(plan, kernel.matrix(), sizes=kernel.step_sizes)
     return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
 
 
 def optimal_steps(
     predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, budgets: Iterable[int],
-    carry: np.ndarray | None = None,
+    carry: np.ndarray | None = None, sizes: np.ndarray | None = None, kept: Sequence[int] = (),
 ) -> dict[int, tuple[int, ...]]:  # fmt: skip
     """Return, for each budget, its optimal full steps, by one dynamic programme for all.
 
@@ -124,6 +132,9 @@ def optimal_steps(
         budgets: numbers of full steps, each from 1 to T.
         carry: float `[T + 1]`, by which an error in the latents before a step (T: at the end) has
             grown when the sampler ends; it weighs each gap's error. By default all are 1.
+        sizes: float `[T]`, by how much the latents move per unit of each step's output; by default
+            those of a flow-matching Euler sampler (`step_sizes`).
+        kept: steps that are to be full whatever they cost.
 
     Raises:
         ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table, as that
@@ -135,8 +146,15 @@ def optimal_steps(
         raise ValueError(f"budgets {budgets} must lie between 1 and the {count} steps")
     if window is None or count ** (window + 1) > MAX_TABLE:
         raise ValueError(f"a window of {window} over {count} steps is too large to design exactly")
+    if budgets[0] < len(kept) + (0 not in kept):
+        raise ValueError(f"{budgets[0]} full steps cannot hold step 0 and {sorted(kept)}")
     carry = np.ones(count + 1) if carry is None else carry
-    errors = {m: carry * gap_errors(predictor, timesteps, matrix, m) for m in range(1, window + 1)}
+    errors = {
+        m: carry * gap_errors(predictor, timesteps, matrix, m, sizes) for m in range(1, window + 1)
+    }
+    for table in errors.values():  # no gap leads across a step that is kept
+        for step in kept:
+            table[..., :step, step + 1 :] = np.inf
     value = np.where(np.arange(count) == 0, 0.0, np.inf)  # one full step so far: step 0
     dropped: dict[int, np.ndarray] = {}
     designs: dict[int, tuple[int, ...]] = {}
@@ -155,14 +173,15 @@ def optimal_steps(
 
 
 def gap_errors(
-    predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, size: int
-) -> np.ndarray:
+    predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, size: int,
+    sizes: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Return the table of sqrt(E|e|^2) for every gap behind every window of `size` full steps.
 
     Float64 `[T] * size + [T + 1]`: the window's steps ascending, then the next full step, or T
     for a gap that runs to the end. Entries that are no ascending sequence are infinite.
     """
-    count, sizes = np.size(timesteps), step_sizes(timesteps)
+    count, sizes = np.size(timesteps), step_sizes(timesteps) if sizes is None else sizes
     table = np.full((count,) * size + (count + 1,), np.inf)
     for last in range(size - 1, count):
         heads = list(combinations(range(last), size - 1))

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_range, check_source, check_whole
-from eigencache.files import read_arrays, write_arrays
+from eigencache._checks import check_range, check_source, check_whole
+from eigencache._files import read_arrays, write_arrays
 
 FORMAT = "eigencache-kernel-1"
 NORMALISATIONS = ("second-moment", "cosine")
-# The names of `eigencache.taps.FEATURES`, which needs torch.
+# The names of `eigencache.runtime._taps.FEATURES`, which needs torch.
 FEATURES = ("full", "stride-8", "token-mean")
 
 
@@ -40,10 +40,14 @@ class Kernel:
         runs: how many calibration runs (prompt, seed) were summed.
         timesteps: float64 `[T]`; the sampler's timesteps.
         tap: where the features were taken; one of `eigencache.plan.TAPS`.
-        features: what was kept of them, one of `eigencache.taps.FEATURES`.
+        features: what was kept of them, one of `eigencache.runtime._taps.FEATURES`.
         normalisation: "second-moment" or "cosine".
-        model: fingerprint of the calibrated model (`eigencache.taps.fingerprint`).
+        model: fingerprint of the calibrated model (`eigencache.runtime._taps.fingerprint`).
         source: where it came from: prompt file, seed ... (text to text).
+        step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
+            output; None for those of a flow-matching Euler sampler (`eigencache.design`).
+        switches: steps at which the pipeline begins to call other networks, or as often as it did
+            not before; designs compute them in full.
 
     Raises:
         KernelError: a shape or a value is wrong; the message says which.
@@ -57,9 +61,16 @@ class Kernel:
     normalisation: str = "second-moment"
     model: str | None = None
     source: Mapping[str, str] = field(default_factory=dict)
+    step_sizes: np.ndarray | None = None
+    switches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         timesteps = np.array(self.timesteps, np.float64)
+        if self.step_sizes is not None:
+            sizes = np.array(self.step_sizes, np.float64)
+            sizes.setflags(write=False)
+            object.__setattr__(self, "step_sizes", sizes)
+        object.__setattr__(self, "switches", tuple(int(step) for step in self.switches))
         sums = {name: np.array(matrix, np.float64) for name, matrix in self.sums.items()}
         for array in (timesteps, *sums.values()):
             array.setflags(write=False)
@@ -72,7 +83,11 @@ class Kernel:
         if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
             raise KernelError("`timesteps` must be a vector of finite numbers")
         check_source(self.source, KernelError)
-        steps = len(self.timesteps)
+        steps, sizes = len(self.timesteps), self.step_sizes
+        if sizes is not None and (sizes.shape != (steps,) or not np.isfinite(sizes).all()):
+            raise KernelError(f"`step_sizes` must be {steps} finite numbers")
+        if not all(0 <= step < steps for step in self.switches):
+            raise KernelError(f"`switches` {self.switches} are not all among {steps} steps")
         if not self.sums or self.runs < 1:
             raise KernelError("a kernel needs at least one stream and one run")
         if self.runs >= 2**53:
@@ -137,6 +152,8 @@ class Kernel:
             raise KernelError("kernels differ in their streams")
         if not np.array_equal(self.timesteps, other.timesteps):
             raise KernelError("kernels differ in their timesteps")
+        if self.switches != other.switches:
+            raise KernelError(f"kernels differ in switches: {self.switches} and {other.switches}")
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
         return replace(self, sums=sums, runs=self.runs + other.runs)
 
@@ -219,6 +236,43 @@ class Kernel:
             sums[name] = (1 - share) * matrix + share * (smooth + smooth.T) / 2
         return replace(self, sums=sums)
 
+    def at(self, timesteps: ArrayLike, step_sizes: ArrayLike | None = None) -> "Kernel":
+        """Return the kernel of a sampler that visits other timesteps of the same model.
+
+        A kernel is a smooth function of the timestep: the eigenvectors of each matrix, by cubic
+        splines, are read at the new timesteps. What comes out is positive semi-definite too.
+
+        Args:
+            timesteps: float `[T']`, the other sampler's, descending.
+            step_sizes: float `[T']`; by default those of this kernel, read likewise.
+
+        Raises:
+            KernelError: there are fewer than four timesteps here, or the new ones are not finite.
+        """
+        new = np.asarray(timesteps, np.float64)
+        if np.array_equal(new, self.timesteps):
+            return self
+        if len(self.timesteps) < 4 or new.ndim != 1 or not np.isfinite(new).all():
+            raise KernelError("a kernel is read at other timesteps from four at least of its own")
+        sums = {}
+        for name, matrix in self.sums.items():
+            values, vectors = np.linalg.eigh(matrix)
+            scaled = vectors * np.sqrt(np.maximum(values, 0))
+            read = _spline(self.timesteps, scaled, new)
+            sums[name] = read @ read.T
+        sizes = None if step_sizes is None else np.asarray(step_sizes, np.float64)
+        if sizes is None and self.step_sizes is not None:
+            # How far the latents have come is a function of the timestep; it ends at zero.
+            come = np.append(0.0, np.cumsum(self.step_sizes))[:, None]
+            knots, wanted = np.append(self.timesteps, 0.0), np.append(new, 0.0)
+            if self.timesteps[-1] <= 0:
+                knots, come = knots[:-1], come[:-1]
+            sizes = np.diff(_spline(knots, come, wanted)[:, 0])
+        switches = {int(np.argmax(new <= self.timesteps[s])) for s in self.switches}
+        return replace(
+            self, sums=sums, timesteps=new, step_sizes=sizes, switches=tuple(sorted(switches - {0}))
+        )
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata.
 
@@ -235,8 +289,11 @@ class Kernel:
             "normalisation": self.normalisation,
             "model": json.dumps(self.model),
             "source": json.dumps(dict(self.source), sort_keys=True),
+            "switches": json.dumps(self.switches),
         }
         arrays = {f"sums/{name}": matrix for name, matrix in self.sums.items()}
+        if self.step_sizes is not None:
+            arrays["step_sizes"] = self.step_sizes
         write_arrays(path, arrays | {"timesteps": self.timesteps}, FORMAT, metadata)
 
     @classmethod
@@ -265,9 +322,42 @@ class Kernel:
                 normalisation=metadata["normalisation"],
                 model=json.loads(metadata["model"]),
                 source=json.loads(metadata["source"]),
+                step_sizes=arrays.get("step_sizes"),
+                switches=json.loads(metadata.get("switches", "[]")),
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
+
+
+def _spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Return natural cubic splines through `values` `[K, D]` at `knots`, read at `new`: `[N, D]`.
+
+    Beyond the knots they go on straight. Knots are in any order.
+    """
+    order = np.argsort(knots)
+    x, y = knots[order], values[order]
+    h = np.diff(x)
+    slope = np.diff(y, axis=0) / h[:, None]
+    count = len(x)
+    system = np.zeros((count, count))
+    system[0, 0] = system[-1, -1] = 1.0
+    inner = np.arange(1, count - 1)
+    system[inner, inner - 1], system[inner, inner + 1] = h[:-1], h[1:]
+    system[inner, inner] = 2 * (h[:-1] + h[1:])
+    right = np.zeros_like(y)
+    right[1:-1] = 6 * np.diff(slope, axis=0)
+    bend = np.linalg.solve(system, right)  # second derivatives at the knots
+    i = np.clip(np.searchsorted(x, new) - 1, 0, count - 2)
+    inside = np.clip(new, x[0], x[-1])
+    a, b = (inside - x[i])[:, None], (x[i + 1] - inside)[:, None]
+    w = h[i][:, None]
+    read = (bend[i] * b**3 + bend[i + 1] * a**3) / (6 * w)
+    read += (y[i] / w - bend[i] * w / 6) * b + (y[i + 1] / w - bend[i + 1] * w / 6) * a
+    ends = {True: slope[0] - h[0] * bend[1] / 6, False: slope[-1] + h[-1] * bend[-2] / 6}
+    for low in (True, False):
+        beyond = new < x[0] if low else new > x[-1]
+        read[beyond] += (new - inside)[beyond, None] * ends[low]
+    return read
 
 
 @dataclass(frozen=True)

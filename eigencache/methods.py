@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eigencache._checks import check_range
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
-from eigencache.gate import Gate
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
@@ -30,6 +30,39 @@ from eigencache.tokens import ClusCa, Rule, ToCa
 
 # Options that state how many steps are full: the budget does.
 BUDGETS = {"full_steps", "every", "tau"}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Forecast the back half of the blocks before a gate step and the front half from it on.
+
+    Delta-DiT (arXiv 2406.01125): the front blocks make the outlines, which early steps decide, and
+    the back blocks the details. The half that is not forecast is computed.
+
+    Attributes:
+        gate: the share of the steps before the gate, 0 to 1.
+
+    Raises:
+        ValueError: `gate` does not lie between 0 and 1.
+    """
+
+    gate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("gate", self.gate, 0, 1)
+
+    def streams(self, weights: np.ndarray) -> tuple[tuple[str, str], np.ndarray]:
+        """Return the streams of tap "delta" and their weights, with this gate between them.
+
+        Args:
+            weights: float64 `[T, T]`, for both streams, or `[2, T, T]`, for each.
+
+        Returns:
+            The names of the streams, and float64 `[2, T, T]`, with zeros where one is computed.
+        """
+        steps = weights.shape[-1]
+        early = np.arange(steps) < self.gate * steps
+        return ("front", "back"), weights * np.stack([~early, early])[..., None]
 
 
 class Parts(NamedTuple):
@@ -110,6 +143,27 @@ class Method:
         self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
         tap: str | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
+        """Return the plan of this method for a budget of full steps.
+
+        Args:
+            full_steps, timesteps, kernel, tap, options: as for `open_loop`.
+
+        Raises:
+            ValueError: as `open_loop` says; or the method's plans are fitted with the network in
+                the loop, for which `eigencache.calibrate` needs a pipeline.
+            PlanError, KernelError: as `open_loop` says.
+        """
+        if self.closed_loop:
+            raise ValueError(
+                "plans of this method are fitted with the network in the loop: make them with "
+                "eigencache.calibrate, or take EigenCache-design for a plan in open loop"
+            )
+        return self.open_loop(full_steps, timesteps, kernel, tap, **options)
+
+    def open_loop(
+        self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, **options: Any,
+    ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
 
         Args:
@@ -121,7 +175,7 @@ class Method:
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.
-            PlanError: a kernel is missing, or was made at another tap or for other timesteps.
+            PlanError: a kernel is missing, or was made at another tap.
             KernelError: the kernel is not of the kind that the method wants.
         """
         parts = self.parts(full_steps, **options)
@@ -195,9 +249,8 @@ def make_plan(
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
-        PlanError: a kernel is needed and missing, or was made at another tap or for other
-            timesteps; or there is a gate at another tap than "delta", or a rule at another than
-            "modules".
+        PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
+            at another tap than "delta", or a rule at another than "modules".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)
@@ -209,8 +262,7 @@ def make_plan(
     if kernel:
         if kernel.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
-        if not np.array_equal(kernel.timesteps, timesteps):
-            raise PlanError("the kernel was calibrated for other timesteps: calibrate again")
+        kernel = kernel.at(timesteps)
     full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
     streams: tuple[str, ...] = ()
     if kernel and predictor.kernel and len(kernel.streams) > 1:

@@ -15,12 +15,12 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from eigencache.checks import check_source
-from eigencache.files import read_arrays, write_arrays
+from eigencache._checks import check_source
+from eigencache._files import read_arrays, write_arrays
 from eigencache.tokens import Rule, described, rule_of
 
 FORMAT = "eigencache-plan-1"
-# Where features can be taken; `eigencache.taps` finds the modules.
+# Where features can be taken; `eigencache.runtime._taps` finds the modules.
 TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
@@ -47,7 +47,7 @@ class Plan:
         timesteps: float64 `[T]`; the sampler's timesteps (`scheduler.timesteps`) it was made for.
         tap: where in the network features are taken; one of `TAPS`.
         streams: the `S` stream names of `weights`; empty when one matrix serves all.
-        model: fingerprint of the model it was calibrated on (`eigencache.taps.fingerprint`);
+        model: fingerprint of the model it was calibrated on (`runtime._taps.fingerprint`);
             None when the weights do not depend on a model.
         source: where the plan came from: method, schedule, predictor, kernel ... (text to text).
         refresh: which MLP tokens a skipped step recomputes (`eigencache.tokens`), at tap "modules";

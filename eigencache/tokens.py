@@ -24,7 +24,7 @@ type checker their tensors are `Any`.
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
-from eigencache.checks import check_range, check_whole
+from eigencache._checks import check_range, check_whole
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eigencache.files import read_arrays, write_arrays
+from eigencache._files import read_arrays, write_arrays
 
 FORMAT = "eigencache-trajectory-1"
 
@@ -27,8 +27,8 @@ class Trajectory:
         sigmas: float64 `[T + 1]`; the noise levels before each step and after the last.
         tap: where the features were taken; one of `eigencache.plan.TAPS`.
         prompt: of the run.
-        seed: of the noise, from `eigencache.sampler.image_seed`.
-        model: fingerprint of the model (`eigencache.taps.fingerprint`).
+        seed: of the noise, from `eigencache.calibration.sampler.image_seed`.
+        model: fingerprint of the model (`eigencache.runtime._taps.fingerprint`).
 
     Raises:
         TrajectoryError: there is no stream, or one does not have an entry a step or is not finite.

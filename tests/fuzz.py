@@ -10,7 +10,7 @@ import pytest
 
 
 def main() -> int:
-    """Run tests/test_fuzz.py again and again, with other seeds; return 1 at the first failure."""
+    """Run tests/core/test_fuzz.py again and again, from new seeds; 1 at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, required=True)
     end = time.monotonic() + 60 * parser.parse_args().minutes
@@ -19,7 +19,7 @@ def main() -> int:
     while time.monotonic() < end:
         print(f"seed {seed}", flush=True)
         options = ["-q", "-x", f"--hypothesis-seed={seed}"]
-        if pytest.main([str(Path(__file__).with_name("test_fuzz.py")), *options]):
+        if pytest.main([str(Path(__file__).with_name("core") / "test_fuzz.py"), *options]):
             return 1
         seed += 1
     return 0

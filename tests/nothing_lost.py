@@ -3,9 +3,10 @@
     python tests/nothing_lost.py [--trials 20] [--seed 0]
 
 An undisturbed run comes first. Each trial then starts anew, is disturbed at a random moment in one
-of these ways, and is continued by `snakemake` with the same arguments. The moment is a random
-number of finished jobs and up to a job's time more, so that it falls inside the run however busy
-the machine is; a trial whose run ended all the same is made again with another moment.
+of these ways, and is continued by `snakemake --unlock` and `snakemake` with the same arguments. The
+moment is a random number of finished jobs and up to a job's time more, so that it falls inside the
+run however busy the machine is; a trial whose run ended all the same is made again with another
+moment.
 
     SIGTERM      to Snakemake alone: it finishes its running jobs and ends
     SIGKILL      to Snakemake and all its jobs at once
@@ -14,7 +15,7 @@ the machine is; a trial whose run ended all the same is made again with another 
     full disk    nothing more can be written until the run has ended (where a disk can be mounted)
 
 Images, plans, kernels, scores and figures of these must be the undisturbed run's byte for byte, the
-records but for the times and memory they measured, and `eigencache verify` must find no fault. The
+records but for the times and memory they measured, and the command `verify` must find no fault. The
 exit status is 1 if a trial was not so. It takes about a minute a trial on two cores.
 """
 
@@ -35,9 +36,9 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import yaml
-from test_workflow import copy_of_project
+from helpers import copy_of_project, pythonpath
 
-from eigencache.tables import read_table
+from reproduction.tables.tables import read_table
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2"]
 WAYS = ("SIGTERM", "SIGKILL", "orphans", "dead worker", "full disk")
@@ -70,6 +71,12 @@ def start(folder: Path, printed: Path) -> subprocess.Popen:
             SNAKEMAKE, cwd=folder, start_new_session=True, stdout=file, stderr=file,
             env=os.environ | {"PYTHONPATH": str(folder)},
         )  # fmt: skip
+
+
+def unlock(folder: Path, printed: Path) -> None:
+    """Remove the locks of a killed Snakemake; what is printed is added to a file."""
+    with open(printed, "a") as file:
+        subprocess.run([*SNAKEMAKE, "--unlock"], cwd=folder, stdout=file, stderr=file, check=True)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -174,11 +181,13 @@ def trial(
         first = running.wait()
         made = len(digest(folder))
         (folder.parent / "ballast").unlink(missing_ok=True)
+        unlock(folder, printed)
         second = start(folder, printed).wait()
         found = digest(folder)
         verified = subprocess.run(
-            [sys.executable, "-m", "eigencache.cli", "verify", "results", "figures"], cwd=folder,
-            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)},
+            [sys.executable, "-m", "reproduction.commands.verify", "results", "figures"],
+            cwd=folder, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": pythonpath(folder)},
         )  # fmt: skip
         identical = found == expected
         row = {

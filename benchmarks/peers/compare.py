@@ -22,14 +22,22 @@ import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
-from eigencache import sampler
-from eigencache.experiment import Experiment
+from eigencache.calibration import sampler
+from eigencache.calibration.sampler import (
+    Sample,
+    Settings,
+    encode,
+    image_seed,
+    load_pipeline,
+    sample,
+)
+from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
-from eigencache.prompts import read_prompts
-from eigencache.sampler import Sample, Settings, encode, image_seed, load_pipeline, sample
-from eigencache.tables import write_table
+from reproduction.experiment import Experiment
+from reproduction.tables.tables import write_table
 
 BATCH = 16  # images sampled together for quality; time is measured one by one
 SEARCHED = 4  # calibration prompts on which thresholds are searched for
@@ -155,21 +163,9 @@ def cost(
     }
 
 
-def forget_peak() -> None:
-    """Start the process's high-water mark of memory anew (Linux; see `man 5 proc`)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_memory_mb(pipe, made: Sample) -> float:
     """Return the most memory that sampling took: of the GPU, or of the process on a CPU."""
     return made.peak_memory_mb if pipe.device.type == "cuda" else process_peak_mb()
-
-
-def process_peak_mb() -> float:
-    """Return the most memory that the process took, since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kibibytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-    return int(kibibytes) * 1024 / 1e6
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from eigencache.sampler import Settings
+    from eigencache.calibration.sampler import Settings
 
-# Flag, attribute of `eigencache.sampler.Settings`, type, help.
+# Flag, attribute of `eigencache.calibration.sampler.Settings`, type, help.
 SETTINGS = (
     ("--steps", "num_steps", int, "sampler steps of an image"),
     ("--height", "height", int, "of images in pixels"),
@@ -105,7 +105,7 @@ def settings_from(arguments: argparse.Namespace, remembered: str | None = None) 
     Raises:
         ValueError: a number is not above zero, or what is remembered cannot be read.
     """
-    from eigencache.sampler import Settings, default_device
+    from eigencache.calibration.sampler import Settings, default_device
 
     if remembered is None:
         dtype = "bfloat16" if default_device() == "cuda" else "float32"
@@ -126,7 +126,7 @@ def settings_from(arguments: argparse.Namespace, remembered: str | None = None) 
 
 def remembered_settings(source: Mapping[str, str]) -> str | None:
     """Return the settings that a kernel's or plan's `source` states, as JSON, or None."""
-    from eigencache.recording import SETTINGS as KEY
+    from eigencache.calibration.recording import SETTINGS as KEY
 
     return source.get(KEY) or source.get(f"kernel {KEY}")
 
@@ -137,7 +137,7 @@ def prompts_of(arguments: argparse.Namespace) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: the file is missing or faulty.
     """
-    from eigencache.prompts import read_prompts
+    from eigencache.commands.prompts import read_prompts
 
     if arguments.num_prompts is not None and arguments.num_prompts < 1:
         raise ValueError(f"--num-prompts must be at least 1, got {arguments.num_prompts}")
@@ -156,7 +156,7 @@ def loaded(
     """
     import torch
 
-    from eigencache.sampler import load_encoded
+    from eigencache.calibration.sampler import load_encoded
 
     if not (arguments.model / "model_index.json").is_file():
         raise FileNotFoundError(

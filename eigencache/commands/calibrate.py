@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Record the kernel that the method wants, and write it."""
     from eigencache.calibration import kind_of, method_of
-    from eigencache.recording import record_kernels
+    from eigencache.calibration.recording import record_kernels
 
     method, options = method_of(arguments.method), parsed_options(arguments.options)
     kind = kind_of(method, arguments.tap, options)

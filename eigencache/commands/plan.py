@@ -78,7 +78,7 @@ def _with_model(
 ) -> "Plan":
     """Return the plan of a method that has to try its plans on the model."""
     from eigencache.calibration import plan_with
-    from eigencache.recording import SEED
+    from eigencache.calibration.recording import SEED
 
     if arguments.model is None or arguments.prompts is None:
         raise ValueError(
@@ -103,7 +103,7 @@ def _remembering(plan: "Plan", kernel: "Kernel") -> "Plan":
     """Return the plan with the kernel's settings in its `source`, also if it needed no kernel."""
     from dataclasses import replace
 
-    from eigencache.recording import SETTINGS
+    from eigencache.calibration.recording import SETTINGS
 
     settings = remembered_settings(kernel.source)
     if settings is None or remembered_settings(plan.source) is not None:

@@ -52,10 +52,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from eigencache.files import replacing
+    from eigencache._files import replacing
+    from eigencache.calibration.sampler import image_seed, sample
     from eigencache.plan import Plan, PlanError
     from eigencache.runtime import cached
-    from eigencache.sampler import image_seed, sample
 
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")

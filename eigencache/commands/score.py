@@ -5,13 +5,12 @@ Everything is checked before anything is scored. Models of metrics are looked fo
 """
 
 import argparse
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eigencache.commands.prompts import read_prompts
 from eigencache.metrics import CLIP, METRICS
-from eigencache.prompts import read_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", default="CLIP-ViT-B-32", help="the model of clip_score")
     parser.add_argument(
         "--model", nargs="*", default=[], metavar="NAME=DIR",
-        help="the folder of a fetched model, with its manifest.json, where not models/NAME",
+        help="the folder of a metric's model, where it is not models/NAME",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row an image")
@@ -58,36 +57,28 @@ def run(arguments: argparse.Namespace) -> None:
     """
     prompts, folders = read_prompts(arguments.prompts), _named(arguments.images, "--images")
     records = pair(arguments.reference, folders, prompts)
-    models = manifests(arguments.metrics, arguments.clip, _named(arguments.model, "--model"))
+    models = model_folders(arguments.metrics, arguments.clip, _named(arguments.model, "--model"))
 
     import torch  # not before everything that can be wrong is checked
 
-    from eigencache import manifest
-    from eigencache.device import default_device
+    from eigencache._device import default_device
+    from eigencache._files import replacing
     from eigencache.metrics.scorers import Scorers
-    from eigencache.stages.score import score_records
-    from eigencache.tables import write_table
+    from eigencache.metrics.scoring import score_records
 
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False
-    out, sets = Path(arguments.out), Path(arguments.out).with_suffix("")
-    whole = any(METRICS[name].whole for name in arguments.metrics)
-    about = argparse.Namespace(
-        metrics=json.dumps(models), models=sorted({p for paths in models.values() for p in paths}),
-        prompts=arguments.prompts, images=sorted(records["image"]), threads=arguments.threads,
-        out=[str(out), f"{sets}-sets.csv"][: 1 + whole],
-    )  # fmt: skip
-    shared = manifest.begin(
-        run, about, outputs=["out"], inputs=[], sources=["prompts", "images"], models=["models"]
-    )
     scorers = Scorers(models, default_device())
     of_reference = records["run"] == REFERENCE
     scores, of_sets = score_records(records[~of_reference], records[of_reference], scorers)
     names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
     scores.insert(2, "file", scores["prompt_index"].map(lambda i: Path(names[i]).name))
-    for table, path in zip((scores, of_sets), about.out, strict=False):
-        write_table(table.drop(columns="reference"), path)
-        manifest.write(path, shared | {"metrics": scorers.about})
+    written = {arguments.out: scores}
+    if scorers.sets:
+        written[f"{Path(arguments.out).with_suffix('')}-sets.csv"] = of_sets
+    for path, table in written.items():
+        with replacing(path) as part:
+            table.drop(columns="reference").to_csv(part, index=False)
     means = scores.groupby("run", sort=False)[list(scorers.images)].mean()
     print(means.to_string(float_format="{:.4f}".format))
 
@@ -127,10 +118,10 @@ def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> 
     return pd.DataFrame(rows)
 
 
-def manifests(
+def model_folders(
     metrics: Sequence[str], clip: str, folders: Mapping[str, str]
-) -> dict[str, list[str]]:
-    """Return the metrics to the manifests of the models they need.
+) -> dict[str, list[Path]]:
+    """Return the metrics to the folders of the models they need.
 
     Args:
         metrics: their names.
@@ -143,13 +134,13 @@ def manifests(
     found = {}
     for name in metrics:
         models = [clip if model == CLIP else model for model in METRICS[name].models]
-        found[name] = [f"{folders.get(m, f'models/{m}')}/manifest.json" for m in models]
-        for model, path in zip(models, found[name], strict=True):
-            if not Path(path).is_file():
+        found[name] = [Path(folders.get(model, f"models/{model}")) for model in models]
+        for model, folder in zip(models, found[name], strict=True):
+            if not folder.is_dir():
                 raise FolderError(
-                    f"{path}: not there, and {name} needs it; in the project's folder "
-                    f"`python -m eigencache.stages.fetch --model {model} --manifest {path}` "
-                    f"fetches it, `--model {model}=DIR` names where it is"
+                    f"{folder}: no such folder, and {name} needs the model {model}; "
+                    f"`--model {model}=DIR` names where it is. In a clone of the project, "
+                    f"`snakemake models/{model}/manifest.json --cores 1` fetches it"
                 )
     return found
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from eigencache.images import to_pil
+from eigencache.metrics.images import to_pil
 
 
 def scorer(folder: Path, device: str):

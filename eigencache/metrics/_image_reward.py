@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from eigencache.images import to_pil
+from eigencache.metrics.images import to_pil
 
 # The environment: its Python, and beside it the versions of what is installed there.
 ENVIRONMENT = Path("build/imagereward")
-SCRIPT = Path(__file__).parents[2] / "workflow/scripts/image_reward.py"
+SCRIPT = Path(__file__).with_name("image_reward_process.py")
 
 
 def scorer(folder: Path, tokenizer: Path, device: str):

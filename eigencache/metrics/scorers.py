@@ -13,7 +13,6 @@ of the reference.
 """
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 
 from eigencache.metrics import METRICS
-from eigencache.stages.fetch import verified
 
 
 class Score(Protocol):
@@ -46,29 +44,28 @@ class Scorers:
     Attributes:
         images: name to the metrics of an image, in the order in which they were asked for.
         sets: the same of the metrics of a set.
-        about: name to `package`, `version` and `weights`, a model's files to their SHA-256.
+        about: name to the `package` that computes it and its `version`.
 
     Args:
-        models: name of the metric to the manifests of the models it needs, `METRICS[name].models`.
+        models: name of the metric to the folders of the models it needs, in the order of
+            `METRICS[name].models`.
         device: where networks run; torch's name of it.
 
     Raises:
-        FetchError: a file of a model is missing, truncated or altered.
         ValueError, OSError: what the metric says of its model or its environment.
     """
 
-    def __init__(self, models: Mapping[str, Sequence[str]], device: str = "cpu"):
+    def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu"):
         self.images: dict[str, Score] = {}
         self.sets: dict[str, SetScore] = {}
         self.about: dict[str, dict] = {}
-        for name, manifests in models.items():
-            made = scorer(name, [verified(path) for path in manifests], device)
+        for name, folders in models.items():
+            made = scorer(name, folders, device)
             package = METRICS[name].package
             (self.sets if METRICS[name].whole else self.images)[name] = made
             self.about[name] = {
                 "package": package,
                 "version": getattr(made, "version", None) or metadata.version(package),
-                "weights": {path: _hashes(path) for path in manifests},
             }
 
 
@@ -81,8 +78,3 @@ def scorer(name: str, folders: Sequence[Path], device: str = "cpu"):
         device: where networks run; torch's name of it.
     """
     return importlib.import_module(f"eigencache.metrics._{name}").scorer(*folders, device=device)
-
-
-def _hashes(manifest: str) -> dict[str, str]:
-    files = json.loads(Path(manifest).read_bytes())
-    return {file: facts["sha256"] for file, facts in files.items()}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_real, check_whole
+from eigencache._checks import check_real, check_whole
 
 
 @dataclass(frozen=True)

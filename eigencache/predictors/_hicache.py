@@ -7,7 +7,7 @@ import numpy as np
 from numpy.polynomial import hermite
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_real
+from eigencache._checks import check_real
 from eigencache.predictors._differences import expansion
 from eigencache.predictors._order import OfOrder
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_real, check_whole
+from eigencache._checks import check_real, check_whole
 
 
 @dataclass(frozen=True)

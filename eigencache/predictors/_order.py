@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eigencache.checks import check_whole
+from eigencache._checks import check_whole
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from math import factorial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_real
+from eigencache._checks import check_real
 from eigencache.predictors._differences import expansion
 from eigencache.predictors._order import OfOrder
 

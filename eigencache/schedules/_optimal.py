@@ -31,8 +31,10 @@ class Optimal:
         self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
     ) -> np.ndarray:
         kernel = needed(kernel)
-        budget = [self.full_steps]
-        steps = optimal_steps(predictor, timesteps, kernel.matrix(), budget)[self.full_steps]
+        steps = optimal_steps(
+            predictor, timesteps, kernel.matrix(), [self.full_steps], None, kernel.step_sizes,
+            kernel.switches,
+        )[self.full_steps]  # fmt: skip
         full = np.zeros(np.size(timesteps), bool)
         full[list(steps)] = True
         return full

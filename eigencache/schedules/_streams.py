@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from eigencache.checks import check_range
+from eigencache._checks import check_range
 from eigencache.kernel import Kernel
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache.checks import check_range, check_real, check_whole
+from eigencache._checks import check_range, check_real, check_whole
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
 from eigencache.schedules._streams import check_patterns, needed, stream_weights

@@ -32,9 +32,9 @@ rule ablation:
         reference=REFERENCE,
         factors=json.dumps(E.config["ablation"]),
         configfiles=[os.path.relpath(file) for file in workflow.configfiles],
-        code=source_hash("eigencache.stages.ablation"),
+        code=source_hash("reproduction.stages.ablation"),
     shell:
-        "python -m eigencache.stages.ablation --summary {input.summary} --tidy {input.tidy} "
+        "python -m reproduction.stages.ablation --summary {input.summary} --tidy {input.tidy} "
         "--reference {params.reference} --factors {params.factors:q} "
         "--configfiles {params.configfiles} --table {output.table} "
         "--markdown {output.markdown} --latex {output.latex} > {log} 2>&1"
@@ -56,9 +56,9 @@ rule ablation_figure:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.ablation", "style.mplstyle"),
+        code=source_hash("reproduction.figures.ablation", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.ablation --table {input.table} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.ablation --table {input.table} --out {output} > {log} 2>&1"
 
 
 rule calibration_figure:
@@ -78,7 +78,7 @@ rule calibration_figure:
         "../../envs/workflow.yaml"
     params:
         factors=E.config["figures"]["calibration"]["factors"],
-        code=source_hash("eigencache.figures.calibration", "style.mplstyle"),
+        code=source_hash("reproduction.figures.calibration", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.calibration --table {input.table} "
+        "python -m reproduction.figures.calibration --table {input.table} "
         "--factors {params.factors:q} --out {output} > {log} 2>&1"

@@ -1,4 +1,4 @@
-from eigencache.experiment import hash_of
+from reproduction.experiment import hash_of
 
 
 rule calibrate:
@@ -22,10 +22,10 @@ rule calibrate:
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
         threads=E.config["threads"],
-        code=source_hash("eigencache.stages.calibrate"),
+        code=source_hash("reproduction.stages.calibrate"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.calibrate --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.calibrate --model {input.model} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
         "--sampler {params.sampler:q} --threads {threads} "
         "--low-memory {resources.low_memory} --kernels {output} 2>&1 | tee {log}"

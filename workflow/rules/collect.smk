@@ -25,10 +25,10 @@ rule collect:
         streams=lambda w: E.config["collect"]["streams"].get(w.tap, ["*"]),
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
-        code=source_hash("eigencache.stages.collect"),
+        code=source_hash("reproduction.stages.collect"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.collect --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.collect --model {input.model} --prompts {input.prompts} "
         "--index {params.index} --seed {params.seed} --sampler {params.sampler:q} "
         "--low-memory {resources.low_memory} --threads {threads} "
         "--tap {wildcards.tap} --streams {params.streams:q} "
@@ -55,7 +55,7 @@ rule trajectory:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.trajectory", "style.mplstyle"),
+        code=source_hash("reproduction.figures.trajectory", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.trajectory --trajectory {input.trajectory} "
+        "python -m reproduction.figures.trajectory --trajectory {input.trajectory} "
         "--plan {input.plan} --out {output} > {log} 2>&1"

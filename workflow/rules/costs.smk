@@ -26,10 +26,10 @@ rule costs:
         threads=E.config["threads"],
         low_memory=int(E.config["low_memory"]),
         anchor_device=E.config["anchor_device"] or [],
-        code=source_hash("eigencache.stages.costs"),
+        code=source_hash("reproduction.stages.costs"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.costs --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.costs --model {input.model} --prompts {input.prompts} "
         "--images {params.images} --full-steps {params.full_steps} --seed {params.seed} "
         "--sampler {params.sampler:q} --threads {threads} --low-memory {params.low_memory} "
         "--anchor-device {params.anchor_device} --table {output} 2>&1 | tee {log}"
@@ -51,6 +51,6 @@ rule costs_figure:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.costs", "style.mplstyle"),
+        code=source_hash("reproduction.figures.costs", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.costs --table {input.table} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.costs --table {input.table} --out {output} > {log} 2>&1"

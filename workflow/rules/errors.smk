@@ -35,10 +35,10 @@ rule errors:
         sampler=json.dumps(E.config["sampler"]),
         threads=E.config["threads"],
         anchor_device=E.config["anchor_device"] or [],
-        code=source_hash("eigencache.stages.errors"),
+        code=source_hash("reproduction.stages.errors"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.errors --model {input.model} --plans {input.plans} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.errors --model {input.model} --plans {input.plans} "
         "--kernel {input.kernel} --prompts {input.prompts} --indices {params.indices} "
         "--seed {params.seed} --sampler {params.sampler:q} --threads {threads} "
         "--low-memory {resources.low_memory} --anchor-device {params.anchor_device} "
@@ -61,6 +61,6 @@ rule errors_figure:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.errors", "style.mplstyle"),
+        code=source_hash("reproduction.figures.errors", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.errors --table {input.table} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.errors --table {input.table} --out {output} > {log} 2>&1"

@@ -26,10 +26,10 @@ rule fetch:
             ]
             if p
         ],
-        code=source_hash("eigencache.stages.fetch"),
+        code=source_hash("reproduction.stages.fetch"),
     shell:
         # The stage tries again by itself, so the rule has no `retries`.
-        "HF_HUB_OFFLINE=0 python -m eigencache.stages.fetch --table {input.table} "
+        "HF_HUB_OFFLINE=0 python -m reproduction.stages.fetch --table {input.table} "
         "--model {wildcards.model} --model-path {params.path:q} --manifest {output} "
         "2>&1 | tee {log}"
 

@@ -1,4 +1,4 @@
-from eigencache.experiment import OUTPUT_KERNEL
+from reproduction.experiment import OUTPUT_KERNEL
 
 
 rule pareto:
@@ -18,9 +18,9 @@ rule pareto:
         "../../envs/workflow.yaml"
     params:
         highlight=lookup(within=config, dpath="figures/pareto/highlight", default=[]),
-        code=source_hash("eigencache.figures.pareto", "style.mplstyle"),
+        code=source_hash("reproduction.figures.pareto", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.pareto --summary {input.summary} "
+        "python -m reproduction.figures.pareto --summary {input.summary} "
         "--highlight {params.highlight} --out {output} > {log} 2>&1"
 
 
@@ -41,9 +41,9 @@ rule budget:
         "../../envs/workflow.yaml"
     params:
         highlight=lookup(within=config, dpath="figures/pareto/highlight", default=[]),
-        code=source_hash("eigencache.figures.budget", "style.mplstyle"),
+        code=source_hash("reproduction.figures.budget", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.budget --summary {input.summary} "
+        "python -m reproduction.figures.budget --summary {input.summary} "
         "--highlight {params.highlight} --out {output} > {log} 2>&1"
 
 
@@ -78,9 +78,9 @@ rule samples:
         ),
         zoom=E.config["figures"]["samples"]["zoom"] or [],
         difference=int(E.config["figures"]["samples"]["difference"]),
-        code=source_hash("eigencache.figures.samples", "style.mplstyle"),
+        code=source_hash("reproduction.figures.samples", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.samples --scores {input.scores} "
+        "python -m reproduction.figures.samples --scores {input.scores} "
         "--methods {params.methods} --budget {params.budget} --prompts {params.prompts} "
         "--zoom {params.zoom} --difference {params.difference} --out {output} > {log} 2>&1"
 
@@ -109,9 +109,9 @@ rule plans:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.plans", "style.mplstyle"),
+        code=source_hash("reproduction.figures.plans", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.plans --plans {input} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.plans --plans {input} --out {output} > {log} 2>&1"
 
 
 rule schedules:
@@ -130,9 +130,9 @@ rule schedules:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.schedules", "style.mplstyle"),
+        code=source_hash("reproduction.figures.schedules", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.schedules --plans {input} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.schedules --plans {input} --out {output} > {log} 2>&1"
 
 
 rule kernel:
@@ -154,9 +154,9 @@ rule kernel:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.kernel", "style.mplstyle"),
+        code=source_hash("reproduction.figures.kernel", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.kernel --kernels {input} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.kernel --kernels {input} --out {output} > {log} 2>&1"
 
 
 rule quality:
@@ -175,6 +175,6 @@ rule quality:
     conda:
         "../../envs/workflow.yaml"
     params:
-        code=source_hash("eigencache.figures.quality", "style.mplstyle"),
+        code=source_hash("reproduction.figures.quality", "style.mplstyle"),
     shell:
-        "python -m eigencache.figures.quality --summary {input.summary} --out {output} > {log} 2>&1"
+        "python -m reproduction.figures.quality --summary {input.summary} --out {output} > {log} 2>&1"

@@ -21,9 +21,9 @@ rule gallery:
         budgets=E.config["figures"]["gallery"].get("budgets", []),
         prompts=list(E.gallery_prompts),
         size=E.config["figures"]["gallery"]["size"],
-        code=source_hash("eigencache.gallery.page", "page.html", "page.css", "page.js"),
+        code=source_hash("reproduction.gallery.page", "page.html", "page.css", "page.js"),
     shell:
-        "python -m eigencache.gallery.page --title {wildcards.experiment} "
+        "python -m reproduction.gallery.page --title {wildcards.experiment} "
         "--records {input.records} --scores {input.scores} --summary {input.summary} "
         "--budgets {params.budgets} --prompts {params.prompts} --size {params.size} "
         "--page {output} > {log} 2>&1"

@@ -11,7 +11,7 @@ rule merge:
     params:
         num_prompts=len(E.prompts),
         settings=lambda w: json.dumps(E.sampling(w.label)),
-        code=source_hash("eigencache.stages.merge"),
+        code=source_hash("reproduction.stages.merge"),
     shell:
-        "python -m eigencache.stages.merge --shards {input} --count {params.num_prompts} "
+        "python -m reproduction.stages.merge --shards {input} --count {params.num_prompts} "
         "--settings {params.settings:q} --records {output} > {log} 2>&1"

@@ -16,7 +16,7 @@ rule plan:
         "../../envs/workflow.yaml"
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
-        code=source_hash("eigencache.stages.plan"),
+        code=source_hash("reproduction.stages.plan"),
     shell:
-        "python -m eigencache.stages.plan --kernel {input.kernel} --method {params.method:q} "
+        "python -m reproduction.stages.plan --kernel {input.kernel} --method {params.method:q} "
         "--plans {output} > {log} 2>&1"

@@ -1,4 +1,4 @@
-from eigencache.experiment import hash_of
+from reproduction.experiment import hash_of
 
 
 rule refine:
@@ -31,10 +31,10 @@ rule refine:
         seed=E.config["calibration"]["seed"],
         sampler=json.dumps(E.config["sampler"]),
         threads=E.config["threads"],
-        code=source_hash("eigencache.stages.refine"),
+        code=source_hash("reproduction.stages.refine"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.refine --model {input.model} --kernel {input.kernel} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.refine --model {input.model} --kernel {input.kernel} "
         "--method {params.method:q} --prompts {input.prompts} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
         "--sampler {params.sampler:q} --threads {threads} "

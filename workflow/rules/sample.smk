@@ -1,6 +1,6 @@
 from snakemake.logging import logger
 
-from eigencache.experiment import hash_of
+from reproduction.experiment import hash_of
 
 PROMPTS = hash_of(E.prompts)
 if workflow.is_main_process:
@@ -37,10 +37,10 @@ rule sample:
         low_memory=int(E.config["low_memory"]),
         anchor_device=E.config["anchor_device"] or [],
         images="results/{experiment}/images",
-        code=source_hash("eigencache.stages.sample"),
+        code=source_hash("reproduction.stages.sample"),
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.sample --model {input.model} --label {wildcards.label} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.sample --model {input.model} --label {wildcards.label} "
         "--method {params.method} --budgets {params.budgets} --plans {input.plans} "
         "--prompts {input.prompts} --num-prompts {params.num_prompts} "
         "--shard $((10#{wildcards.shard})) --shards {params.shards} --seed {params.seed} "

@@ -31,12 +31,15 @@ rule score:
         metrics=json.dumps(MANIFESTS),
         references=E.config["references"],
         code=[
-            source_hash(f"eigencache.{module}")
-            for module in ("stages.score", *(f"metrics._{name}" for name in E.metrics))
+            source_hash(module)
+            for module in (
+                "reproduction.stages.score",
+                *(f"eigencache.metrics._{name}" for name in E.metrics),
+            )
         ],
     shell:
-        "python -m eigencache.lease {resources.gpu} -- "
-        "python -m eigencache.stages.score --records {input.records} "
+        "python -m reproduction.devices.lease {resources.gpu} -- "
+        "python -m reproduction.stages.score --records {input.records} "
         "--references {params.references:q} --reference-records {input.references} "
         "--metrics {params.metrics:q} --models {input.models} --threads {threads} "
         "--scores {output.scores} --sets {output.sets} 2>&1 | tee {log}"

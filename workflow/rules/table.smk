@@ -27,9 +27,9 @@ rule table:
     params:
         baseline=E.baseline or [],
         seed=E.config["seed"],
-        code=source_hash("eigencache.stages.table"),
+        code=source_hash("reproduction.stages.table"),
     shell:
-        "python -m eigencache.stages.table --records {input.records} --scores {input.scores} "
+        "python -m reproduction.stages.table --records {input.records} --scores {input.scores} "
         "--sets {input.sets} --baseline {params.baseline} "
         "--noise-seed {params.seed} --tidy {output.tidy} --parquet {output.parquet} --summary {output.summary} "
         "2>&1 | tee {log}"
@@ -65,8 +65,8 @@ rule compare:
         "../../envs/workflow.yaml"
     params:
         reference=REFERENCE,
-        code=source_hash("eigencache.stages.compare"),
+        code=source_hash("reproduction.stages.compare"),
     shell:
-        "python -m eigencache.stages.compare --summary {input.summary} --tidy {input.tidy} "
+        "python -m reproduction.stages.compare --summary {input.summary} --tidy {input.tidy} "
         "--reference {params.reference} --table {output.table} --markdown {output.markdown} "
         "--latex {output.latex} > {log} 2>&1"

@@ -5,6 +5,8 @@ of them to write down.
 """
 
 import json
+import shutil
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -17,7 +19,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from training import data
+from training import data, steps
 
 TOKENS = 24  # caption tokens, padded, in both encoders
 WIDTH = 128
@@ -65,6 +67,26 @@ def build_tokenizers(selection: list[data.Emoji]) -> tuple[CLIPTokenizer, T5Toke
     """Both tokenizers, for captions of this selection."""
     captions = sample_captions(selection)
     return build_clip_tokenizer(captions), build_t5_tokenizer(captions)
+
+
+def kept_tokenizers(
+    selection: list[data.Emoji], folder: Path
+) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    """The tokenizers kept in a folder, or new ones, which are then kept there.
+
+    The trainer of byte pairs numbers ties differently in every process.
+    """
+    if not (folder / "tokenizer_2").exists():
+        beside = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        clip, t5 = build_tokenizers(selection)
+        clip.save_pretrained(beside / "tokenizer")
+        t5.save_pretrained(beside / "tokenizer_2")
+        steps.replace_directory(beside, folder)
+    return (
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+    )
 
 
 def build_encoders(

@@ -1,0 +1,107 @@
+"""Quality: what images a plan will give, told from calibration prompts, and plans for a quality."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from eigencache.calibration.simulator import quiet, takes
+from eigencache.plan import PREDICTED, Plan, predicted_psnr
+from eigencache.runtime import cached
+
+# The fewest full steps that are tried for a quality; each try has a third more.
+FEWEST, GROWTH = 2, 4 / 3
+
+
+class Judge:
+    """Samples calls in full and by a plan, and compares the images, or the frames of videos.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        calls: the arguments of calls that no plan was fitted on.
+        seeds: of the noise of each.
+    """
+
+    def __init__(self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+        self.pipe, self.calls = pipe, list(zip(calls, seeds, strict=True))
+
+    def psnr(self, plan: Plan) -> float:
+        """Return the mean over calls of the PSNR in dB of 8-bit images to those of full runs.
+
+        It is nan if the pipeline makes neither images nor frames.
+        """
+        with cached(self.pipe, plan):
+            made = self._images()
+        pairs = zip(made, self._full, strict=True)
+        found = [psnr(a, b) for a, b in pairs if a is not None and b is not None]
+        return float(np.mean(found)) if found else float("nan")
+
+    @cached_property
+    def _full(self) -> list:
+        return self._images()
+
+    def _images(self) -> list:
+        with quiet(self.pipe):
+            return [pixels_of(self.pipe, call, seed) for call, seed in self.calls]
+
+
+def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
+    """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
+    kind = {"output_type": "np"} if takes(pipe, "output_type") else {}
+    made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
+    for name in ("images", "frames"):
+        if hasattr(made, name):
+            found = getattr(made, name)
+            levels = np.asarray(found[0] if isinstance(found, list) else found)
+            return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
+    return None
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Return the PSNR in dB between two uint8 arrays; infinite if they are equal."""
+    error = np.square(image.astype(np.float64) - reference).mean()
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def with_prediction(plan: Plan, judge: Judge) -> Plan:
+    """Return the plan with `predicted psnr`, in dB, among what it says of itself."""
+    return replace(plan, source={**plan.source, PREDICTED: f"{judge.psnr(plan):.6f}"})
+
+
+def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[int]) -> Plan:
+    """Return the plan of the fewest full steps whose predicted PSNR is at least `quality` dB.
+
+    Args:
+        plan_of: a number of full steps to its plan, which predicts its PSNR.
+        quality: in dB.
+        budgets: the numbers of full steps to choose from, ascending; quality must rise with them.
+
+    Raises:
+        ValueError: not even the largest budget is predicted to reach the quality.
+    """
+    plans, position, short = {}, 0, -1
+
+    def reaches(i: int) -> bool:
+        plans[i] = plan_of(budgets[i])
+        return predicted_psnr(plans[i]) >= quality
+
+    while not reaches(position):  # cheap plans first: designing a plan costs as sampling by it
+        if position == len(budgets) - 1:
+            raise ValueError(
+                f"psnr: {quality:g} dB is out of reach: {budgets[-1]} full steps are predicted "
+                f"to give {predicted_psnr(plans[position]):.1f} dB; ask for less"
+            )
+        wanted = max(budgets[position] + 1, round(budgets[position] * GROWTH))
+        short = position
+        position = min(bisect_left(budgets, wanted), len(budgets) - 1)
+    while position - short > 1:
+        middle = (short + position) // 2
+        if reaches(middle):
+            position = middle
+        else:
+            short = middle
+    return plans[position]

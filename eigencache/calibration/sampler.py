@@ -1,0 +1,141 @@
+"""Sampling one image, or video, with a diffusers pipeline: its noise, its time, its memory."""
+
+import os
+import resource
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from eigencache._device import default_device
+from eigencache.calibration.simulator import quiet, takes
+from eigencache.plan import Plan
+from eigencache.runtime import cached, watched
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image or a video, and what it cost.
+
+    Attributes:
+        frames: RGB, 8 bits; one of an image, all of a video.
+        full_steps: how many steps were computed in full.
+        seconds: of the denoising loop alone, from the first call of a network to the end of the
+            last scheduler step.
+        decode_seconds: from there to the image.
+        peak_memory_mb: megabytes (1e6 bytes); on a GPU the peak allocated while this image was
+            made, on a CPU the process's high-water mark so far.
+    """
+
+    frames: list[Image.Image]
+    full_steps: int
+    seconds: float
+    decode_seconds: float
+    peak_memory_mb: float
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, or the first frame of a video."""
+        return self.frames[0]
+
+
+def load_pipeline(
+    path: str | os.PathLike, dtype: str, device: str | None = None, low_memory: bool = False,
+) -> Any:  # fmt: skip
+    """Return the diffusers pipeline in the folder `path`, quiet and ready on `device`.
+
+    Args:
+        path: of the pipeline.
+        dtype: of its weights.
+        device: by default `default_device`.
+        low_memory: whether each model is moved there when it is called, and back to main memory
+            when the next one is (diffusers' `enable_model_cpu_offload`).
+
+    Raises:
+        OSError: a file is missing or unreadable.
+    """
+    device = device or default_device()  # an error, if it is one, before loading
+    pipe = DiffusionPipeline.from_pretrained(
+        path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    if not low_memory:
+        return pipe.to(device)
+    pipe.enable_model_cpu_offload(device=device)
+    return pipe
+
+
+def image_seed(seed: int, index: int) -> int:
+    """Return the seed of an image's noise: a function of (experiment seed, prompt index) alone."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))  # torch takes 63 bits from a signed integer
+
+
+def sample(
+    pipe: Any, call: Mapping[str, Any], seed: int, plan: Plan | None = None,
+    anchor_device: str | None = None,
+) -> Sample:  # fmt: skip
+    """Return one image or video.
+
+    Args:
+        pipe: from `load_pipeline`, without a cache.
+        call: the arguments of the pipeline's call: the prompt, `num_inference_steps` ...
+        seed: of the noise, from `image_seed`. The noise is drawn on the CPU, so that it is the
+            same on every device.
+        plan: what to sample by; None computes every step.
+        anchor_device: where a cache keeps features; by default where they are made.
+    """
+    device = pipe._execution_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    kind = {"output_type": "pil"} if takes(pipe, "output_type") else {}
+    with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
+        noise = torch.Generator("cpu").manual_seed(seed)
+        made = pipe(**{**kind, **call}, generator=noise)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        decoded = stats.since_loop()
+    return Sample(
+        frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device)
+    )
+
+
+def frames_of(made: Any) -> list[Image.Image]:
+    """Return the frames of what a pipeline made for its first prompt; one, if it is an image.
+
+    Raises:
+        ValueError: it has neither images nor frames.
+    """
+    for name in ("images", "frames"):
+        if hasattr(made, name):
+            first = getattr(made, name)[0]
+            return [_pil(frame) for frame in (first if _is_many(first) else [first])]
+    raise ValueError(f"{type(made).__name__} has neither images nor frames")
+
+
+def _is_many(made: Any) -> bool:
+    return isinstance(made, list | tuple) or (isinstance(made, np.ndarray) and made.ndim == 4)
+
+
+def _pil(frame: Any) -> Image.Image:
+    if isinstance(frame, Image.Image):
+        return frame.convert("RGB")
+    levels = np.asarray(frame)
+    return Image.fromarray(
+        levels if levels.dtype == np.uint8 else (255 * levels).round().astype(np.uint8)
+    )
+
+
+def calls_with(prompts: Iterable[str], arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the arguments of the call for each prompt."""
+    return [{**arguments, "prompt": prompt} for prompt in prompts]
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

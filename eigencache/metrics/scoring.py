@@ -1,0 +1,99 @@
+"""The scores of images: each against reference images, and against its prompt.
+
+An image is loaded once, and with it the images of the same prompt that it is compared with.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from eigencache.metrics import METRICS
+from eigencache.metrics.images import load_image
+from eigencache.metrics.scorers import Scorers
+
+
+def score_records(
+    records: pd.DataFrame, references: pd.DataFrame, scorers: Scorers
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the scores of images and of sets of images.
+
+    Args:
+        records: of the images to score: run, prompt_index, prompt, seed, image.
+        references: of what to compare them with: the same of one or several runs.
+        scorers: the metrics.
+
+    Returns:
+        `run, prompt_index, reference` and one column a metric of an image, a row for every image
+        and reference, in the order of the records and of the references; and `run, reference` and
+        one column a metric of a set. What is not paired is the same for every reference.
+
+    Raises:
+        ValueError: a prompt has no image in a reference, or another prompt's or noise's.
+    """
+    names = list(dict.fromkeys(references["run"]))
+    known = references.set_index(["run", "prompt_index"])
+    for name in names:
+        strangers = set(records["prompt_index"]) - set(known.loc[name].index)
+        if strangers:
+            raise ValueError(f"{name}: no reference image of prompts {sorted(strangers)}")
+    rows, features = [], _Features(scorers)
+    for row in tqdm(records.to_dict("records"), desc="score", unit="image"):
+        image, unpaired = load_image(row["image"]), {}
+        features.add(row["run"], row["image"], image)
+        for name in names:
+            other = known.loc[name, row["prompt_index"]]
+            if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
+                raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
+            same = other["image"] == row["image"]
+            reference = image if same else load_image(other["image"])
+            if reference.shape != image.shape:
+                raise ValueError(f"{row['image']} and {other['image']}: sizes differ")
+            scores: dict[str, Any] = {k: row[k] for k in ("run", "prompt_index")}
+            scores["reference"] = name
+            for metric, score in scorers.images.items():
+                if METRICS[metric].paired or metric not in unpaired:
+                    unpaired[metric] = score(reference, image, row["prompt"])
+                scores[metric] = unpaired[metric]
+            rows.append(scores)
+            features.add_pair(row["run"], name, other["image"], reference)
+    return pd.DataFrame(rows), features.table()
+
+
+class _Features:
+    """The features of the images so far, for metrics of a set; each image is looked at once."""
+
+    def __init__(self, scorers: Scorers):
+        self.sets = scorers.sets
+        self.known: dict[tuple[str, str], np.ndarray] = {}
+        self.runs: dict[str, list[str]] = {}
+        self.pairs: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, run: str, path: str, image: torch.Tensor) -> None:
+        self.runs.setdefault(run, []).append(path)
+        self._look(path, image)
+
+    def add_pair(self, run: str, reference: str, path: str, image: torch.Tensor) -> None:
+        self.pairs.setdefault((run, reference), []).append(path)
+        self._look(path, image)
+
+    def table(self) -> pd.DataFrame:
+        """Return `run, reference` and one column a metric."""
+        rows = []
+        for (run_, reference), paths in self.pairs.items():
+            row: dict[str, Any] = {"run": run_, "reference": reference}
+            for name, metric in self.sets.items():
+                ours, theirs = (
+                    np.stack([self.known[name, path] for path in of])
+                    for of in (self.runs[run_], paths)
+                )
+                row[name] = metric.distance(theirs, ours)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def _look(self, path: str, image: torch.Tensor) -> None:
+        for name, metric in self.sets.items():
+            if (name, path) not in self.known:
+                self.known[name, path] = metric.features(image)

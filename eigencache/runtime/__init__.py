@@ -1,0 +1,399 @@
+"""The runtime: apply any plan to a diffusers pipeline. It knows nothing of methods.
+
+At the tap "output" the plan works on what the pipeline gives its scheduler (`_driver.py`): it holds
+for any pipeline, network, guidance and scheduler, and at skipped steps no network runs.
+
+Other taps are inside the transformer, whose modules get hooks. Where a stream is computed, as at
+every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
+its modules do not run, and one weighted sum stands in for them. If the plan has a token-wise rule,
+a few tokens go through the MLPs on top of that.
+
+Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
+`pipe.transformer.compile()` and `compile_repeated_blocks()` all work, before the cache is enabled.
+For taps inside, compile the modules that the cache switches off, before it is enabled:
+
+    hidden, blocks, delta  block.forward = torch.compile(block.forward), for every block
+    modules                the same for each attention, MLP and projection
+
+A module compiled around its `forward` that the cache would have to reach into is refused, because
+the cache's own work would be compiled with it. A plan that recomputes tokens is sampled uncompiled.
+
+A bare transformer, called without a pipeline, has no scheduler: there the step is found from the
+`timestep` that it is called with, and its passes are told apart by `transformer.cache_context`.
+
+What is kept between steps (anchors, and what recomputed tokens add to forecasts) may be kept on
+another device, `anchor_device="cpu"`. The sums are computed where the stream is, for which its
+anchors come back one by one; so images are the same to the last bit, and a skipped step takes as
+long as that copying does. Diffusers' model offloading (`enable_model_cpu_offload`) and the cache go
+together, in either order.
+"""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from diffusers import DiffusionPipeline
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import StateManager
+from diffusers.utils.torch_utils import is_compiled_module
+from torch import nn
+
+from eigencache.plan import Plan, PlanError
+from eigencache.runtime._driver import Driver, Policy, check_no_cache
+from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._policies import InnerPolicy, OutputPolicy
+from eigencache.runtime._refreshing import refreshing_hooks
+from eigencache.runtime._taps import DENOISERS, Tapped, fingerprint, network_of, tapped, tensors
+from eigencache.runtime.stats import CacheStats
+
+__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
+
+_STEP_HOOK, _STREAM_HOOK, _DRIVER = "eigencache_step", "eigencache_stream", "_eigencache_driver"
+
+
+class _StepHook(ModelHook):
+    """On the transformer: find the step of each call from its timestep, and forget in time."""
+
+    _is_stateful = True
+
+    def __init__(
+        self, plan: Plan, call: Call, stats: CacheStats, check: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self.plan, self.call, self.stats, self.check = plan, call, stats, check
+        self.is_full = plan.full.tolist()
+        self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self.signature = inspect.signature(type(module).forward)
+        return module
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        state = self.call.state = self.states.get_state()
+        if "timestep" in kwargs:
+            timestep = kwargs["timestep"]
+        else:
+            timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
+        check_no_cache("the transformer", module)
+        self._advance(state, timestep)
+        if state.step == 0:
+            self.check()
+        full = self.is_full[state.step]
+        if full:
+            state.seen.clear()
+            state.refreshed.clear()
+        self.stats.begin(full, timestep.device)
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        state = self.call.state
+        self.stats.end()
+        if state.step == len(self.plan) - 1:
+            state.reset()  # nothing outlives the image
+        return output
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.states.reset()
+        return module
+
+    def _advance(self, state: State, timestep: torch.Tensor) -> None:
+        """Move to the next step, or back to step 0 when a new image begins.
+
+        Raises:
+            PlanError: the timestep is neither; the state is reset, nothing is kept of it.
+        """
+        first = timestep.flatten()[0]
+        # A pipeline in half precision rounds twice: to its dtype, and once more divided by 1000.
+        rounding = torch.finfo(first.dtype).eps if first.is_floating_point() else 0.0
+        value, timesteps = float(first), self.plan.timesteps
+
+        def miss(step: int, scale: float) -> float:
+            """How far the timestep is from a step's; infinite beyond what rounding explains."""
+            expected = timesteps[step]
+            distance = abs(value * scale - expected)
+            return distance if distance <= 1.1 * rounding * abs(expected) + 2e-3 else math.inf
+
+        has_next = 0 <= state.step < len(timesteps) - 1
+        onward = miss(state.step + 1, state.scale) if has_next else math.inf
+        # FLUX's transformer is given timestep / 1000.
+        anew, scale = min((miss(0, scale), scale) for scale in (1.0, 1000.0))
+        if onward < math.inf and onward <= anew:
+            state.step += 1
+            return
+        if anew < math.inf:
+            state.reset()
+            state.step, state.scale = 0, scale
+            return
+        step, scale = (state.step + 1) % len(timesteps), state.scale
+        state.reset()
+        raise PlanError(
+            f"the plan, made for {len(timesteps)} steps, expects timestep {timesteps[step]:g} at "
+            f"step {step}, the sampler is at {value * scale:g}: sample with the number of steps, "
+            "scheduler and resolution that the plan was made for, make a plan for these, or carry "
+            "it over to other timesteps with Plan.retimed"
+        )
+
+
+def transformer_of(model: Any) -> nn.Module:
+    """Return the transformer of a diffusers pipeline, or the transformer itself.
+
+    Raises:
+        ValueError: it is neither, or a pipeline without a transformer.
+    """
+    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
+            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
+        )
+    return transformer
+
+
+def enable_cache(
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> CacheStats:  # fmt: skip
+    """Make a diffusers pipeline sample by a plan until `disable_cache`.
+
+    A cached pipeline makes one image, or one batch, at a time. A sampling that starts anew, at
+    whatever resolution or batch size, starts from nothing.
+
+    Args:
+        model: a diffusers pipeline; or a bare transformer, which is called without one.
+        plan: what to sample by.
+        anchor_device: where features of full steps are kept; by default where they are made.
+
+    Returns:
+        Counts and times of full and skipped steps, which grow as images are made.
+
+    Raises:
+        ValueError: the pipeline has no scheduler, or no network that has what the plan's tap
+            needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
+            compiled in a way that would compile the cache too.
+        PlanError: the plan was calibrated on another model, or lacks a stream of this one.
+    """
+    device = None if anchor_device is None else torch.device(anchor_device)
+    if isinstance(model, nn.Module):
+        return _enable_bare(model, plan, device)
+    if getattr(model, _DRIVER, None):
+        raise ValueError("a cache is already enabled on this pipeline: disable it first")
+    _check_model(plan, network_of(model))
+    stats, pairs = CacheStats(plan), []
+    if plan.tap == "output":
+        policy: Policy = OutputPolicy(plan, device)
+    else:
+        transformer, call = transformer_of(model), Call(device)
+        others = [
+            name
+            for name, part in model.components.items()
+            if name.startswith(DENOISERS) and part is not None and part is not transformer
+        ]
+        if others:
+            raise ValueError(
+                f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
+                f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
+            )
+        pairs = _inner_hooks(plan, transformer, call)
+        name = next(k for k, part in model.components.items() if part is transformer)
+        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, pairs))
+    driver = Driver(model, policy, stats)
+    driver.attach()
+    _register(pairs)
+    model.__dict__[_DRIVER] = driver
+    return stats
+
+
+def _enable_bare(
+    transformer: nn.Module, plan: Plan, device: torch.device | None
+) -> CacheStats:
+    """Enable the cache on a transformer that is called without a pipeline."""
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
+    if registry.get_hook(_STEP_HOOK):
+        raise ValueError("a cache is already enabled on this transformer: disable it first")
+    check_no_cache("the transformer", transformer)
+    _check_model(plan, transformer)
+    stats, call = CacheStats(plan), Call(device)
+    _check_compiled(transformer, {transformer})
+    pairs = _inner_hooks(plan, transformer, call)
+    with _offloading_apart(transformer):
+        _register(pairs)
+        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, pairs))
+        registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
+    registry.invalidate_child_registries_cache()
+    return stats
+
+
+def _check_model(plan: Plan, network: nn.Module) -> None:
+    """Raise a PlanError if a plan was calibrated on another network."""
+    if plan.model is not None and plan.model != fingerprint(network):
+        raise PlanError(
+            f"the plan was calibrated on model {plan.model}, this is {fingerprint(network)}: "
+            "calibrate a kernel and make a plan for this model"
+        )
+
+
+def _inner_hooks(
+    plan: Plan, transformer: nn.Module, call: Call
+) -> list[tuple[nn.Module, ModelHook]]:
+    """Return the modules to hook for a plan, each with its hook."""
+    found = tapped(transformer, plan.tap, bool(plan.refresh))
+    if plan.refresh:
+        pairs = refreshing_hooks(plan, transformer, found, call)
+    else:
+        pairs = _hooks(plan, found, call)
+    _check_compiled(transformer, {module for module, _ in pairs})
+    return pairs
+
+
+def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
+    for module, hook in pairs:
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _STREAM_HOOK)
+
+
+def _check_in_place(transformer: nn.Module, pairs: list[tuple[nn.Module, ModelHook]]) -> None:
+    """Raise a PlanError if a hooked module has left the transformer, as when a LoRA is loaded."""
+    present = {
+        id(module)
+        for module in transformer.modules()
+        if hasattr(module, "_diffusers_hook") and module._diffusers_hook.get_hook(_STREAM_HOOK)
+    }
+    if any(id(module) not in present for module, _ in pairs):
+        raise PlanError(
+            "modules of the transformer were replaced while the cache is enabled, for instance by "
+            "loading or unloading a LoRA: disable the cache first and enable it again after that"
+        )
+
+
+def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
+    """Return the modules to hook for a plan that recomputes no tokens, each with its hook."""
+    hooks = {
+        name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
+        for name, stream in found.streams.items()
+    }
+    pairs: list[tuple[nn.Module, ModelHook]] = []
+    for name, stream in found.streams.items():
+        pairs += zip(stream.modules, hooks[name], strict=True)
+    return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]
+
+
+def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
+    """Raise a ValueError if a hook would lie inside something that is compiled."""
+    for name, module in transformer.named_modules():
+        around = is_compiled_module(module) or module._compiled_call_impl is not None
+        if around or hasattr(module.forward, "_torchdynamo_orig_callable"):
+            inside = {inner for inner in module.modules() if inner in hooked}
+            if inside - (set() if around else {module}):
+                raise ValueError(
+                    f"{name or 'the transformer'} is compiled, and the cache would be compiled "
+                    "with it: before the cache is enabled, compile what it switches off instead, "
+                    "`block.forward = torch.compile(block.forward)` for every block (at tap "
+                    "'modules' for every attention, MLP and projection); or cache a pipeline at "
+                    "tap 'output', which takes any compiled network"
+                )
+
+
+def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
+    """Remove what `enable_cache` attached and all it remembered; do nothing if not enabled.
+
+    Args:
+        model: the pipeline or the bare transformer that it was called with.
+    """
+    if not isinstance(model, nn.Module):
+        driver = model.__dict__.pop(_DRIVER, None)
+        if driver is None:
+            return
+        driver.detach()
+        if driver.policy.__class__ is OutputPolicy:
+            return
+        model = transformer_of(model)
+    registry = HookRegistry.check_if_exists_or_initialize(model)
+    with _offloading_apart(model):
+        for name in (_STEP_HOOK, _STREAM_HOOK):
+            registry.remove_hook(name, recurse=True)
+    registry.invalidate_child_registries_cache()
+
+
+def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
+    """Return how many bytes the cache keeps at this moment; 0 if none is enabled.
+
+    Counted is the memory behind tensors, once each, wherever they are kept: the anchors, and of
+    plans that recompute tokens what these need. It is largest between two steps.
+    """
+    if not isinstance(model, nn.Module):
+        driver = model.__dict__.get(_DRIVER)
+        kept: Any = driver.policy.held() if driver else ()
+    else:
+        hook = HookRegistry.check_if_exists_or_initialize(model).get_hook(_STEP_HOOK)
+        states = hook.states._state_cache.values() if isinstance(hook, _StepHook) else ()
+        kept = [[vars(state)[name] for name in HELD] for state in states]
+    memory = {held.untyped_storage()._cdata: held.untyped_storage() for held in tensors(kept)}
+    return sum(storage.nbytes() for storage in memory.values())
+
+
+@contextlib.contextmanager
+def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
+    """Take the hook of model offloading off, and put it on again around what was done meanwhile.
+
+    Offloading replaces its hook after every image by the `forward` that it found: hooks around it
+    would be lost with the first image, and offloading with hooks that were below it.
+    """
+    hook = getattr(transformer, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(transformer)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            add_hook_to_module(transformer, hook)
+
+
+@contextlib.contextmanager
+def cached(
+    model: DiffusionPipeline | nn.Module, plan: Plan,
+    anchor_device: str | torch.device | None = None,
+) -> Iterator[CacheStats]:  # fmt: skip
+    """Sample by a plan inside a `with` block.
+
+    Args:
+        model: a diffusers pipeline or a bare transformer, as for `enable_cache`.
+        plan: what to sample by.
+        anchor_device: where features of full steps are kept; by default where they are made.
+
+    Yields:
+        Counts and times of full and skipped calls; print them after the block, or inside it.
+
+    Raises:
+        ValueError: the model cannot be cached so, as `enable_cache` says.
+        PlanError: the plan is of another model; or, when the pipeline is called in the block, of
+            other timesteps.
+    """
+    stats = enable_cache(model, plan, anchor_device)
+    try:
+        yield stats
+    finally:
+        disable_cache(model)
+
+
+@contextlib.contextmanager
+def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
+    """Count and time the steps of a pipeline that samples in full, inside a `with` block.
+
+    Args:
+        pipe: a diffusers pipeline without a cache.
+
+    Yields:
+        Counts and times, as for `cached`.
+
+    Raises:
+        ValueError: the pipeline has no scheduler, or a cache is enabled.
+    """
+    driver = Driver(pipe, Policy(), CacheStats())
+    driver.attach()
+    try:
+        yield driver.stats  # type: ignore[misc]
+    finally:
+        driver.detach()

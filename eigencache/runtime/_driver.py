@@ -1,0 +1,558 @@
+"""The driver: it knows at which step a pipeline is, and decides what runs there.
+
+Every diffusers pipeline calls `scheduler.step(model_output, timestep, sample)` once per step. That
+call says which step it is, holds the output with guidance applied, however the pipeline made it,
+and returns the latents. So the driver needs nothing else of a pipeline. While it is attached,
+
+- `scheduler.set_timesteps` begins an image, and `scheduler.step` ends a step;
+- at a step that the policy computes, the pipeline runs untouched;
+- at any other step every denoiser (transformer, second expert, U-Net, ControlNet) is stood in for:
+  it does not run, and returns zeros of the shapes that it last returned at that pass. Nobody uses
+  them, because the scheduler is given what the policy says.
+
+The scheduler is attached by bound methods on a copy of it, which is the pipeline's own until
+`detach`: another pipeline that shares the original does not notice. A pipeline that copies its
+scheduler again (LTX 2 has one for video and one for audio) gets a copy of the attachment, with
+anchors of its own.
+"""
+
+import copy
+import functools
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from eigencache.plan import PlanError
+from eigencache.runtime._taps import map_tensors, tensors
+from eigencache.runtime.stats import CacheStats
+
+_ATTACHED = "_eigencache"
+
+
+@dataclass
+class StepCall:
+    """One call of `scheduler.step`.
+
+    Attributes:
+        index: of the step, from 0.
+        scheduler: whose method is called.
+        timestep: as the pipeline passes it.
+        output: the model output that the scheduler will be given; a policy may replace it.
+        sample: the latents before the step.
+        computed: whether the denoisers ran at this step.
+        position: of the step among the scheduler's timesteps; None if it is not one of them.
+        passes: the networks that the pipeline called at this step, each with how often.
+    """
+
+    index: int
+    scheduler: Any
+    bound: inspect.BoundArguments
+    computed: bool
+    position: int | None
+    passes: tuple[tuple[str, int], ...]
+
+    def _name(self, name: str, position: int) -> str:
+        """Return what the scheduler calls one of its arguments."""
+        names = list(self.bound.signature.parameters)
+        return name if name in names else names[position]
+
+    @property
+    def output(self) -> Any:
+        return self.bound.arguments[self._name("model_output", 1)]  # 0 is `self`
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self.bound.arguments[self._name("model_output", 1)] = value
+
+    @property
+    def timestep(self) -> Any:
+        return self.bound.arguments[self._name("timestep", 2)]
+
+    @property
+    def sample(self) -> torch.Tensor:
+        return self.bound.arguments[self._name("sample", 3)]
+
+    def again(self, output: Any, timestep: Any, sample: Any) -> dict[str, Any]:
+        """Return the keywords of a call like this one with another output, timestep and sample."""
+        changed = {
+            self._name("model_output", 1): output,
+            self._name("timestep", 2): timestep,
+            self._name("sample", 3): sample,
+        }
+        arguments = dict(list(self.bound.arguments.items())[1:])
+        for name, parameter in self.bound.signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name, {})
+        return arguments | changed
+
+
+class Policy:
+    """What a driver asks at each step of an image. This one lets every step run.
+
+    Attributes:
+        steps: how many steps an image has; None if it cannot be told.
+    """
+
+    steps: int | None = None
+
+    def is_full(self, step: int, computed: bool) -> bool:
+        """Return whether a step counts as full; `computed` is whether the denoisers ran."""
+        return computed
+
+    def begin(self, timesteps: np.ndarray | None) -> None:
+        """An image begins.
+
+        Args:
+            timesteps: float64 `[T]`, those that the scheduler will be stepped through; None if
+                they cannot be told beforehand.
+
+        Raises:
+            PlanError: the policy is not for these timesteps.
+        """
+
+    def computes(self, step: int) -> bool:
+        """Return whether the denoisers run at a step."""
+        return True
+
+    def enter(self, step: int, denoiser: str, call: int) -> None:
+        """A denoiser is about to run, for the `call`-th time in this step."""
+
+    def given(self, call: StepCall) -> None:
+        """The scheduler is about to step; set `call.output` to what it shall be given."""
+
+    def moved(self, call: StepCall, result: Any) -> Any:
+        """Return what `scheduler.step` returns to the pipeline, given what it returned."""
+        return result
+
+    def repeated(self, call: StepCall, result: Any) -> None:
+        """The pipeline has taken the last step once more, by what came of the first time."""
+
+    def end(self) -> None:
+        """The image is finished or abandoned: forget everything of it."""
+
+    def held(self) -> Any:
+        """Return what is kept between steps: tensors, in whatever structure."""
+        return ()
+
+    def sibling(self) -> "Policy":
+        """Return the policy of a copy of the scheduler, which steps other latents."""
+        return copy.copy(self)
+
+
+class Attachment:
+    """What a scheduler carries while a driver is attached: at which step it is."""
+
+    def __init__(
+        self, policy: Policy, driver: "Driver | None", leader: "Attachment | None" = None
+    ) -> None:
+        self.policy, self.driver, self.leader = policy, driver, leader
+        self.ran: list[bool] = []  # of each step so far, whether the denoisers ran
+        self.last: Any = None  # the timestep of the last call
+        self.index = -1  # no image is under way
+        self.timesteps = np.empty(0)  # all of the scheduler's
+        self.start: int | None = None  # where among them the image began
+
+    def __deepcopy__(self, memo: dict) -> "Attachment | None":
+        """A copied scheduler goes through the same steps with other latents.
+
+        Not so that of a copied pipeline, which has no driver.
+        """
+        if self.driver and id(self.driver.pipe) in memo:
+            return None
+        return Attachment(self.policy.sibling(), None, self.leader or self)
+
+    def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        result = original(*args, **kwargs)
+        self.policy.end()
+        self.index, self.last = 0, None
+        self.ran.clear()
+        self.timesteps = scheduler.timesteps.detach().double().cpu().numpy()
+        if self.driver:
+            self.driver.begin()
+        return result
+
+    def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
+        driver, passes, ran = self.driver, (), (self.leader or self).ran
+        call = StepCall(self.index, scheduler, bound, True, None, passes)
+        if driver:
+            driver.check_owner()
+            if not driver.calls and self._repeats(call):
+                result = original(*args, **kwargs)
+                self.policy.repeated(call, result)
+                return result
+            call.passes = tuple(sorted(driver.calls.items()))
+            ran.append(driver.computed)
+        if 0 <= self.index < len(ran):
+            call.computed = ran[self.index]
+        self.last = call.timestep
+        if self.index == 0:
+            self.start = self._position(call)
+        if self.start is not None:
+            call.position = self.start + self.index
+        if self.index < 0:
+            raise PlanError(
+                "the sampler takes more steps than the plan has, or was under way before the cache "
+                "was enabled: make a plan for the timesteps that the pipeline really visits"
+            )
+        try:
+            if self.index == 0:
+                self.policy.begin(self._visited(call))
+            self.policy.given(call)
+            result = self.policy.moved(call, original(*bound.args[1:], **bound.kwargs))
+        except BaseException:
+            self.finish()
+            raise
+        self.index += 1
+        if self.index == self.policy.steps:
+            self.finish()
+        if driver:
+            driver.stepped()
+        return result
+
+    def _repeats(self, call: StepCall) -> bool:
+        """Return whether a call is at the timestep of the last one."""
+        if self.last is None or call.timestep is self.last:
+            return self.last is not None
+        both = isinstance(self.last, torch.Tensor) and isinstance(call.timestep, torch.Tensor)
+        return both and self.last.data_ptr() == call.timestep.data_ptr()
+
+    def finish(self) -> None:
+        """The image is over."""
+        self.index = -1
+        self.policy.end()
+
+    def _visited(self, call: StepCall) -> np.ndarray | None:
+        """Return the timesteps from the present one to the last that the pipeline will visit."""
+        if self.start is None:
+            return None
+        pipe = self.driver.pipe if self.driver else None
+        count = getattr(pipe, "_num_timesteps", None)
+        visited = self.timesteps[self.start :]
+        return visited[:count] if isinstance(count, int) and count > 0 else visited
+
+    def _position(self, call: StepCall) -> int | None:
+        """Return where among the scheduler's timesteps a call's is; None if it is none of them.
+
+        Nothing waits for the device: pipelines pass a view of the scheduler's own timesteps, and
+        where it points says which it is. Other tensors on a device are read at step 0 alone.
+        """
+        timestep, own = call.timestep, call.scheduler.timesteps
+        if isinstance(timestep, torch.Tensor):
+            same = timestep.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+            if same and timestep.dtype == own.dtype and timestep.numel() == 1:
+                offset = timestep.storage_offset() - own.storage_offset()
+                return offset // max(own.stride(0), 1)
+            timestep = timestep.flatten()[0]
+        found = np.flatnonzero(self.timesteps == float(timestep))
+        return int(found[0]) if len(found) else None
+
+
+@functools.cache
+def _signature(function: Callable) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _method(scheduler: Any, name: str) -> types.MethodType:
+    """Return a bound method that stands before the scheduler's own, with its signature."""
+    original = getattr(type(scheduler), name)
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        attachment = self.__dict__.get(_ATTACHED)
+        if attachment is None:  # of a copied pipeline
+            return original(self, *args, **kwargs)
+        return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
+
+    return types.MethodType(method, scheduler)
+
+
+class Driver:
+    """Drives one pipeline by a policy while it is attached.
+
+    Args:
+        pipe: a diffusers pipeline with a scheduler.
+        policy: what to ask at each step.
+        stats: counts and times steps.
+
+    Attributes:
+        encoded: where the simulator keeps what networks returned before the denoising began, by
+            name and order of the call, to hand it out again; None runs them every time.
+        denoisers: the names of those that denoise; None while that is not known.
+        shapes: what each denoiser is called with and returns, by name and order in a step.
+
+    Raises:
+        ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
+    """
+
+    def __init__(
+        self, pipe: DiffusionPipeline, policy: Policy, stats: CacheStats | None = None
+    ) -> None:
+        self.pipe, self.policy, self.stats = pipe, policy, stats
+        self.thread: int | None = None
+        self.encoded: dict[tuple[str, int], Any] | None = None
+        self.denoisers: set[str] | None = None
+        self.calls: dict[str, int] = {}
+        self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
+        self.computed = True
+        self._original: Any = None
+        self._switches: dict[str, _Switch] = {}
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied pipeline has no driver."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether `attach` was called and `detach` was not."""
+        return self._original is not None
+
+    @property
+    def intact(self) -> bool:
+        """Whether the pipeline has the scheduler that the driver is attached to."""
+        return self.pipe.scheduler is self.scheduler
+
+    @property
+    def step(self) -> int:
+        """The step that the pipeline is at; -1 between images."""
+        return self.attachment.index
+
+    def attach(self) -> None:
+        """Put the driver between the pipeline and its scheduler and denoisers."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if not (hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
+            raise ValueError(
+                f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
+            )
+        if _ATTACHED in scheduler.__dict__:
+            raise ValueError("a cache is already enabled on this pipeline: disable it first")
+        modules = dict(denoisers(self.pipe))
+        if not modules:
+            raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
+        for name, module in modules.items():
+            check_no_cache(name, module)
+        self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
+        self._original, attached = scheduler, copy.deepcopy(scheduler)
+        attached.__dict__[_ATTACHED] = self.attachment
+        attached.step = _method(attached, "step")
+        attached.set_timesteps = _method(attached, "set_timesteps")
+        self.scheduler = self.pipe.scheduler = attached
+        self._switches = {name: _Switch.of(module) for name, module in modules.items()}
+        for name, switch in self._switches.items():
+            switch.drivers[self] = name
+            switch.place()
+
+    def detach(self) -> None:
+        """Undo `attach`, and forget all; do nothing if not attached."""
+        if not self.attached:
+            return
+        self.attachment.finish()
+        own = {_ATTACHED, "step", "set_timesteps"}
+        kept = {k: v for k, v in self.scheduler.__dict__.items() if k not in own}
+        if self.pipe.scheduler is self.scheduler:
+            self._original.__dict__.update(kept)  # where the last image has left it
+            self.pipe.scheduler = self._original
+        self._original = None
+        for switch in self._switches.values():
+            switch.leave(self)
+        self._switches = {}
+
+    def begin(self) -> None:
+        """An image begins, in the present thread."""
+        self.thread, self.begun = threading.get_ident(), True
+        self.calls.clear()
+        self.computed = self.policy.computes(0)
+        for switch in self._switches.values():
+            switch.place()  # offloading takes it away with every image
+
+    def stepped(self) -> None:
+        """A step has ended."""
+        if self.stats:
+            self.stats.end()
+        self.calls.clear()
+        self.computed = self.step < 0 or self.policy.computes(self.step)
+
+    def check_owner(self) -> None:
+        """Raise a PlanError if another thread has begun an image meanwhile."""
+        if self.thread is not None and self.thread != threading.get_ident():
+            raise PlanError(
+                "another thread samples with this pipeline: a cached pipeline makes one image at "
+                "a time; give each thread a pipeline of its own, or a lock"
+            )
+
+    def call(self, name: str, module: nn.Module, run: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return what a denoiser returns to the pipeline."""
+        if not self.intact:
+            raise PlanError(
+                "the pipeline's scheduler was replaced while the cache is enabled: disable the "
+                "cache first, then set the scheduler and make a plan for it"
+            )
+        encodes = self.step == 0 and self.denoisers is not None and name not in self.denoisers
+        if encodes or not self.begun:
+            return self._encode(name, run, args, kwargs)
+        if self.step < 0:
+            return run(*args, **kwargs)
+        self.check_owner()
+        check_no_cache(name, module)
+        index = self.calls.get(name, 0)
+        self.calls[name] = index + 1
+        key, shapes = (name, index), _shape_of(args, kwargs)
+        known = self.shapes.get(key)
+        if len(self.calls) == 1 and index == 0:
+            # A network or a batch that no earlier step had: only a full step can tell its output.
+            self.computed |= known is None or known[0] != shapes
+            if self.stats:
+                full = self.policy.is_full(self.step, self.computed)
+                self.stats.begin(full, _device(args, kwargs), self.step == 0)
+        if not self.computed:
+            known = known or self._alike(name, shapes)
+            if known is not None:
+                return known[1]
+        self.policy.enter(self.step, name, index)
+        output = run(*args, **kwargs)
+        if known is None or known[0] != shapes:
+            self.shapes[key] = shapes, map_tensors(_empty, output)
+        return output
+
+    def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return what a network returns before the denoising begins; the same at every image."""
+        if self.encoded is None:
+            return run(*args, **kwargs)
+        key = name, self.before.get(name, 0)
+        self.before[name] = key[1] + 1
+        if key not in self.encoded:
+            self.encoded[key] = run(*args, **kwargs)
+        return map_tensors(torch.clone, self.encoded[key])
+
+    def _alike(self, name: str, shapes: list) -> tuple[list, Any] | None:
+        """Return what is known of a call of a denoiser with inputs of these shapes."""
+        for (other, _), known in self.shapes.items():
+            if other == name and known[0] == shapes:
+                return known
+        return None
+
+
+class _Switch:
+    """Stands before the calls of one network, and hands them to the drivers attached to it.
+
+    It is around what torch.compile made of the module, so that nothing of it is compiled, and
+    around the hooks of model offloading, so that what does not run is not moved either.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
+
+        def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            switch = module.__dict__.get(_ATTACHED)
+            if switch is None:  # a deep copy of the module
+                return type(module).forward(module, *args, **kwargs)
+            return switch.call(args, kwargs)
+
+        self.method = types.MethodType(method, module)
+        self.name, self.below, self.run = "forward", None, module.forward
+
+    def __deepcopy__(self, memo: dict) -> None:
+        """A copied module is nobody's."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "_Switch":
+        """Return the switch of a module, made now if it has none."""
+        return module.__dict__.setdefault(_ATTACHED, cls(module))
+
+    def place(self) -> None:
+        """Put the switch in front of the module, unless it is there."""
+        name = "forward" if self.module._compiled_call_impl is None else "_compiled_call_impl"
+        found = self.module.__dict__.get(name)
+        if found is self.method:
+            return
+        self.name, self.below, self.run = name, found, getattr(self.module, name)
+        self.method.__func__.__wrapped__ = self.run  # for those who ask for the signature
+        self.module.__dict__[name] = self.method
+
+    def call(self, args: tuple, kwargs: dict) -> Any:
+        """Call the module, or let the driver of the pipeline that calls it decide."""
+        thread = threading.get_ident()
+        if thread not in self.inside:  # where offloading has wrapped the switch once more it is
+            caller = _calling_pipeline()
+            for driver, name in self.drivers.items():
+                if caller is None or driver.pipe is caller:
+                    self.inside.add(thread)
+                    try:
+                        return driver.call(name, self.module, self.run, args, kwargs)
+                    finally:
+                        self.inside.discard(thread)
+        return self.run(*args, **kwargs)
+
+    def leave(self, driver: "Driver") -> None:
+        """Forget a driver; take the switch away if it was the last."""
+        self.drivers.pop(driver, None)
+        if self.drivers:
+            return
+        del self.module.__dict__[_ATTACHED]
+        for name in (self.name, "_old_forward"):  # the latter is where offloading puts what it met
+            if self.module.__dict__.get(name) is self.method:
+                if self.below is None and name == self.name:
+                    del self.module.__dict__[name]
+                else:
+                    self.module.__dict__[name] = self.below or types.MethodType(
+                        type(self.module).forward, self.module
+                    )
+
+
+def _calling_pipeline() -> DiffusionPipeline | None:
+    """Return the pipeline that is being called, the innermost one; None if there is none.
+
+    Pipelines share networks (`from_pipe`), and only one of them may be cached.
+    """
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, DiffusionPipeline):
+                return owner
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the networks of a pipeline that may be called at every step, with their names.
+
+    Text encoders and the like are among them: they are called before the first step, where
+    everything runs.
+    """
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            yield name, part
+
+
+def check_no_cache(name: str, module: nn.Module) -> None:
+    """Raise a ValueError if diffusers' own cache is enabled on a module."""
+    if getattr(module, "is_cache_enabled", False):
+        raise ValueError(
+            f"a cache of diffusers is enabled on {name}: call its disable_cache() first, since two "
+            "caches on top of each other are neither"
+        )
+
+
+def _shape_of(args: tuple, kwargs: dict) -> list[Any]:
+    """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
+    told = [(k, v if isinstance(v, str | bool | None) else ...) for k, v in kwargs.items()]
+    return [*(x.shape for x in tensors([args, kwargs])), *told]
+
+
+def _empty(leaf: Any) -> Any:
+    """Return zeros of a tensor's shape that take no memory; None for what is no tensor."""
+    return leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, torch.Tensor) else None
+
+
+def _device(args: tuple, kwargs: dict) -> torch.device:
+    found = tensors([args, kwargs])
+    return found[0].device if found else torch.device("cpu")

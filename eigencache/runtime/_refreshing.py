@@ -1,0 +1,164 @@
+"""Hooks of the runtime that recompute some tokens at skipped steps (`eigencache.tokens`)."""
+
+from itertools import pairwise
+
+import torch
+from diffusers.hooks import ModelHook
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from eigencache.plan import Plan
+from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._taps import Mlp, Ports, Tapped, blocks_of
+from eigencache.tokens import Moment, attention_received
+
+_HIDDEN = "hidden"
+
+
+class AttentionHook(StreamHook):
+    """On an attention: show the rule what attention each token receives."""
+
+    def __init__(self, plan: Plan, *stream) -> None:
+        super().__init__(plan, *stream)
+        self.rule, self.observed = plan.refresh, _observed(plan)
+
+    def compute(self, state: State, args: tuple, kwargs: dict):
+        if not self.observed[state.step]:
+            return super().compute(state, args, kwargs)
+        with _Attending() as attending:
+            output = super().compute(state, args, kwargs)
+        if attending.received is None:
+            raise ValueError(
+                f"{type(self.rule).__name__} needs the attention of {self.name}, which does not "
+                "use torch's scaled_dot_product_attention, or is compiled: use the native backend"
+            )
+        state.seen[self.name] = self.rule.observe(attending.received)
+        return output
+
+
+class HiddenHook(ModelHook):
+    """On the last block: show the rule the image's states after it."""
+
+    def __init__(self, plan: Plan, call: Call) -> None:
+        super().__init__()
+        self.rule, self.observed, self.call = plan.refresh, _observed(plan), call
+
+    def initialize_hook(self, module: nn.Module) -> nn.Module:
+        self.ports = Ports.of(module)
+        return module
+
+    def post_forward(self, module: nn.Module, output):
+        state = self.call.state
+        if self.observed[state.step]:
+            state.seen[_HIDDEN] = self.rule.observe(self.ports.leaving(output)[0])
+        return output
+
+
+class MlpHook(StreamHook):
+    """On an MLP, or the projection of a fused block: recompute some tokens of a forecast."""
+
+    def __init__(self, plan: Plan, mlp: Mlp, *stream) -> None:
+        super().__init__(plan, *stream)
+        self.rule, self.place, self.moments = plan.refresh, mlp.place, _moments(plan)
+        self.source = mlp.attention if self.rule.observes == "attention" else _HIDDEN
+        # What is added to a forecast is of use while skipped steps follow.
+        self.followed = [*~plan.full[1:], False]
+        self.inner: list[SilentHook] = []  # of a fused block: on `proj_mlp` and `act_mlp`
+
+    def predict(self, state: State, args: tuple) -> torch.Tensor:
+        """Return the forecast with the recomputed tokens blended into it."""
+        terms = self.terms(state)
+        plain, dtype = forecast(terms, state.devices[self.name], True), terms[0][0].dtype
+        added, age = state.refreshed.pop(self.name, (None, None))
+        if added is None:
+            added = plain.new_zeros(())
+            age = torch.zeros(plain.shape[:2], dtype=torch.int64, device=plain.device)
+        seen, moment = state.seen[self.source], self.moments[state.step]
+        tokens = self.rule.pick(seen, age, self.place, moment)
+        fresh = self._recompute(state, args[0], tokens).to(plain.dtype)
+        blended = self.rule.blend(plain + added.to(plain.device), fresh, tokens, seen)
+        if self.followed[state.step]:
+            added, age = (blended - plain).to(dtype), (age + 1).scatter_(1, tokens, 0)
+            state.refreshed[self.name] = self.call.keep(added), age
+        return blended.to(dtype)
+
+    def _recompute(self, state: State, entered: torch.Tensor, tokens: torch.Tensor):
+        """Return the MLP's output for `tokens` `[B, k]`, from all that entered it `[B, L, ...]`."""
+        entered = _gather(entered, tokens)
+        if self.inner:
+            hidden = _gather(state.passing.pop(self.name), tokens)
+            for hook in self.inner:
+                hidden = hook.fn_ref.original_forward(hidden)
+            attention = entered[..., : -hidden.shape[-1]]
+            entered = torch.cat([attention, hidden], dim=-1)
+        return self.fn_ref.original_forward(entered)
+
+
+class FeedingHook(SilentHook):
+    """On the first module of a fused block's MLP: leave its tokens for the projection's hook."""
+
+    def stand_in(self, state: State, args: tuple):
+        state.passing[self.fed.name] = args[0]
+        return super().stand_in(state, args)
+
+
+class _Attending(TorchFunctionMode):
+    """While active, keep what attention the tokens of the last attention received."""
+
+    received: torch.Tensor | None = None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is scaled_dot_product_attention:
+            self.received = _received(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _received(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+    """Return what attention each token receives, from the arguments of torch's attention."""
+    if attn_mask is not None or is_causal:
+        raise ValueError("tokens cannot be scored by an attention that is masked")
+    return attention_received(query, key, scale or query.shape[-1] ** -0.5)
+
+
+def refreshing_hooks(
+    plan: Plan, transformer: nn.Module, found: Tapped, call: Call
+) -> list[tuple[nn.Module, ModelHook]]:
+    """Return the modules to hook for a plan that recomputes tokens, each with its hook."""
+    attentions = {mlp.attention for mlp in found.mlps.values()}
+    hooks = {}
+    for name, stream in found.streams.items():
+        mlp = found.mlps.get(name)
+        if mlp and (plan.refresh.text or not mlp.place.text):
+            hooks[name] = MlpHook(plan, mlp, name, stream, 0, call)
+        elif name in attentions and plan.refresh.observes == "attention":
+            hooks[name] = AttentionHook(plan, name, stream, 0, call)
+        else:
+            hooks[name] = StreamHook(plan, name, stream, 0, call)
+    pairs = [(found.streams[name].modules[0], hook) for name, hook in hooks.items()]
+    for name, mlp in found.mlps.items():
+        kinds = (FeedingHook, SilentHook)[: len(mlp.fused)]
+        hooks[name].inner = [kind(hooks[name]) for kind in kinds]
+        pairs += zip(mlp.fused, hooks[name].inner, strict=True)
+    if plan.refresh.observes == "hidden":
+        pairs.append((blocks_of(transformer)[-1][1], HiddenHook(plan, call)))
+    return pairs
+
+
+def _observed(plan: Plan) -> list[bool]:
+    """Return, of each step, whether it is a full one that a skipped one follows."""
+    return [*(bool(now and not after) for now, after in pairwise(plan.full)), False]
+
+
+def _moments(plan: Plan) -> list[Moment]:
+    """Return the moment of each step."""
+    starts = [*plan.full_steps, len(plan)]
+    gaps = {a: after - a for a, after in pairwise(starts)}
+    last = [max(a for a in plan.full_steps if a <= step) for step in range(len(plan))]
+    return [Moment(step / len(plan), gaps[a]) for step, a in enumerate(last)]
+
+
+def _gather(tensor: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the tokens `[B, k]` of a tensor `[B, L, C]`: `[B, k, C]`."""
+    return tensor.gather(1, tokens[..., None].expand(-1, -1, tensor.shape[-1]))

@@ -1,0 +1,201 @@
+"""Optimal design: against all schedules, and against errors measured on trajectories."""
+
+from itertools import combinations
+from math import sqrt
+
+import numpy as np
+import pytest
+from helpers import flow_timesteps, kernel_of, random_trajectories
+
+from eigencache.design import gap_coefficients, optimal_steps, predicted_error, step_sizes
+from eigencache.methods import make_plan
+from eigencache.predictors import Chebyshev, Kriging, Newton, Reuse, Taylor, TaylorScaled
+from eigencache.schedules import Optimal, Steps
+
+STEPS = 9
+TIMESTEPS = flow_timesteps(STEPS)
+RUNS = random_trajectories(TIMESTEPS, runs=6)
+KERNEL = kernel_of(RUNS, TIMESTEPS)
+PREDICTORS = [
+    Kriging(3), Kriging(2), Kriging(2, phases=(4,)), Taylor(1), Taylor(2), TaylorScaled(1),
+    Newton(1), Reuse(),
+]  # fmt: skip
+
+
+def gaps_of(steps, count):
+    """Yield the skipped steps behind each full step."""
+    for full, after in zip(steps, [*steps[1:], count], strict=True):
+        yield full, range(full + 1, after)
+
+
+def forecast_errors(predictor, steps, features, timesteps, matrix):
+    """Return, gap by gap, how far the sampler is led astray: sum_s d_s (forecast_s - f_s)."""
+    sigma = [*(np.asarray(timesteps) / 1000), 0.0]
+    errors = []
+    for full, skipped in gaps_of(steps, len(features)):
+        error = np.zeros(features.shape[1])
+        past = np.array([step for step in steps if step <= full])[-predictor.window :]
+        for s in skipped:
+            weights = predictor.weights(past, s, timesteps, matrix)
+            forecast = sum(w * features[a] for w, a in zip(weights, past, strict=True))
+            error += (sigma[s + 1] - sigma[s]) * (forecast - features[s])
+        errors.append(error)
+    return np.array(errors)
+
+
+def expected_error(predictor, steps, carry=None):
+    """Return the sum over gaps of the root of the mean over runs of |error|^2 / D.
+
+    With `carry`, each error counts as often as it has grown from the next full step to the end.
+    """
+    errors = [forecast_errors(predictor, steps, run, TIMESTEPS, KERNEL.matrix()) for run in RUNS]
+    sizes = np.sqrt(np.mean(np.square(errors), axis=(0, 2)))
+    ends = [*steps[1:], STEPS]
+    grown = 1 if carry is None else np.array([carry[end] for end in ends])
+    return (grown * sizes).sum()
+
+
+def planned(predictor, steps):
+    return make_plan(Steps(steps), predictor, TIMESTEPS, KERNEL)
+
+
+def test_step_sizes_lead_from_noise_to_the_image():
+    sizes = step_sizes(TIMESTEPS)
+    assert len(sizes) == STEPS
+    assert (sizes < 0).all()
+    assert sizes.sum() == pytest.approx(-TIMESTEPS[0] / 1000)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_no_schedule_is_better_than_the_optimal_one(predictor):
+    budgets = range(1, STEPS + 1)
+    designs = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), budgets)
+    for budget in budgets:
+        every = [(0, *rest) for rest in combinations(range(1, STEPS), budget - 1)]
+        errors = {steps: expected_error(predictor, steps) for steps in every}
+        assert designs[budget] in errors  # so many steps, ascending, from step 0
+        assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
+
+
+CARRIES = {
+    "early errors grow": np.geomspace(30, 1, STEPS + 1),
+    "early errors fade": np.geomspace(0.03, 1, STEPS + 1),
+    "a step to be exact before": np.where(np.arange(STEPS + 1) == 5, 50.0, 1.0),
+    "the end alone": np.where(np.arange(STEPS + 1) == STEPS, 1.0, 1e-3),
+}
+
+
+@pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
+@pytest.mark.parametrize("predictor", [Kriging(2), Kriging(3), Newton(1), Reuse()], ids=str)
+def test_no_schedule_is_better_when_errors_are_carried_to_the_end(predictor, carry):
+    budgets = (1, 3, 5)
+    designs = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), budgets, carry)
+    for budget in budgets:
+        every = [(0, *rest) for rest in combinations(range(1, STEPS), budget - 1)]
+        errors = {steps: expected_error(predictor, steps, carry) for steps in every}
+        assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
+
+
+def test_what_is_carried_changes_the_design():
+    designs = {
+        optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [4], carry)[4]
+        for carry in (None, *CARRIES.values())
+    }
+    assert len(designs) >= 3
+
+
+@pytest.mark.parametrize("factor", [1.0, 7.0])
+def test_errors_that_all_grow_alike_change_nothing(factor):
+    plain = optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5])
+    carried = np.full(STEPS + 1, factor)
+    assert optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5], carried) == plain
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_several_budgets_at_once_are_each_as_alone(predictor):
+    together = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [2, 5, 3, 8])
+    assert set(together) == {2, 3, 5, 8}
+    for budget, steps in together.items():
+        alone = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [budget])
+        assert alone == {budget: steps}
+
+
+@pytest.mark.parametrize("budget", [7, 9, 12, 18])
+def test_a_budget_of_fifty_steps_is_kept(budget):
+    timesteps = flow_timesteps(50)
+    kernel = kernel_of(random_trajectories(timesteps), timesteps)
+    full = Optimal(budget).full(timesteps, Kriging(2), kernel)
+    assert full[0]
+    assert full.sum() == budget
+
+
+@pytest.mark.parametrize("predictor", [Kriging(3), Kriging(1), Taylor(1), Reuse()], ids=str)
+def test_more_full_steps_never_predict_a_larger_error(predictor):
+    errors = [
+        predicted_error(make_plan(Optimal(budget), predictor, TIMESTEPS, KERNEL), KERNEL.matrix())
+        for budget in range(1, STEPS + 1)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] == 0
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 4), (0, 3, 4, 7), (0,), (0, 8)])
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_gap_coefficients_give_the_simulated_errors(predictor, steps):
+    q = gap_coefficients(planned(predictor, steps))
+    for run in RUNS:
+        simulated = forecast_errors(predictor, steps, run, TIMESTEPS, KERNEL.matrix())
+        assert np.allclose(q @ run, simulated, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_gap_coefficients_are_the_euler_difference(predictor):
+    steps, run = (0, 2, 3, 6), RUNS[0]
+    plan = planned(predictor, steps)
+    sigma = np.append(TIMESTEPS / 1000, 0)
+    exact, forecast = np.zeros(run.shape[1]), np.zeros(run.shape[1])
+    for s in range(STEPS):
+        exact = exact + (sigma[s + 1] - sigma[s]) * run[s]
+        velocity = run[s] if plan.full[s] else plan.weights[s] @ run
+        forecast = forecast + (sigma[s + 1] - sigma[s]) * velocity
+    assert np.allclose((gap_coefficients(plan) @ run).sum(0), forecast - exact, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [(0, 1, 4), (0, 3, 4, 7), (0, 2, 4, 6)])
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_predicted_error_is_the_measured_one_on_the_calibration_runs(predictor, steps):
+    predicted = predicted_error(planned(predictor, steps), KERNEL.matrix())
+    assert predicted == pytest.approx(expected_error(predictor, steps), rel=1e-9)
+
+
+def test_each_gap_is_predicted_as_measured():
+    plan = planned(Kriging(2), (0, 2, 5))
+    q = gap_coefficients(plan)
+    measured = [
+        forecast_errors(Kriging(2), (0, 2, 5), run, TIMESTEPS, KERNEL.matrix()) for run in RUNS
+    ]
+    for gap in range(3):
+        squares = [np.mean(errors[gap] ** 2) for errors in measured]
+        expected = sqrt(sum(squares) / len(RUNS))
+        assert sqrt(q[gap] @ KERNEL.matrix() @ q[gap]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_fully_computed_plan_has_no_error():
+    assert predicted_error(planned(Reuse(), range(STEPS)), KERNEL.matrix()) == 0
+
+
+@pytest.mark.parametrize("budgets", [[], [0], [3, STEPS + 1]])
+def test_a_budget_out_of_range_is_refused(budgets):
+    with pytest.raises(ValueError, match="must lie between 1 and the 9 steps"):
+        optimal_steps(Reuse(), TIMESTEPS, KERNEL.matrix(), budgets)
+
+
+def test_a_window_too_large_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="a window of 5 over 50 steps is too large"):
+        optimal_steps(Kriging(5), flow_timesteps(50), np.eye(50), [9])
+
+
+@pytest.mark.parametrize("predictor", [Kriging(None), Chebyshev()], ids=str)
+def test_a_predictor_from_all_full_steps_has_no_exact_design(predictor):
+    with pytest.raises(ValueError, match="a window of None over 9 steps is too large to design"):
+        optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [4])

@@ -1,0 +1,378 @@
+"""The kernel: it is the second moment it says, runs merge in any split; what is made of it."""
+
+import dataclasses
+import re
+from itertools import pairwise, permutations
+
+import numpy as np
+import pytest
+from helpers import flow_timesteps, kernel_of, random_trajectories
+
+from eigencache import _files as files
+from eigencache.kernel import Kernel, KernelError, KernelUse
+
+STEPS = 6
+TIMESTEPS = flow_timesteps(STEPS)
+RUNS = random_trajectories(TIMESTEPS, runs=7, size=5, roughness=1.0)
+
+
+def identity(**changes) -> Kernel:
+    good = {"sums": {"a": np.eye(STEPS)}, "runs": 1, "timesteps": TIMESTEPS, "tap": "output"}
+    return Kernel(**good | changes)
+
+
+def test_second_moment_is_the_mean_product_per_number():
+    expected = np.zeros((STEPS, STEPS))
+    for run in RUNS:
+        for s in range(STEPS):
+            for t in range(STEPS):
+                expected[s, t] += sum(x * y for x, y in zip(run[s], run[t], strict=True)) / 5 / 7
+    assert np.allclose(kernel_of(RUNS, TIMESTEPS).matrix("output"), expected, rtol=1e-13)
+
+
+def test_cosine_is_the_mean_cosine():
+    expected = np.zeros((STEPS, STEPS))
+    for run in RUNS:
+        for s in range(STEPS):
+            for t in range(STEPS):
+                lengths = np.sqrt((run[s] ** 2).sum() * (run[t] ** 2).sum())
+                expected[s, t] += (run[s] * run[t]).sum() / lengths / 7
+    kernel = kernel_of(RUNS, TIMESTEPS, normalisation="cosine")
+    assert np.allclose(kernel.matrix("output"), expected, rtol=1e-13)
+
+
+def test_a_run_of_float32_features_is_summed_in_float64():
+    run = np.full((STEPS, 1), 1 + 2**-23, np.float32)
+    kernel = Kernel.of_run({"a": run}, TIMESTEPS, tap="output")
+    assert kernel.matrix("a")[0, 0] == (1 + 2**-23) ** 2
+
+
+def test_no_stream_means_the_mean_of_all():
+    kernel = kernel_of(RUNS, TIMESTEPS, streams=("a", "b", "c"))
+    mean = (kernel.matrix("a") + kernel.matrix("b") + kernel.matrix("c")) / 3
+    assert np.allclose(kernel.matrix(), mean, rtol=1e-14)
+
+
+@pytest.mark.parametrize("normalisation", ["second-moment", "cosine"])
+@pytest.mark.parametrize("split", range(1, 7))
+def test_merging_any_split_gives_the_whole(normalisation, split):
+    whole = kernel_of(RUNS, TIMESTEPS, normalisation=normalisation)
+    first = kernel_of(RUNS[:split], TIMESTEPS, normalisation=normalisation)
+    rest = kernel_of(RUNS[split:], TIMESTEPS, normalisation=normalisation)
+    for merged in (first + rest, rest + first):
+        assert merged.runs == whole.runs == 7
+        assert np.allclose(merged.matrix("output"), whole.matrix("output"), rtol=1e-13, atol=1e-15)
+
+
+def test_kernels_of_single_runs_merge_in_any_order_and_nesting():
+    whole = kernel_of(RUNS[:5], TIMESTEPS, ("a", "b"))
+    singles = [kernel_of(RUNS[[i]], TIMESTEPS, ("a", "b")) for i in range(5)]
+    for a, b, c, d, e in list(permutations(singles))[::11]:
+        for merged in ((((a + b) + c) + d) + e, (a + b) + (c + (d + e)), a + (b + (c + (d + e)))):
+            assert merged.runs == 5
+            for stream in whole.streams:
+                assert np.allclose(merged.sums[stream], whole.sums[stream], rtol=1e-13, atol=1e-15)
+
+
+def test_merging_keeps_what_describes_the_kernel():
+    kept = {"tap": "modules", "features": "token-mean", "normalisation": "cosine"}
+    one = identity(**kept, model="m", source={"prompts": "p"})
+    merged = one + one
+    for field in dataclasses.fields(Kernel):
+        if field.name not in ("sums", "runs", "timesteps"):
+            assert getattr(merged, field.name) == getattr(one, field.name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tap": "modules"}, "tap: 'output' and 'modules'"),
+        ({"features": "token-mean"}, "features"),
+        ({"normalisation": "cosine"}, "normalisation"),
+        ({"model": "another"}, "model"),
+        ({"sums": {"b": np.eye(STEPS)}}, "streams"),
+        ({"timesteps": TIMESTEPS + 1}, "timesteps"),
+    ],
+)
+def test_kernels_that_differ_are_not_merged(changes, message):
+    with pytest.raises(KernelError, match=message):
+        identity() + identity(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sums": {}}, "at least one stream"),
+        ({"runs": 10**400}, "no float64 counts"),
+        ({"runs": 0}, "one run"),
+        ({"normalisation": "cos"}, "'cos' is not in"),
+        ({"sums": {"a": np.eye(5)}}, r"'a': shape \(5, 5\), not \(6, 6\)"),
+        ({"sums": {"a": np.full((STEPS, STEPS), np.nan)}}, "'a': not finite"),
+        ({"sums": {"a": np.triu(np.ones((STEPS, STEPS)))}}, "'a': not symmetric"),
+    ],
+)
+def test_a_malformed_kernel_is_refused(changes, message):
+    with pytest.raises(KernelError, match=message):
+        identity(**changes)
+
+
+def test_a_zero_feature_has_no_cosine():
+    run = RUNS[0].copy()
+    run[3] = 0
+    with pytest.raises(KernelError, match="'a': a feature is zero"):
+        Kernel.of_run({"a": run}, TIMESTEPS, "cosine", tap="output")
+
+
+def test_a_zero_feature_has_a_second_moment():
+    run = RUNS[0].copy()
+    run[3] = 0
+    assert (Kernel.of_run({"a": run}, TIMESTEPS, tap="output").matrix("a")[3] == 0).all()
+
+
+@pytest.mark.parametrize("normalisation", ["second-moment", "cosine"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_a_feature_that_is_not_finite_is_refused(normalisation, value):
+    run = RUNS[0].copy()
+    run[2, 1] = value
+    with pytest.raises(KernelError):
+        Kernel.of_run({"a": run}, TIMESTEPS, normalisation, tap="output")
+
+
+def test_an_unknown_stream_is_refused():
+    with pytest.raises(KernelError, match="no stream 'b'"):
+        identity().matrix("b")
+
+
+def test_a_kernel_cannot_be_written_to():
+    kernel = identity()
+    with pytest.raises(ValueError, match="read-only"):
+        kernel.sums["a"][0, 0] = 2
+    with pytest.raises(TypeError):
+        kernel.sums["b"] = np.eye(STEPS)
+
+
+@pytest.mark.parametrize("normalisation", ["second-moment", "cosine"])
+def test_a_saved_kernel_loads_as_it_was(tmp_path, normalisation):
+    before = kernel_of(
+        RUNS, TIMESTEPS, streams=("output", "sums/odd:name"), normalisation=normalisation,
+        features="token-mean", tap="modules", model="m-1", source={"seed": "3"},
+    )  # fmt: skip
+    before.save(tmp_path / "kernel.safetensors")
+    after = Kernel.load(tmp_path / "kernel.safetensors")
+    assert set(after.streams) == set(before.streams)
+    for stream in before.streams:
+        assert np.array_equal(after.matrix(stream), before.matrix(stream))
+    assert np.array_equal(after.timesteps, before.timesteps)
+    for name in ("runs", "tap", "features", "normalisation", "model", "source"):
+        assert getattr(after, name) == getattr(before, name)
+
+
+def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
+    before = kernel_of(RUNS, TIMESTEPS, streams=("b.10", "b.9", "a"))
+    before.save(tmp_path / "kernel.safetensors")
+    merged = Kernel.load(tmp_path / "kernel.safetensors") + before
+    assert merged.runs == 14
+    assert np.array_equal(merged.sums["b.9"], 2 * before.sums["b.9"])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"runs": "many"}, "not a valid kernel"),
+        ({"runs": "0"}, "one run"),
+        ({"runs": "1", "source": '{"a": 1}'}, "`source` must be text to text"),
+        ({"runs": "1", "source": "[" * 2000}, "recursion"),
+        ({}, "runs"),
+    ],
+)
+def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
+    path = tmp_path / "odd.safetensors"
+    arrays = {"sums/a": np.eye(STEPS), "timesteps": TIMESTEPS}
+    rest = {"tap": "output", "features": "full", "normalisation": "cosine"}
+    files.write_arrays(
+        path, arrays, "eigencache-kernel-1", rest | {"model": "null", "source": "{}"} | metadata
+    )
+    with pytest.raises(KernelError, match=rf"odd\.safetensors.*{message}"):
+        Kernel.load(path)
+
+
+@pytest.mark.parametrize("timesteps", [np.full(STEPS, np.nan), np.ones((STEPS, 1))])
+def test_timesteps_that_are_no_finite_vector_are_refused(timesteps):
+    with pytest.raises(KernelError, match="`timesteps` must be a vector of finite numbers"):
+        Kernel({"a": np.eye(STEPS)}, 1, timesteps, "output")
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    identity().save(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(KernelError, match=r"cut\.safetensors: damaged"):
+        Kernel.load(path)
+
+
+# ---- What is done to a kernel before use
+
+LONG = 12  # more steps than the polynomials of smoothing have degrees
+LONGER = flow_timesteps(LONG)
+TWO = kernel_of(random_trajectories(LONGER, runs=7, roughness=0.5), LONGER, ("a", "b"))
+
+
+def test_a_kernel_of_full_rank_is_as_it_was():
+    same, energy = TWO.truncated(LONG)
+    assert energy == pytest.approx(1, abs=1e-14)
+    for stream in TWO.streams:
+        assert np.allclose(same.matrix(stream), TWO.matrix(stream), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("rank", range(1, LONG + 1))
+def test_a_truncated_kernel_has_the_leading_eigenpairs(rank):
+    cut, energy = TWO.truncated(rank)
+    kept = whole = 0
+    for stream in TWO.streams:
+        values, vectors = np.linalg.eig(TWO.sums[stream])
+        order = np.argsort(-values)
+        expected = np.zeros((LONG, LONG))
+        for i in order[:rank]:
+            expected += values[i] * np.outer(vectors[:, i], vectors[:, i])
+            kept += values[i]
+        whole += values.sum()
+        assert np.allclose(cut.sums[stream], expected, rtol=1e-9, atol=1e-10)
+        assert np.linalg.matrix_rank(cut.sums[stream]) == rank
+        mine = np.linalg.eigvalsh(cut.sums[stream])[::-1]
+        assert np.allclose(mine, [*values[order[:rank]], *[0] * (LONG - rank)], atol=1e-10)
+    assert energy == pytest.approx(kept / whole, rel=1e-12)
+    assert cut.runs == TWO.runs
+
+
+def test_truncation_keeps_more_energy_with_every_eigenpair():
+    energies = [TWO.truncated(rank)[1] for rank in range(1, LONG + 1)]
+    assert all(0 < less < more <= 1 + 1e-12 for less, more in pairwise(energies))
+
+
+@pytest.mark.parametrize("rank", [0, LONG + 1])
+def test_a_rank_beyond_the_steps_is_refused(rank):
+    with pytest.raises(KernelError, match=f"between 1 and {LONG}, got {rank}"):
+        TWO.truncated(rank)
+
+
+def test_a_shared_kernel_has_the_mean_in_every_stream():
+    shared = TWO.shared()
+    assert shared.streams == TWO.streams
+    mean = (TWO.matrix("a") + TWO.matrix("b")) / 2
+    for stream in shared.streams:
+        assert np.allclose(shared.matrix(stream), mean, rtol=1e-14)
+    assert np.allclose(shared.matrix(), TWO.matrix(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3])
+def test_smoothing_projects_every_feature_onto_polynomials_in_the_timestep(degree):
+    runs = random_trajectories(LONGER, runs=3, size=5, roughness=0.5)
+    fitted = [  # each number of each run by itself, by least squares
+        np.stack([np.polyval(np.polyfit(LONGER, run[:, d], degree), LONGER) for d in range(5)], 1)
+        for run in runs
+    ]
+    rough, smooth = kernel_of(runs, LONGER), kernel_of(fitted, LONGER)
+    for share in (0.0, 0.3, 1.0):
+        expected = (1 - share) * rough.matrix() + share * smooth.matrix()
+        mine = rough.smoothed(share, degree).matrix()
+        assert np.allclose(mine, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_smoothing_leaves_polynomials_as_they_are():
+    timesteps = flow_timesteps(20)
+    powers = np.vander(timesteps / 1000, 9)  # up to the eighth
+    draw = np.random.default_rng(0)
+    kernel = kernel_of([powers @ draw.normal(size=(9, 4)) for _ in range(3)], timesteps)
+    assert np.allclose(kernel.smoothed(1.0).matrix(), kernel.matrix(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_smoothness_is_a_share(share):
+    with pytest.raises(KernelError, match="must be in 0 to 1"):
+        TWO.smoothed(share)
+
+
+# ---- Which kernel a method wants
+
+
+def test_use_by_default_changes_nothing():
+    used = KernelUse().of(TWO)
+    for stream in TWO.streams:
+        assert np.array_equal(used.matrix(stream), TWO.matrix(stream))
+    assert used.source == TWO.source
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"rank": 2}, TWO.truncated(2)[0]),
+        ({"shared": True}, TWO.shared()),
+        ({"smooth": 0.4}, TWO.smoothed(0.4)),
+        ({"smooth": 0.4, "shared": True, "rank": 3}, TWO.smoothed(0.4).shared().truncated(3)[0]),
+    ],
+)
+def test_use_does_what_its_options_say_and_tells(options, expected):
+    used = KernelUse(**options).of(TWO)
+    for stream in TWO.streams:
+        assert np.allclose(used.matrix(stream), expected.matrix(stream), rtol=1e-12, atol=1e-15)
+        assert not np.allclose(used.matrix(stream), TWO.matrix(stream))
+    assert set(used.source) == set(options)
+
+
+def test_the_energy_of_a_truncated_kernel_is_told():
+    energy = TWO.truncated(2)[1]
+    assert KernelUse(rank=2).of(TWO).source["rank"] == f"2, with {energy:.6f} of the energy"
+
+
+def test_smoothing_comes_before_truncation():
+    used = KernelUse(smooth=0.5, rank=1).of(TWO)
+    assert all(np.linalg.matrix_rank(used.matrix(stream)) == 1 for stream in used.streams)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": "token-mean"}, "is of full second-moment, the method wants token-mean"),
+        ({"normalisation": "cosine"}, "the method wants full cosine"),
+        ({"runs": 6}, "is of 7 runs, the method wants 6"),
+        ({"rank": LONG + 1}, "rank must lie between"),
+    ],
+)
+def test_a_kernel_of_another_kind_is_refused(options, message):
+    with pytest.raises(KernelError, match=message):
+        KernelUse(**options).of(TWO)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, "full.second-moment"),
+        ({"features": "token-mean", "normalisation": "cosine"}, "token-mean.cosine"),
+        ({"runs": 4, "rank": 2, "shared": True, "smooth": 0.1}, "full.second-moment.4"),
+    ],
+)
+def test_a_kind_names_what_must_be_calibrated_and_no_more(options, kind):
+    assert KernelUse(**options).kind == kind
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"features": "tokens"},
+        {"normalisation": "cos"},
+        {"runs": 0},
+        {"runs": 2.5},
+        {"rank": 0},
+        {"rank": True},
+        {"shared": "yes"},
+        {"smooth": 1.1},
+        {"smooth": -0.1},
+        {"smooth": "0.1"},
+    ],
+)
+def test_an_invalid_option_is_named(options):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(options))} must be.*{re.escape(repr(*options.values()))}"
+    ):
+        KernelUse(**options)

@@ -1,0 +1,287 @@
+"""The workflow, run as a user runs it: on a copy of the project, through the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import SECRET, SNAKEMAKE, copy_of_project, edited, planned_jobs, pythonpath, snakemake
+
+ROOT = Path(__file__).parents[2]
+DRAWN = ("pareto", "budget", "samples", "plans", "schedules", "kernel", "quality", "errors",
+         "costs")  # fmt: skip
+FIGURES = [f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "png")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project with a very small experiment."""
+    folder = copy_of_project(tmp_path_factory.mktemp("project"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
+    config["references"] = ["full", "fewer-steps-04"]
+    config["sampler"]["num_steps"] = 8
+    config["calibration"]["num_prompts"] = 3
+    config["methods"] = {
+        "fewer-steps": {"method": "fewer-steps"},
+        "EigenCache": {"method": "EigenCache", "held_out": 1},
+        "EigenCache-20dB": {"method": "EigenCache", "held_out": 1, "psnr": 20},
+    }
+    config["figures"] = {"samples": {"budget": 3, "prompts": [0, 2]}, "plans": {"budget": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(project):
+    """The small experiment, killed at its first sampled image, and run to its end."""
+    running = subprocess.Popen(
+        [*SNAKEMAKE, "--cores", "2"], cwd=project, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(project)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list(project.glob("results/*/images/*/*.png")):
+        assert running.poll() is None and time.monotonic() < deadline, "it sampled nothing"
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not list(project.glob("results/*/summary.csv"))
+    snakemake(project, "--unlock")
+    snakemake(project, "--cores", "2")
+    return project
+
+
+def test_rules_are_formatted():
+    files = ["Snakefile", *map(str, sorted(ROOT.glob("workflow/rules/*.smk")))]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls shfmt
+    subprocess.run(
+        [sys.executable, "-m", "snakefmt", "--check", *files],
+        cwd=ROOT, check=True, env=os.environ | {"PATH": path},
+    )  # fmt: skip
+
+
+def test_lint():
+    assert "Congratulations" in snakemake(ROOT, "--lint")
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """A copy of the project as it is in git."""
+    return copy_of_project(tmp_path_factory.mktemp("untouched"))
+
+
+TABLES = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex",
+          "gallery.html"]  # fmt: skip
+TARGETS = ["all", *(f"results/emoji-flux/{name}" for name in TABLES), "emoji_models",
+           *(f"figures/emoji-flux/{name}" for name in FIGURES if name.endswith("pdf"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_has_jobs(untouched, target):
+    assert planned_jobs(snakemake(untouched, "-n", target))
+
+
+def test_mistake_in_the_config_stops_before_anything_runs(untouched):
+    printed = snakemake(untouched, "-n", "--config", "sead=3", check=False)
+    assert "unknown keys ['sead']" in printed
+    assert "Traceback" not in printed
+
+
+def test_killed_run_continues_and_finishes(finished):
+    assert {path.name for path in finished.glob("figures/emoji-flux/*.p??")} == set(FIGURES)
+    assert all(path.stat().st_size > 5000 for path in finished.glob("figures/emoji-flux/*.p??"))
+
+
+def test_every_table_is_written(finished):
+    results = finished / "results/emoji-flux"
+    assert all((results / name).stat().st_size > 500 for name in TABLES)
+    table = pd.read_csv(results / "table.csv")
+    assert table["method"][0] == "full"
+    assert table.groupby("full_steps")["method"].first()[[3, 4]].eq("fewer-steps").all()
+    assert set(table["baseline"].dropna()) == {"fewer-steps-03", "fewer-steps-04"}
+    assert table["psnr_low"][1:].isna().all()  # three prompts are too few for an interval
+    assert table["psnr_place"].isna().all()
+
+
+def test_summary_has_a_row_for_every_run(finished):
+    table = pd.read_csv(finished / "results/emoji-flux/summary.csv")
+    assert set(table["reference"]) == {"full", "fewer-steps-04"}
+    summary = table[table["reference"] == "full"].set_index("run")
+    runs = {f"{label}-{budget:02d}" for label in ("fewer-steps", "EigenCache") for budget in (3, 4)}
+    bounded = set(summary.filter(like="EigenCache-20dB", axis=0).index)
+    assert set(summary.index) == runs | {"full"} | bounded and len(bounded) == 1
+    assert summary.loc["EigenCache-03", "num_steps"] == 8
+    assert summary.loc["EigenCache-03", "full_steps"] == 3
+    assert summary.loc["fewer-steps-04", "num_steps"] == 4
+    assert summary.loc["full", "speedup"] == 1 and summary.loc["full", "psnr"] == float("inf")
+    assert (summary["images"] == 3).all()
+    ours = summary.filter(like="EigenCache", axis=0)
+    assert (ours["predicted_psnr"] > 20).all() and len(ours) == 3
+    cached = summary.drop("full")
+    metrics = ["psnr", "ssim", "st_lpips_alex", "clip_score"]
+    assert cached[[*metrics, "seconds", "speedup"]].notna().all(axis=None)
+    assert (cached["speedup"] > 1).all()
+
+
+def test_images_and_sets_are_scored_against_every_reference(finished):
+    results = finished / "results/emoji-flux"
+    scores = pd.read_csv(results / "scores/EigenCache.csv")
+    assert list(scores) == [
+        "run", "prompt_index", "reference", "psnr", "ssim", "st_lpips_alex", "clip_score",
+    ]  # fmt: skip
+    references = ["full", "fewer-steps-04"]
+    assert scores["reference"].tolist() == 2 * 3 * references
+    sets = pd.read_csv(results / "sets/EigenCache.csv").set_index(["run", "reference"])
+    assert list(sets.index) == [(f"EigenCache-{b:02d}", r) for b in (3, 4) for r in references]
+    assert (sets["frechet_lite0"] > 0).all()
+    own = pd.read_csv(results / "scores/fewer-steps.csv").query("run == reference")
+    assert len(own) == 3 and (own["psnr"] == float("inf")).all() and (own["ssim"] == 1).all()
+    about = json.loads((results / "scores/EigenCache.csv.json").read_text())["metrics"]
+    assert about["st_lpips_alex"]["weights"] and about["psnr"]["version"]
+
+
+def test_gallery_shows_every_run(finished):
+    summary = pd.read_csv(finished / "results/emoji-flux/summary.csv")
+    page = (finished / "results/emoji-flux/gallery.html").read_text()
+    assert all(f'"name": "{run}"' in page for run in summary["run"])
+    assert "6 runs on 3 prompts" in page
+
+
+def test_report_has_every_figure_with_its_caption(finished, tmp_path):
+    report = tmp_path / "report.html"
+    snakemake(finished, "--report", str(report))
+    text = report.read_text()
+    assert all(f"figures/emoji-flux/{figure}" in text for figure in FIGURES)
+    assert text.count('"caption": "<p>') >= len(FIGURES)
+    # Where one of a category has no label, the report lists all of them by file.
+    assert '"labels": null' not in text
+    assert r"href=\"gallery.html\"" in text
+
+
+def verify(folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "reproduction.commands.verify", "results", "figures"],
+        cwd=folder, text=True, stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": pythonpath(folder)},
+    )  # fmt: skip
+
+
+def test_every_result_has_a_manifest_that_agrees(finished):
+    kinds = ("results/*/**/*.csv", "results/*/*.parquet", "results/*/*.md", "results/*/*.tex",
+             "results/*/*.html", "results/*/**/*.safetensors", "figures/*/*.p??")  # fmt: skip
+    results = [path for kind in kinds for path in finished.glob(kind)]
+    assert len(results) > 20
+    assert [path for path in results if not Path(f"{path}.json").is_file()] == []
+    done = verify(finished)
+    assert done.returncode == 0, done.stdout
+    assert f"checked {len(results)} results" in done.stdout
+
+
+def test_no_secret_is_written(finished):
+    written = [
+        path
+        for folder in ("logs", "results", "figures", "models", ".snakemake/log")
+        for path in (finished / folder).rglob("*")
+        if path.is_file()
+    ]
+    assert len(written) > 50
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+def test_an_image_damaged_in_silence_is_refused_and_made_again(finished):
+    results = finished / "results/emoji-flux"
+    image = results / "images/fewer-steps-03/00001.png"
+    whole, when = image.read_bytes(), image.stat()
+    image.write_bytes(whole[:-20] + b"\0" + whole[-19:])
+    os.utime(image, ns=(when.st_atime_ns, when.st_mtime_ns))
+    scores = results / "scores/fewer-steps.csv"
+    scores.unlink()
+    wanted = str(scores.relative_to(finished))
+    printed = snakemake(finished, "--cores", "2", wanted, check=False)
+    assert "images/fewer-steps-03/00001.png: missing or altered" in printed
+    assert "delete results/emoji-flux/shards/fewer-steps/000.csv" in printed
+    assert not scores.exists() and verify(finished).returncode == 1
+    (results / "shards/fewer-steps/000.csv").unlink()
+    (results / "records/fewer-steps.csv").unlink()
+    snakemake(finished, "--cores", "2", wanted)
+    snakemake(finished, "--cores", "2")
+    assert image.read_bytes() == whole
+    assert verify(finished).returncode == 0
+
+
+def test_nothing_is_left_to_do(finished):
+    assert planned_jobs(snakemake(finished, "-n")) == set()
+
+
+def test_no_temporary_file_is_left_behind(finished):
+    # Of the killed jobs' own half-written files only hidden ones may remain, and none as a result.
+    assert not [p for p in finished.glob("results/**/*.part*") if not p.name.startswith(".")]
+
+
+def test_plot_setting_redraws_only_that_plot(finished):
+    with edited(finished / "config.yaml", "    - 2\n", "    - 1\n"):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert "samples" in jobs and jobs <= {"samples", "all"}
+
+
+def test_a_metric_that_is_left_out_is_no_longer_computed_nor_its_model_fetched(finished):
+    with edited(finished / "config.yaml", "- frechet_lite0\n", ""):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert "score" in jobs and not {"sample", "fetch"} & jobs
+
+
+def test_edit_of_a_metric_that_is_not_used_runs_nothing(finished):
+    metric = finished / "eigencache/metrics/_lpips_alex.py"
+    with edited(metric, "import os\n", "import os  # an edit\n"):
+        assert planned_jobs(snakemake(finished, "-n")) == set()
+
+
+def test_edit_of_a_module_runs_what_used_it(finished):
+    with edited(
+        finished / "eigencache/metrics/_clip_score.py", "import os\n", "import os  # an edit\n"
+    ):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert {"score", "table"} <= jobs
+    assert not {"sample", "calibrate", "plan", "refine"} & jobs
+
+
+def test_edit_of_the_typesetting_makes_the_table_anew_alone(finished):
+    with edited(
+        finished / "workflow/reproduction/tables/typeset.py",
+        "import math\n",
+        "import math  # an edit\n",
+    ):
+        assert planned_jobs(snakemake(finished, "-n")) == {"compare", "all"}
+
+
+def test_another_baseline_makes_the_tables_anew_and_what_is_made_of_them(finished):
+    with edited(finished / "config.yaml", "baseline: null\n", "baseline: EigenCache\n"):
+        jobs = planned_jobs(snakemake(finished, "-n"))
+    assert {"table", "compare"} <= jobs
+    assert not {"score", "sample", "merge", "kernel", "plans"} & jobs
+
+
+def test_truncated_weights_are_named(finished):
+    weights = finished / "models/emoji-flux/vae/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    record = finished / "results/emoji-flux/shards/full/000.csv"
+    kept = record.read_bytes()
+    record.unlink()
+    try:
+        printed = snakemake(
+            finished, "--cores", "1", str(record.relative_to(finished)), check=False
+        )
+    finally:
+        weights.write_bytes(whole)
+    assert "diffusion_pytorch_model.safetensors: has 1000 bytes" in printed
+    assert not record.exists()
+    record.parent.mkdir(exist_ok=True)
+    record.write_bytes(kept)

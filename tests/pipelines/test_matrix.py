@@ -1,0 +1,76 @@
+"""The runtime at tap "output" on every pipeline of the zoo, against runs without a cache."""
+
+import pytest
+import torch
+from zoo import ZOO
+from zoo.runs import check_same, counting, half_of, kept, recorded, reuse_weights, reused
+
+import eigencache
+
+
+class Measured:
+    """One configuration, and what its plain runs did."""
+
+    def __init__(self, name):
+        self.case = ZOO[name]()
+        self.plain = recorded(self.case)
+        self.full = half_of(self.plain)
+
+    def plan(self, full=None):
+        full = self.full if full is None else full
+        return eigencache.Plan(full, reuse_weights(full), self.plain.timesteps, "output")
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def measured(request):
+    return Measured(request.param)
+
+
+def test_plain_runs_repeat_and_prompts_differ(measured):
+    case = measured.case
+    check_same(case(0), measured.plain.result)
+    assert not any(map(torch.equal, case(1), measured.plain.result))
+    assert all(tensor.isfinite().all() for tensor in measured.plain.result)
+
+
+def test_all_steps_full_is_bit_identical(measured):
+    plan = measured.plan([True] * len(measured.plain))
+    with eigencache.cached(measured.case.pipe, plan):
+        check_same(measured.case(0), measured.plain.result)
+
+
+def test_every_denoiser_runs_at_full_steps_and_at_no_other(measured):
+    case, plain = measured.case, measured.plain
+    with eigencache.cached(case.pipe, measured.plan()), counting(case.denoisers()) as calls:
+        case(0)
+    expected = sum((plain.calls[s] for s in measured.plan().full_steps), start=type(calls)())
+    assert calls == expected
+    assert len(measured.plan().full_steps) < len(plain)
+
+
+def test_a_reuse_plan_is_what_a_few_lines_do(measured):
+    expected = reused(measured.case, measured.full)
+    # The plan does change the result, so that the comparison says something.
+    assert not any(map(torch.equal, expected, measured.plain.result))
+    with eigencache.cached(measured.case.pipe, measured.plan()):
+        check_same(measured.case(0), expected)
+
+
+def test_two_prompts_in_a_row_equal_each_alone(measured):
+    case, alone = measured.case, []
+    for number in (0, 1):
+        with eigencache.cached(case.pipe, measured.plan()):
+            alone.append(case(number))
+    with eigencache.cached(case.pipe, measured.plan()):
+        check_same(case(1), alone[1])
+        check_same(case(0), alone[0])
+        check_same(case(0), alone[0])
+
+
+def test_nothing_is_left_after_the_block(measured):
+    case = measured.case
+    before = kept(case)
+    with eigencache.cached(case.pipe, measured.plan()):
+        case(1)
+    assert kept(case) == before
+    check_same(case(0), measured.plain.result)

@@ -1,0 +1,190 @@
+"""Runs of a tiny pipeline without any cache: what the runtime is compared with."""
+
+import contextlib
+import functools
+import inspect
+import types
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+
+@dataclass
+class Run:
+    """What one sampling did, step by step.
+
+    Attributes:
+        result: what the pipeline returned, as tensors.
+        timesteps: `[T]`, those that `scheduler.step` was given.
+        calls: how often each innermost module of each denoiser ran, for each step.
+    """
+
+    result: list[torch.Tensor]
+    timesteps: np.ndarray
+    calls: list[Counter]
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def switches(self) -> list[int]:
+        """The steps at which other modules run than at the step before, or more or fewer times."""
+        return [s for s in range(1, len(self)) if self.calls[s] != self.calls[s - 1]]
+
+
+@contextlib.contextmanager
+def stepping(case, replaced: Callable | None = None):
+    """Watch `scheduler.step` of a pipeline without a cache.
+
+    A call of `step` between which and the one before no denoiser ran is not a step of its own:
+    Cosmos asks its scheduler first for the clean sample, and then steps with that, guided.
+
+    Args:
+        case: of the zoo.
+        replaced: called with the step's index, a dictionary that lasts as long as the image, and
+            the model output; returns what the scheduler is given in its place. A copy of the
+            scheduler, as LTX 2 makes one for its sound, has its own index and dictionary.
+
+    Yields:
+        The timestep of each step, as it comes.
+    """
+    scheduler, timesteps, seen, calls = case.pipe.scheduler, [], {}, []
+    original = type(scheduler).step
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: calls.append(None))
+        for module in case.denoisers().values()
+    ]
+
+    @functools.wraps(original)  # some pipelines look which arguments `step` takes
+    def step(self, *args, **kwargs):
+        bound = inspect.signature(original).bind(self, *args, **kwargs)
+        state = seen.setdefault(id(self), {"index": -1, "calls": 0, "scheduler": self})
+        if state["calls"] < len(calls):
+            state |= {"index": state["index"] + 1, "calls": len(calls)}
+            if self is scheduler:
+                timesteps.append(float(bound.arguments["timestep"]))
+            if replaced:
+                output = bound.arguments["model_output"]
+                bound.arguments["model_output"] = replaced(state["index"], state, output)
+        return original(*bound.args, **bound.kwargs)
+
+    scheduler.step = types.MethodType(step, scheduler)  # a copy binds it to itself
+    try:
+        yield timesteps
+    finally:
+        del scheduler.step
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def standing_in(denoisers: dict[str, torch.nn.Module], computes: Callable[[], bool]):
+    """Have each denoiser return zeros while `computes` says False."""
+    def after(module, args, output):
+        if computes():
+            return None
+        return pytree.tree_map_only(torch.Tensor, torch.zeros_like, output)
+
+    hooks = [module.register_forward_hook(after) for module in denoisers.values()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def counting(denoisers: dict[str, torch.nn.Module]):
+    """Count, inside the block, how often each innermost module of the denoisers runs."""
+    calls, hooks = Counter(), []
+    for name, denoiser in denoisers.items():
+        for path, module in denoiser.named_modules():
+            if not list(module.children()):
+                hooks.append(
+                    module.register_forward_pre_hook(
+                        lambda module, args, key=f"{name}.{path}": calls.update([key])
+                    )
+                )
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def recorded(case, number: int = 0, **changes) -> Run:
+    """Sample prompt `number` without a cache and return what happened."""
+    counts = []
+    with counting(case.denoisers()) as calls:
+
+        def ended(index, state, output):
+            if state["scheduler"] is case.pipe.scheduler:
+                counts.append(Counter(calls))
+                calls.clear()
+            return output
+
+        with stepping(case, ended) as timesteps:
+            result = case(number, **changes)
+    return Run(result, np.array(timesteps), counts)
+
+
+def reused(case, full, number: int = 0, **changes) -> list[torch.Tensor]:
+    """Sample without a cache, but give the scheduler the last full step's output where not full.
+
+    This is what a plan of `reuse_weights` must do, in a few lines: every network runs, and what it
+    returns at a skipped step is dropped. A guider that remembers what it was given must see at
+    such a step what the runtime has it see, which is zeros.
+    """
+    step = [0]
+
+    def last(index, state, output):
+        step[0] = index + 1
+        if full[index]:
+            state["output"] = output
+        return state["output"]
+
+    remembers = case.stateful and standing_in(case.denoisers(), lambda: full[step[0]])
+    with stepping(case, last), remembers or contextlib.nullcontext():
+        return case(number, **changes)
+
+
+def half_of(run: Run) -> np.ndarray:
+    """Return bool `[T]`: full are about half of the steps, and each at which the calls change.
+
+    Gaps of one step and of two, and the first step after a gap of each.
+    """
+    full = np.isin(np.arange(len(run)) % 5, (0, 1, 3))
+    full[run.switches] = True
+    return full
+
+
+def reuse_weights(full) -> np.ndarray:
+    """Return float64 `[T, T]`: weight 1 on the last full step before each skipped one."""
+    weights = np.zeros((len(full), len(full)))
+    for step in np.flatnonzero(~np.asarray(full)):
+        weights[step, np.flatnonzero(full[:step])[-1]] = 1
+    return weights
+
+
+def check_same(results, expected) -> None:
+    """Raise an AssertionError unless two results agree to the last bit."""
+    assert len(results) == len(expected)
+    for i, (one, other) in enumerate(zip(results, expected, strict=True)):
+        if not torch.equal(one, other):
+            far = (one - other).abs().max() if one.shape == other.shape else "shape"
+            raise AssertionError(f"tensor {i} of the result differs by up to {far}")
+
+
+def kept(case) -> dict:
+    """Return what lies on the scheduler and the denoisers: attributes, hooks and own methods."""
+    found = {"scheduler": (id(case.pipe.scheduler), sorted(vars(case.pipe.scheduler)))}
+    for name, denoiser in case.denoisers().items():
+        for path, module in denoiser.named_modules():
+            hooks = [key for key, value in vars(module).items() if key.endswith("hooks") and value]
+            found[f"{name}.{path}"] = sorted(vars(module)), hooks
+    found["pipeline"] = sorted(vars(case.pipe))
+    return found

@@ -1,0 +1,130 @@
+"""Stable Diffusion: the U-Nets of 1.5 and XL, and the transformers of 3 and 3.5."""
+
+from functools import partial
+
+from .parts import autoencoder, network, pipeline, scheduler
+
+_UNET = {
+    "block_out_channels": (4, 8),
+    "layers_per_block": 1,
+    "in_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "cross_attention_dim": 12,
+    "norm_num_groups": 2,
+    "attention_head_dim": 2,
+}
+_XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 * 4 + 10,  # six sizes, and the pooled text
+    "use_linear_projection": True,
+}
+_UP = {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 8}
+
+
+def _both(draw, *names_and_shapes):
+    """Return the embeddings of a prompt and, drawn apart, of its negative prompt."""
+    texts = dict(names_and_shapes)
+    return {
+        f"{sign}{name}": draw(*shape)
+        for sign in ("", "negative_")
+        for name, shape in texts.items()
+    }
+
+
+def unet(
+    cls="StableDiffusionPipeline", kind="ddim", xl=False, inputs=None, control=False,
+    config=None, **arguments,
+):  # fmt: skip
+    """Return a pipeline with a U-Net and its arguments; `inputs(draw)` are its images."""
+    size_of = _UNET | (_XL if xl else {})
+    parts = {
+        "unet": network("UNet2DConditionModel", **size_of, **_UP),
+        "vae": autoencoder(shift_factor=None),
+        "scheduler": scheduler(kind),
+    }
+    if control:
+        parts["controlnet"] = network(
+            "ControlNetModel", **size_of, conditioning_embedding_out_channels=(16, 32)
+        )
+    if not xl:
+        parts["requires_safety_checker"] = False
+    texts = [("prompt_embeds", (1, 3, 12))] + ([("pooled_prompt_embeds", (1, 10))] if xl else [])
+    return pipeline(cls, **parts, **config or {}), lambda draw: (
+        _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
+    )
+
+
+def sd3(
+    cls="StableDiffusion3Pipeline", kind="euler", inputs=None, control=False, layers=1, **arguments
+):
+    """Return a Stable Diffusion 3 pipeline and its arguments."""
+    config = {
+        "sample_size": 8,
+        "patch_size": 2,
+        "in_channels": 4,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 10,
+        "out_channels": 4,
+        "pos_embed_max_size": 16,
+    }
+    parts = {
+        "transformer": network("SD3Transformer2DModel", num_layers=layers, **config),
+        "vae": autoencoder(),
+        "scheduler": scheduler(kind),
+    }
+    if control:
+        parts["controlnet"] = network("SD3ControlNetModel", num_layers=layers, **config)
+    texts = ("prompt_embeds", (1, 3, 12)), ("pooled_prompt_embeds", (1, 10))
+    size = {"height": 16, "width": 16}
+    return pipeline(cls, **parts), lambda draw: (
+        size | _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
+    )
+
+
+def _image(draw):
+    return {"image": draw.image(16)}
+
+
+_XL_IMAGE = {"cls": "StableDiffusionXLImg2ImgPipeline", "xl": True, "inputs": _image}
+_xl = partial(unet, "StableDiffusionXLPipeline", "discrete euler", xl=True)
+
+CASES = {
+    "sdxl": _xl,
+    "sdxl-ddim": partial(unet, "StableDiffusionXLPipeline", "ddim", xl=True),
+    "sdxl-dpm": partial(unet, "StableDiffusionXLPipeline", "dpm", xl=True),
+    "sdxl-unipc": partial(unet, "StableDiffusionXLPipeline", "unipc", xl=True),
+    "sdxl-heun": partial(unet, "StableDiffusionXLPipeline", "discrete heun", xl=True),
+    "sdxl-ancestral": partial(unet, "StableDiffusionXLPipeline", "ancestral", xl=True),
+    "sdxl-without-cfg": partial(_xl, guidance_scale=1.0),
+    "sdxl-denoising-end": partial(_xl, denoising_end=0.7),
+    "sdxl-img2img": partial(unet, kind="discrete euler", strength=0.75, **_XL_IMAGE),
+    "sdxl-refiner": partial(unet, kind="discrete euler", denoising_start=0.3, **_XL_IMAGE),
+    "sdxl-controlnet": partial(
+        unet, "StableDiffusionXLControlNetPipeline", "discrete euler", xl=True, inputs=_image,
+        control=True,
+    ),
+    "sdxl-controlnet-first-half": partial(
+        unet, "StableDiffusionXLControlNetPipeline", "discrete euler", xl=True, inputs=_image,
+        control=True, control_guidance_end=0.5,
+    ),
+    "sd15": unet,
+    "sd15-dpm": partial(unet, kind="dpm"),
+    "sd15-ancestral": partial(unet, kind="ancestral"),
+    "sd15-pndm": partial(unet, kind="pndm"),
+    "sd3": sd3,
+    "sd3-without-cfg": partial(sd3, guidance_scale=1.0),
+    "sd3-heun": partial(sd3, kind="heun"),
+    "sd3-img2img": partial(sd3, "StableDiffusion3Img2ImgPipeline", inputs=_image, strength=0.75),
+    "sd3-controlnet": partial(
+        sd3, "StableDiffusion3ControlNetPipeline", control=True,
+        inputs=lambda draw: {"control_image": draw.image(16)},
+    ),
+    "sd35-skip-layers": partial(
+        sd3, layers=2, skip_guidance_layers=[1], skip_layer_guidance_start=0.2,
+        skip_layer_guidance_stop=0.7,
+    ),
+}  # fmt: skip

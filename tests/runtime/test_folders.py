@@ -1,0 +1,110 @@
+"""`eigencache score`: folders of images made elsewhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from eigencache.commands.score import FolderError, model_folders, pair
+from eigencache.metrics._psnr import psnr
+from eigencache.metrics._ssim import ssim
+from eigencache.metrics.images import load_image
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["a.png", "b.png", "c.png"]
+
+
+def fill(folder, seed, names=NAMES, size=(24, 32)):
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for name in names:
+        Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("full", "one", "two")):
+        fill(tmp_path / name, seed)
+    (tmp_path / "full/notes.txt").write_text("no image")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\na fish\n")
+    return tmp_path
+
+
+def score(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "eigencache.cli", "score", *arguments],
+        cwd=folder, text=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )  # fmt: skip
+
+
+def test_folders_are_scored_as_the_metrics_score_their_images(folders):
+    done = score(
+        folders, "--reference", "full", "--images", "x=one", "y=two", "--prompts", "prompts.txt",
+        "--metrics", "psnr", "ssim", "--out", "out/scores.csv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(folders / "out/scores.csv")
+    assert list(table) == ["run", "prompt_index", "file", "psnr", "ssim"]
+    assert table["run"].tolist() == 3 * ["x"] + 3 * ["y"]
+    assert table["file"].tolist() == 2 * NAMES
+    for row in table.itertuples():
+        images = [load_image(folders / f / row.file)
+                  for f in ("full", {"x": "one", "y": "two"}[row.run])]  # fmt: skip
+        assert (row.psnr, row.ssim) == pytest.approx((psnr(*images), ssim(*images)), rel=1e-12)
+    assert [path.name for path in (folders / "out").iterdir()] == ["scores.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "one"], "write NAME=DIR"),
+        (["--images", "x=one", "x=two"], "the name 'x' is taken"),
+        (["--images", "x=none"], "none: no such folder"),
+        (["--images", "x=one", "--metrics", "psnr", "st_lpips_alex"],
+         "models/ST-LPIPS-alex: no such folder"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(folders, arguments, message):
+    fixed = ["--reference", "full", "--prompts", "prompts.txt", "--out", "out.csv"]
+    done = score(folders, *fixed, *arguments)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (folders / "out.csv").exists()
+
+
+def test_images_in_the_order_of_their_names_have_the_prompts_in_theirs(folders):
+    records = pair("full", {"x": "one"}, ["a cat", "a dog", "a fish"])
+    assert records["run"].tolist() == 3 * ["reference"] + 3 * ["x"]
+    assert records["prompt"].tolist() == 2 * ["a cat", "a dog", "a fish"]
+    assert records["image"].tolist()[3:] == ["one/a.png", "one/b.png", "one/c.png"]
+
+
+def test_names_that_differ_are_named(folders):
+    (folders / "one/b.png").rename(folders / "one/d.png")
+    with pytest.raises(FolderError, match=r"only in the first: d\.png, only in the second: b\.png"):
+        pair("full", {"x": "one"}, ["a", "b", "c"])
+
+
+def test_sizes_that_differ_are_named(folders):
+    fill(folders / "one", 5, ["c.png"], (24, 40))
+    with pytest.raises(FolderError, match=r"sizes differ, 40x24 and 32x24: c\.png"):
+        pair("full", {"x": "one"}, ["a", "b", "c"])
+
+
+def test_prompts_that_are_too_few_are_counted(folders):
+    with pytest.raises(FolderError, match="full has 3 images, but there are 2 prompts"):
+        pair("full", {"x": "one"}, ["a", "b"])
+
+
+def test_models_are_found_or_said_how_to_fetch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    found = model_folders(["psnr", "clip_score"], "mine", {"mine": "elsewhere"})
+    assert found == {"psnr": [], "clip_score": [Path("elsewhere")]}
+    with pytest.raises(FolderError, match=r"snakemake models/LPIPS-alex/manifest\.json"):
+        model_folders(["lpips_alex"], "mine", {})

@@ -1,0 +1,71 @@
+"""Plans for a quality: the cheapest is found, whatever the qualities, in few tries."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import flow_timesteps
+from PIL import Image
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from eigencache.calibration.quality import FEWEST, cheapest, psnr
+from eigencache.methods import METHODS
+from eigencache.plan import Plan, predicted_psnr
+
+TIMESTEPS = flow_timesteps(50)
+BUDGETS = range(FEWEST, 26)
+
+
+class Planner:
+    """Plans whose predicted PSNR is a given function of the budget; counts what it made."""
+
+    def __init__(self, quality):
+        self.quality, self.made = quality, []
+
+    def __call__(self, budget: int) -> Plan:
+        self.made.append(budget)
+        full = np.zeros(50, bool)
+        full[:budget] = True
+        weights = np.zeros((50, 50))
+        weights[budget:, 0] = 1
+        source = {"predicted psnr": str(self.quality(budget))}
+        return Plan(full, weights, TIMESTEPS, "output", source=source)
+
+
+@pytest.mark.parametrize("wanted", [30, 41.9, 42, 42.1, 50, 64.9, 65])
+@pytest.mark.parametrize("quality", [lambda b: 40 + b, lambda b: 60 + 5 * np.log(b / 25)])
+def test_the_cheapest_plan_is_found(quality, wanted):
+    planner = Planner(quality)
+    good = [b for b in BUDGETS if quality(b) >= wanted]
+    if not good:
+        with pytest.raises(ValueError, match="out of reach: 25 full steps are predicted"):
+            cheapest(planner, wanted, BUDGETS)
+        return
+    assert sum(cheapest(planner, wanted, BUDGETS).full) == good[0]
+    assert len(planner.made) == len(set(planner.made)) <= 12
+
+
+def test_cheap_plans_are_tried_first():
+    planner = Planner(lambda b: 40 + b)
+    cheapest(planner, 46, BUDGETS)
+    assert max(planner.made) <= 7
+
+
+def test_a_plan_says_nothing_of_its_quality_unless_asked():
+    assert np.isnan(predicted_psnr(METHODS["FORA"].plan(9, TIMESTEPS)))
+
+
+@pytest.mark.parametrize("noise", [1, 3, 100])
+def test_psnr_is_that_of_torchmetrics(noise):
+    draw = np.random.default_rng(noise)
+    one = draw.integers(0, 256, (24, 40, 3))
+    other = np.clip(one + draw.integers(-noise, noise + 1, one.shape), 0, 255)
+    images = [Image.fromarray(values.astype(np.uint8)) for values in (one, other)]
+    tensors = [torch.from_numpy(values / 255) for values in (other, one)]
+    expected = float(peak_signal_noise_ratio(*tensors, data_range=1.0))
+    # torchmetrics takes the logarithm of 10 in float32.
+    assert psnr(*images) == pytest.approx(expected, rel=1e-7)
+
+
+def test_psnr_of_equal_images_is_infinite():
+    image = Image.new("RGB", (8, 8), (1, 2, 3))
+    assert psnr(image, image) == float("inf")

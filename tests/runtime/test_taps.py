@@ -1,0 +1,304 @@
+"""Taps: which features they take, what their forecasts put in their place, and what they refuse.
+
+A dummy transformer, whose blocks add a linear function of the step, has forecasts in closed form.
+"""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin, SD3Transformer2DModel
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.cache_utils import CacheMixin
+from helpers import flow_timesteps, sampling, tiny_flux
+from torch import nn
+
+from eigencache.calibration.recording import recording
+from eigencache.methods import make_plan
+from eigencache.plan import Plan
+from eigencache.predictors import Newton, Reuse, Taylor
+from eigencache.runtime import cached, enable_cache
+from eigencache.runtime._taps import Blocks, Ports, blocks_of, tapped
+from eigencache.schedules import Steps
+
+STEPS, FULL = 8, [0, 1, 2, 5]
+TIMESTEPS = flow_timesteps(STEPS)
+BLOCK_TAPS = ("hidden", "blocks", "delta")
+
+
+def plan_of(tap, predictor=None, steps=FULL, weights=None, streams=()):
+    plan = make_plan(Steps(steps), predictor or Taylor(1), TIMESTEPS, tap=tap)
+    return Plan(
+        plan.full, plan.weights if weights is None else weights, TIMESTEPS, tap, streams
+    )  # fmt: skip
+
+
+def sampled(model, **options):
+    return list(sampling(model, TIMESTEPS, **options))
+
+
+# ---- In closed form
+
+
+class Adding(nn.Module):
+    """Adds `base + slope step` to the image's states, and twice that to the text's."""
+
+    order: tuple[int, ...] = (0,)
+
+    def __init__(self, index):
+        super().__init__()
+        self.base, self.slope, self.calls = 1.0 + index, 0.5 - index, 0
+
+    def forward(self, hidden_states, step, encoder_hidden_states=None):
+        self.calls += 1
+        added = self.base + self.slope * step
+        states = [hidden_states + added]
+        if len(self.order) > 1:
+            states += [encoder_hidden_states + 2 * added]
+        return states[0] if len(self.order) == 1 else tuple(states[i] for i in self.order)
+
+
+class AddingImageFirst(Adding):
+    order = (0, 1)
+
+
+class AddingTextFirst(Adding):
+    order = (1, 0)
+
+
+KINDS = [[Adding] * 4, [AddingImageFirst] * 4, [AddingTextFirst] * 4,
+         [AddingTextFirst, AddingTextFirst, AddingImageFirst, AddingImageFirst]]  # fmt: skip
+for kind in (Adding, AddingImageFirst, AddingTextFirst):
+    text = None if len(kind.order) == 1 else kind.order.index(1)
+    TransformerBlockRegistry.register(
+        kind, TransformerBlockMetadata(kind.order.index(0), text)
+    )  # fmt: skip
+
+
+class Dummy(nn.Module, CacheMixin):
+    """A transformer of `Adding` blocks, whose image and text vary with the step as well."""
+
+    def __init__(self, kinds):
+        super().__init__()
+        self.blocks = nn.ModuleList(kind(i) for i, kind in enumerate(kinds))
+
+    def forward(self, hidden_states, timestep):
+        step = int(np.abs(TIMESTEPS - float(timestep)).argmin())
+        image = hidden_states * (1 + step)
+        text = -hidden_states[:, :1] * (1 + step)
+        for block in self.blocks:
+            if len(block.order) == 1:
+                image = block(image, step)
+            else:
+                states = block(image, step, encoder_hidden_states=text)
+                image, text = (states[block.order.index(i)] for i in (0, 1))
+        return (torch.cat([text, image], dim=1),)
+
+
+def run(dummy):
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    outputs = []
+    for timestep in TIMESTEPS:
+        with dummy.cache_context("cond"):
+            outputs.append(dummy(x, torch.tensor([timestep]))[0])
+    return outputs
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: kinds[0].__name__ + kinds[-1].__name__)
+@pytest.mark.parametrize("tap", ["blocks", "delta"])
+def test_what_is_added_linearly_is_forecast_exactly(kinds, tap):
+    dummy = Dummy(kinds)
+    plain = run(dummy)
+    calls = [block.calls for block in dummy.blocks]
+    with cached(dummy, plan_of(tap)):
+        outputs = run(dummy)
+    for output, expected in zip(outputs, plain, strict=True):
+        torch.testing.assert_close(output, expected)
+    assert [block.calls - before for block, before in zip(dummy.blocks, calls, strict=True)] == [
+        len(FULL)
+    ] * 4
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=lambda kinds: kinds[0].__name__ + kinds[-1].__name__)
+def test_linear_hidden_states_are_forecast_exactly_and_the_text_passes_by(kinds):
+    dummy = Dummy(kinds)
+    plain = run(dummy)
+    with cached(dummy, plan_of("hidden")):
+        outputs = run(dummy)
+    for step, (output, expected) in enumerate(zip(outputs, plain, strict=True)):
+        torch.testing.assert_close(output[:, 1:], expected[:, 1:])
+        if step in FULL:
+            assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_reuse_adds_what_was_added_last(tap):
+    dummy = Dummy(KINDS[0])
+    plain = run(dummy)
+    with cached(dummy, plan_of(tap, Reuse())):
+        outputs = run(dummy)
+    slope = sum(block.slope for block in dummy.blocks)
+    x = plain[1] - plain[0]  # in which the image itself grows by x - slope a step
+    for step, a in {3: 2, 4: 2, 6: 5, 7: 5}.items():
+        late = (step - a) * (x if tap == "hidden" else slope)
+        expected = plain[step] - late
+        torch.testing.assert_close(outputs[step][:, 1:], expected[:, 1:])
+
+
+def test_a_computed_stream_runs_on_a_forecast_one():
+    dummy = Dummy(KINDS[0])
+    reuse = plan_of("delta", Reuse()).weights
+    weights = np.stack([reuse, reuse])
+    weights[0, [3, 4]] = 0  # first the back is forecast alone, ...
+    weights[1, [6]] = 0  # then the front alone, ...
+    plan = plan_of("delta", weights=weights, streams=("front", "back"))  # and at step 7 both
+    plain = run(dummy)
+    calls = []
+    with cached(dummy, plan) as stats:
+        x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        outputs = []
+        for timestep in TIMESTEPS:
+            before = [block.calls for block in dummy.blocks]
+            with dummy.cache_context("cond"):
+                outputs.append(dummy(x, torch.tensor([timestep]))[0])
+            calls.append([b.calls - c for b, c in zip(dummy.blocks, before, strict=True)])
+    assert (stats.full, stats.skipped) == (4, 4)
+    front, back = (sum(b.slope for b in half) for half in (dummy.blocks[:2], dummy.blocks[2:]))
+    late = {3: back, 4: 2 * back, 6: front, 7: 2 * (front + back)}
+    ran = {3: [1, 1, 0, 0], 4: [1, 1, 0, 0], 6: [0, 0, 1, 1], 7: [0, 0, 0, 0]}
+    for step in range(STEPS):
+        assert calls[step] == ran.get(step, [1, 1, 1, 1])
+        expected = plain[step][:, 1:] - late.get(step, 0)
+        torch.testing.assert_close(outputs[step][:, 1:], expected)
+
+
+# ---- On FLUX
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_forecasts_are_of_recorded_features(flux, tap):
+    """What calibration records at full steps is what the runtime forecasts from."""
+    plan = plan_of(tap, Newton(1))
+    with cached(flux, plan), recording(flux, tap, "full") as features:
+        sampled(flux)
+    for steps in features.values():
+        for step in set(range(STEPS)) - set(FULL):
+            expected = sum(plan.weights[step, a] * steps[a] for a in FULL)
+            torch.testing.assert_close(steps[step], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_recorded_features_add_up(flux):
+    with recording(flux, "blocks", "full") as blocks, recording(flux, "delta", "full") as halves:
+        sampled(flux)
+    names = [name for name, _ in blocks_of(flux)]
+    assert list(blocks) == names and list(halves) == ["front", "back"]
+    for step in range(STEPS):
+        for half, part in (("front", names[:2]), ("back", names[2:])):
+            total = sum(blocks[name][step] for name in part)
+            torch.testing.assert_close(halves[half][step], total, rtol=1e-4, atol=1e-5)
+
+
+def test_the_hidden_state_is_what_the_final_norm_is_given(flux):
+    given = []
+    flux.norm_out.register_forward_pre_hook(lambda module, args: given.append(args[0].flatten()))
+    with recording(flux, "hidden", "full") as features:
+        sampled(flux)
+    assert list(features) == ["hidden"]
+    assert all(map(torch.equal, features["hidden"], given))
+
+
+def test_delta_counts_single_blocks_after_double_ones():
+    model = tiny_flux(num_layers=1, num_single_layers=4)
+    streams = tapped(model, "delta").streams
+    singles = model.single_transformer_blocks
+    assert streams["front"].modules == (model.transformer_blocks[0], singles[0])
+    assert streams["back"].modules == tuple(singles[1:])
+
+
+def test_streams_of_the_modules_tap_when_tokens_are_refreshed(flux):
+    found = tapped(flux, "modules", refreshed=True)
+    single = {f"single_transformer_blocks.{i}.{p}" for i in (0, 1) for p in ("attn", "proj_out")}
+    assert set(found.streams) == single | {
+        f"transformer_blocks.{i}.{p}" for i in (0, 1) for p in ("attn", "ff", "ff_context")
+    }
+    assert {name for name, mlp in found.mlps.items() if mlp.place.text} == {
+        f"transformer_blocks.{i}.ff_context" for i in (0, 1)
+    }
+    assert {name for name, mlp in found.mlps.items() if mlp.place.fused} == {
+        f"single_transformer_blocks.{i}.proj_out" for i in (0, 1)
+    }
+    assert [mlp.place.depth for mlp in found.mlps.values()] == [0, 0, 1, 1, 0, 1]
+
+
+class CachedSD3(SD3Transformer2DModel, CacheMixin):
+    """An SD3 with cache contexts, which diffusers does not give it."""
+
+
+def test_a_block_that_drops_its_text_passes_none_on():
+    """The last block of SD3 returns no text; it is forecast all the same."""
+    model = CachedSD3(
+        sample_size=4, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=4,
+        num_attention_heads=2, joint_attention_dim=8, caption_projection_dim=8,
+        pooled_projection_dim=8, pos_embed_max_size=4, out_channels=4,
+    ).eval()  # fmt: skip
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    text, pooled = torch.ones(1, 3, 8), torch.ones(1, 8)
+    for tap in BLOCK_TAPS:
+        with cached(model, plan_of(tap)), torch.no_grad():
+            for timestep in TIMESTEPS:
+                with model.cache_context("cond"):
+                    output = model(x, text, pooled, torch.tensor([timestep]))[0]
+        assert output.isfinite().all()
+
+
+# ---- What they refuse
+
+
+class Unknown(nn.Module):
+    pass
+
+
+class OfUnknown(ModelMixin, ConfigMixin):
+    def __init__(self, count):
+        super().__init__()
+        self.blocks = nn.ModuleList(Unknown() for _ in range(count))
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_blocks_that_diffusers_does_not_know_are_refused(tap):
+    with pytest.raises(ValueError, match=r"of Unknown are its states .*: use tap output or mod"):
+        enable_cache(OfUnknown(2), plan_of(tap))
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_what_has_no_blocks_is_refused(tap):
+    with pytest.raises(ValueError, match="OfUnknown has no list of blocks"):
+        tapped(OfUnknown(0), tap)
+
+
+def test_one_block_has_no_halves():
+    with pytest.raises(ValueError, match="Dummy has one block"):
+        tapped(Dummy([Adding]), "delta")
+
+
+def test_states_are_found_by_name_and_by_position():
+    ports = Ports.of(AddingTextFirst(0))
+    image, text = torch.zeros(1), torch.ones(1)
+    for args, options in [
+        ((image, 0, text), {}),
+        ((image,), {"step": 0, "encoder_hidden_states": text}),
+        ((), {"hidden_states": image, "step": 0, "encoder_hidden_states": text}),
+    ]:
+        assert ports.entering(args, options) == (image, text)
+    assert ports.output((image, text)) == (text, image)
+    assert ports.leaving((text, image)) == (image, text)
+    assert ports.leaving((None, image)) == (image,)
+
+
+def test_blocks_take_states_across_kinds():
+    stream = Blocks([AddingTextFirst(0), AddingImageFirst(1)], residual=True)
+    entered = (torch.zeros(2), torch.ones(2))
+    feature = stream.feature(entered, (torch.full((2,), 3.0), torch.full((2,), 5.0)))
+    assert [part.tolist() for part in feature] == [[3, 3], [4, 4]]
+    left = stream.leaving(entered, feature)
+    assert [part.tolist() for part in stream.output(0, left)] == [[5, 5], [3, 3]]
+    assert [part.tolist() for part in stream.output(1, left)] == [[3, 3], [5, 5]]

@@ -1,0 +1,221 @@
+"""Costs by tap: the bytes that a cache holds are counted right, and steps are timed by kind."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import flow_timesteps, sampling, tiny_flux
+
+from eigencache.methods import make_plan
+from eigencache.plan import TAPS
+from eigencache.predictors import Reuse, Taylor
+from eigencache.runtime import cached, held_bytes
+from eigencache.runtime._taps import full_features, tapped, watching
+from eigencache.schedules import Steps
+from eigencache.tokens import ToCa
+from reproduction.figures import costs as figure
+from reproduction.figures import save
+from reproduction.stages import costs as stage
+from reproduction.tables.tables import read_table
+
+ROOT = Path(__file__).parents[2]
+STEPS, FULL = 8, [0, 1, 4]
+TIMESTEPS = flow_timesteps(STEPS)
+
+
+# ---- What a cache holds
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    """Return how many bytes a feature of each tap has, of all streams together."""
+    found, model = {}, tiny_flux()
+    for tap in TAPS:
+        record = []
+        for stream in tapped(model, tap).streams.values():
+            with watching(stream, lambda feature, r=record: r.append(full_features(feature))):
+                next(sampling(model, TIMESTEPS))
+        found[tap] = sum(4 * len(feature) for feature in record)
+    return found
+
+
+def held(model, plan, anchor_device=None):
+    """Return the bytes that are held after each step."""
+    with cached(model, plan, anchor_device):
+        return [held_bytes(model) for _ in sampling(model, TIMESTEPS)]
+
+
+@pytest.mark.parametrize("tap", TAPS)
+def test_what_is_held_are_the_features_that_later_steps_need(flux, sizes, tap):
+    plan = make_plan(Steps(FULL), Taylor(1), TIMESTEPS, tap=tap)
+    found = held(flux, plan)
+    for step, count in enumerate(found[:-1]):
+        needed = plan.weights[step + 1 :].any(axis=0)[: step + 1].sum()
+        # What stands for modules that need not run takes one number each.
+        silent = 4 * len(tapped(flux, tap).silent)
+        assert count == needed * sizes[tap] + silent
+    assert max(found) == 2 * sizes[tap] + silent and found[-1] == 0
+
+
+def test_nothing_is_held_without_a_cache_or_after_it(flux):
+    assert held_bytes(flux) == 0
+    plan = make_plan(Steps(FULL), Reuse(), TIMESTEPS)
+    with cached(flux, plan):
+        steps = sampling(flux, TIMESTEPS)
+        next(steps)
+        assert held_bytes(flux) == 0, "no step repeats the first"
+        next(steps)
+        assert held_bytes(flux) == 4 * 4 * 16
+    assert held_bytes(flux) == 0
+
+
+def test_recomputed_tokens_are_held_too(flux, sizes):
+    plans = [
+        make_plan(Steps(FULL), Reuse(), TIMESTEPS, tap="modules", refresh=rule)
+        for rule in (None, ToCa())
+    ]
+    plain, refreshed = (max(held(flux, plan)) for plan in plans)
+    assert plain < refreshed < 4 * plain
+
+
+# ---- The stage
+
+
+def test_steps_are_timed_by_kind_on_every_tap(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
+    settings = {"num_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 16}
+    arguments = argparse.Namespace(
+        model="manifest.json", prompts=ROOT / "data/prompts/emoji-evaluation.txt", images=2,
+        full_steps=5, seed=5, sampler=json.dumps(settings | {"dtype": "float32"}), threads=1,
+        low_memory=0, anchor_device=None, table=tmp_path / "costs.csv",
+    )  # fmt: skip
+    stage.main(arguments)
+    table = read_table(arguments.table)
+    assert list(table["tap"]) == [*TAPS] * 2 and list(table["image"]) == [0] * 5 + [1] * 5
+    assert (table["full_steps"] == 5).all() and (table["device"] == "cpu").all()
+    assert table["added_peak_mb"].isna().all()
+    output = table[table["tap"] == "output"]
+    assert (20 * output["skipped_step_seconds"] < output["full_step_seconds"]).all()
+    assert (table["skipped_step_seconds"] < table["full_step_seconds"]).all()
+    # Two features of 16 tokens with 64 numbers of 4 bytes.
+    np.testing.assert_allclose(output["cache_mb"], 2 * 16 * 64 * 4 / 1e6)
+    assert output["cache_mb"].iloc[0] == table["cache_mb"].min()
+
+
+def test_steps_of_a_run_are_those_that_were_taken(monkeypatch):
+    """Each step's time is its own: a slow one is found where it is."""
+    calls, ticks = [], iter(np.arange(0, 10**4, 0.5))
+
+    class Slow:
+        def __init__(self, device):
+            assert device == "cpu"
+
+        def mark(self):
+            return next(ticks) + 10 * calls.count("slow")
+
+        def between(self, begin, end):
+            return end - begin
+
+        def finish(self):
+            calls.append("finished")
+
+    def forward(module, args, output):
+        if len([c for c in calls if c != "finished"]) == 2:
+            calls.append("slow")
+        else:
+            calls.append("fast")
+
+    pipe = argparse.Namespace(transformer=torch.nn.Linear(1, 1))
+    pipe.transformer.register_forward_hook(forward)
+    monkeypatch.setattr(stage, "Clock", Slow)
+    monkeypatch.setattr(stage, "device_of", lambda pipe: torch.device("cpu"))
+    monkeypatch.setattr(stage, "held_bytes", lambda transformer: 1000 * len(calls))
+    monkeypatch.setattr(stage, "sample", lambda pipe, *_: sampled_by(pipe.transformer))
+    found = stage.steps_of(pipe, {}, None, 0)
+    assert found.seconds == [0.5, 0.5, 10.5, 0.5, 0.5]
+    assert found.cache_mb == 5000 / 1e6 and found.peak_mb == 3.0 and calls[-1] == "finished"
+    assert len(pipe.transformer._forward_hooks) == 1 and not pipe.transformer._forward_pre_hooks
+
+
+def sampled_by(transformer):
+    for _ in range(5):
+        transformer(torch.ones(1))
+    return argparse.Namespace(peak_memory_mb=3.0)
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(3, 3), (5, 5), (2, 3), (1, 3), (6, 5)])
+def test_full_steps_are_as_many_as_an_interval_gives(wanted, found):
+    plan = stage.nearest_plan(wanted, TIMESTEPS)
+    assert len(plan.full_steps) == found
+
+
+def test_steps_that_cannot_be_skipped_are_refused():
+    with pytest.raises(ValueError, match="skips any of 3 steps"):
+        stage.nearest_plan(2, TIMESTEPS[:3])
+
+
+def test_taps_that_a_transformer_has_not_are_left_out(capsys):
+    plans = stage.plans_by_tap(torch.nn.Linear(2, 2), 3, TIMESTEPS)
+    assert list(plans) == ["output"]
+    assert "tap modules is left out: Linear has no blocks" in capsys.readouterr().out
+
+
+# ---- The figure
+
+
+@pytest.fixture
+def table():
+    rows = [
+        (tap, 9, 0.02 + image / 1000, 0.03, 10.0**-i, 10.0**i / 100, "cpu")
+        for image in range(3)
+        for i, tap in enumerate(["output", "modules"], 1)
+    ]
+    names = ["tap", "full_steps", "uncached_step_seconds", "full_step_seconds"]
+    names += ["skipped_step_seconds", "cache_mb", "device"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_bars_have_the_tables_medians(table):
+    table.loc[0, "skipped_step_seconds"] = 0.9  # of one image, an outlier
+    left, right = figure.draw(table).axes
+    kinds = [bars for bars in left.containers if hasattr(bars, "patches")]
+    heights = [[bar.get_height() for bar in bars] for bars in kinds]
+    np.testing.assert_allclose(heights, [[30, 30], [100, 10]])
+    np.testing.assert_allclose([bar.get_height() for bar in right.patches], [0.1, 1])
+    assert [text.get_text() for text in right.texts] == ["0.10", "1.0"]
+    assert [text.get_text() for text in left.texts] == ["30", "30", "100", "10"]
+    (line,) = [line for line in left.get_lines() if line.get_label() == "without a cache"]
+    np.testing.assert_allclose(line.get_ydata(), 21)
+    assert [label.get_text() for label in right.get_xticklabels()] == ["output", "modules"]
+
+
+def test_every_bar_is_on_the_axis(table):
+    for axes in figure.draw(table).axes:
+        low, high = axes.get_ylim()
+        assert all(low < bar.get_height() < high for bar in axes.patches)
+
+
+def test_figure_repeats_to_the_byte(table, tmp_path):
+    written = []
+    for _ in range(2):
+        paths = [tmp_path / "a.pdf", tmp_path / "a.png"]
+        save(figure.draw(table), paths)
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table[:0], "no rows"),
+        (lambda table: table.drop(columns="cache_mb"), "lack columns.*'cache_mb'"),
+        (lambda table: table.assign(cache_mb=0.0), "not positive"),
+    ],
+)
+def test_figure_refuses_a_faulty_table(table, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        figure.draw(spoil(table))

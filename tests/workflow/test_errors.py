@@ -1,0 +1,319 @@
+"""Errors by step: measured against runs done by hand, predicted against the kernel's own runs."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import flow_timesteps, kernel_of, random_trajectories, tiny_pipeline
+
+from eigencache.calibration.sampler import Settings, call, image_seed, load_pipeline
+from eigencache.design import forecast_errors, latents_errors, step_sizes
+from eigencache.kernel import Kernel, KernelError
+from eigencache.methods import METHODS, Gate, make_plan
+from eigencache.plan import TAPS, Plan, PlanError
+from eigencache.predictors import Kriging, Newton, Reuse, Taylor
+from eigencache.runtime import cached
+from eigencache.runtime._taps import tapped, tensors, watching
+from eigencache.schedules import Steps
+from eigencache.tokens import ToCa
+from reproduction.figures import errors as figure
+from reproduction.figures import save
+from reproduction.stages import errors as stage
+from reproduction.tables.tables import read_table
+
+ROOT = Path(__file__).parents[2]
+STEPS, SEED = 6, 7
+SETTINGS = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")
+FULL = [0, 1, 3]
+
+
+# ---- What is predicted
+
+
+@pytest.mark.parametrize("predictor", [Kriging(2), Taylor(1), Reuse(), Newton(2)], ids=repr)
+def test_prediction_is_the_mean_over_the_runs_of_the_kernel(predictor):
+    timesteps = flow_timesteps(9)
+    runs = random_trajectories(timesteps, runs=5)
+    kernel = kernel_of(runs, timesteps)
+    plan = make_plan(Steps([0, 1, 2, 5]), predictor, timesteps, kernel)
+    sizes, missed, drifted = step_sizes(timesteps), [], []
+    for features in runs:
+        drift, after = np.zeros(features.shape[1]), []
+        for step in range(9):
+            error = np.zeros(features.shape[1])
+            if not plan.full[step]:
+                error = plan.weights[step] @ features - features[step]
+            missed.append((step, (error**2).sum(), (features[step] ** 2).sum()))
+            drift = drift + sizes[step] * error
+            after.append((drift**2).mean())
+        drifted.append(after)
+    _, error, size = pd.DataFrame(missed).groupby(0, as_index=False).mean().to_numpy().T
+    np.testing.assert_allclose(forecast_errors(plan, kernel.matrix()), np.sqrt(error / size))
+    expected = np.sqrt(np.mean(drifted, axis=0))
+    np.testing.assert_allclose(latents_errors(plan, kernel.matrix()), expected, atol=1e-12)
+    told = stage.predicted(plan, kernel)
+    np.testing.assert_array_equal(np.isnan(told["forecast"]), plan.full)
+    np.testing.assert_allclose(told["latents"], expected, atol=1e-12)
+    assert list(stage.predicted(plan, kernel, euler=False)) == ["forecast"]
+
+
+def test_nothing_is_predicted_of_other_taps_or_from_other_kernels():
+    timesteps = flow_timesteps(9)
+    runs = random_trajectories(timesteps)
+    elsewhere = METHODS["TaylorSeer"].plan(4, timesteps)
+    assert stage.predicted(elsewhere, kernel_of(runs, timesteps)) == {}
+    plan = METHODS["Newton"].plan(4, timesteps)
+    for kept in ({"normalisation": "cosine"}, {"tap": "hidden"}, {"features": "token-mean"}):
+        with pytest.raises(KernelError, match="told from second moments of the output"):
+            stage.predicted(plan, kernel_of(runs, timesteps, **kept))
+    with pytest.raises(PlanError, match="made for 9 steps"):
+        stage.predicted(plan, kernel_of(runs[:, :8], timesteps[:8]))
+
+
+# ---- What is measured
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def text_of(index):
+    draw = torch.Generator().manual_seed(index)
+    return {
+        "prompt_embeds": torch.randn(1, 3, 12, generator=draw),
+        "pooled_prompt_embeds": torch.randn(1, 10, generator=draw),
+    }
+
+
+def features_of(pipe, tap, index):
+    """Return the features of an undisturbed run: stream name to float64 `[T, D]`."""
+    found = {}
+    for name, stream in tapped(pipe.transformer, tap).streams.items():
+        found[name] = []
+
+        def keep(feature, record=found[name]):
+            record.append(np.concatenate([part.numpy().ravel() for part in tensors(feature)]))
+
+        with watching(stream, keep):
+            call(pipe, text_of(index), SETTINGS, [image_seed(SEED, index)], output_type="latent")
+    return {name: np.stack(record).astype(float) for name, record in found.items()}
+
+
+@pytest.fixture(scope="module")
+def timesteps(pipe):
+    features_of(pipe, "output", 0)
+    return pipe.scheduler.timesteps.double().numpy()
+
+
+@pytest.fixture(scope="module")
+def plans(timesteps):
+    plans = {tap: make_plan(Steps(FULL), Taylor(1), timesteps, tap=tap) for tap in TAPS}
+    other = make_plan(Steps([0, 2, 3]), Reuse(), timesteps, tap="delta", gate=Gate())
+    tokens = make_plan(Steps(FULL), Reuse(), timesteps, tap="modules", refresh=ToCa())
+    return plans | {"gated": other, "tokens": tokens}
+
+
+@pytest.fixture(scope="module")
+def measured(pipe, plans):
+    return dict(stage.measured(pipe, text_of(0), SETTINGS, image_seed(SEED, 0), plans))
+
+
+@pytest.mark.parametrize("label", [*TAPS, "gated"])
+def test_forecasts_are_measured_on_the_features_of_the_full_run(pipe, plans, measured, label):
+    plan = plans[label]
+    features = features_of(pipe, plan.tap, 0)
+    for step in range(STEPS):
+        squares = np.zeros(2)
+        for name, values in features.items():
+            row = plan.weights_of(name)[step]
+            if row.any():
+                error = row @ values - values[step]
+                squares += (error**2).sum(), (values[step] ** 2).sum()
+        found = measured[label]["forecast"][step]
+        if squares[1]:
+            assert found == pytest.approx(np.sqrt(squares[0] / squares[1]), rel=1e-4)
+        else:
+            assert np.isnan(found) and plan.full[step]
+
+
+def test_measured_forecasts_are_those_predicted_from_their_own_runs(pipe, plans, timesteps):
+    """Of one run the mean is the run, and of more, weighted by size, the root of their mean."""
+    runs = [features_of(pipe, "output", index) for index in range(3)]
+    kernels = [Kernel.of_run(run, timesteps, tap="output") for run in runs]
+    plan, found, sizes = plans["output"], [], []
+    for index, (run, kernel) in enumerate(zip(runs, kernels, strict=True)):
+        text, seed = text_of(index), image_seed(SEED, index)
+        ((_, errors),) = stage.measured(pipe, text, SETTINGS, seed, {"output": plan})
+        alone = stage.predicted(plan, kernel)["forecast"]
+        np.testing.assert_allclose(errors["forecast"], alone, rtol=1e-4)
+        found.append(errors["forecast"])
+        sizes.append((run["output"] ** 2).sum(1))
+    together = stage.predicted(plan, kernels[0] + kernels[1] + kernels[2])["forecast"]
+    mean = np.sqrt(np.average(np.square(found), axis=0, weights=sizes))
+    np.testing.assert_allclose(mean, together, rtol=1e-4)
+
+
+def test_latents_of_full_steps_at_the_start_agree_to_the_last_bit(measured, plans):
+    for label, errors in measured.items():
+        first = int(np.argmin(plans[label].full))  # the first that is skipped
+        assert (errors["latents"][:first] == 0).all()
+        assert (errors["latents"][first:] > 0).all()
+
+
+@pytest.mark.parametrize("label", ["output", "modules", "gated", "tokens"])
+def test_the_last_latents_are_those_of_the_image(pipe, plans, measured, label):
+    seed = [image_seed(SEED, 0)]
+    full = call(pipe, text_of(0), SETTINGS, seed, output_type="latent")
+    with cached(pipe.transformer, plans[label]):
+        ours = call(pipe, text_of(0), SETTINGS, seed, output_type="latent")
+    expected = (ours - full).square().mean().sqrt().item()
+    assert measured[label]["latents"][-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_plans_that_recompute_tokens_have_no_forecasts(measured):
+    assert np.isnan(measured["tokens"]["forecast"]).all()
+
+
+def test_nothing_depends_on_which_plans_are_measured_together(pipe, plans, measured):
+    alone = {"delta": plans["delta"]}
+    ((_, errors),) = stage.measured(pipe, text_of(0), SETTINGS, image_seed(SEED, 0), alone)
+    for quantity, values in errors.items():
+        np.testing.assert_array_equal(values, measured["delta"][quantity])
+
+
+def test_features_are_dropped_when_no_plan_needs_them(plans):
+    watch = stage.OpenLoop("output", {"a": plans["output"]})
+    for step in range(STEPS):
+        watch(torch.ones(1, 4, 16))
+        needed = plans["output"].weights[step + 1 :].any(axis=0)
+        assert set(watch.anchors) == {a for a in range(step + 1) if needed[a]}
+    with pytest.raises(ValueError, match="more than once a step"):
+        watch(torch.ones(1, 4, 16))
+
+
+def test_a_plan_of_other_timesteps_is_refused(pipe, timesteps):
+    other = make_plan(Steps(FULL), Reuse(), timesteps * 0.9)
+    with pytest.raises(PlanError, match="was made for timestep"):
+        list(stage.measured(pipe, text_of(0), SETTINGS, 1, {"other": other}))
+
+
+# ---- The stage
+
+
+def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
+    settings = {"num_steps": 5, "height": 64, "width": 64, "max_sequence_length": 16}
+    settings |= {"dtype": "float32"}
+    pipe = load_pipeline(ROOT / "data/emoji-flux", "float32")
+    settle(pipe, Settings(**settings))
+    timesteps = pipe.scheduler.timesteps.double().numpy()
+    kernel_of(random_trajectories(timesteps), timesteps).save(tmp_path / "kernel.safetensors")
+    paths = []
+    for label, tap in {"A": "output", "B": "modules"}.items():
+        paths.append(str(tmp_path / label / "4.safetensors"))
+        METHODS["TaylorSeer"].plan(4, timesteps, tap=tap, order=1).save(paths[-1])
+    arguments = argparse.Namespace(
+        model="manifest.json", plans=paths, kernel=tmp_path / "kernel.safetensors",
+        prompts=ROOT / "data/prompts/emoji-evaluation.txt", indices=[3, 1], seed=5,
+        sampler=json.dumps(settings), threads=1, low_memory=0, anchor_device=None,
+        table=tmp_path / "errors.csv",
+    )  # fmt: skip
+    stage.main(arguments)
+    table = read_table(arguments.table)
+    assert list(table) == figure.COLUMNS_READ
+    assert not table.duplicated(["label", "step", "prompt_index", "quantity"]).any()
+    assert set(table["prompt_index"].dropna()) == {1, 3} and (table["full_steps"] == 4).all()
+    assert set(table.loc[table["prompt_index"].isna(), "label"]) == {"A"}
+    forecasts = table[table["quantity"] == "forecast"]
+    assert not forecasts["full"].any() and set(forecasts["label"]) == {"A", "B"}
+    latents = table[table["quantity"] == "latents"]
+    assert (latents.groupby(["label", "prompt_index"], dropna=False)["step"].size() == 5).all()
+    with pytest.raises(ValueError, match=r"no prompts \[999\] of"):
+        stage.main(argparse.Namespace(**vars(arguments) | {"indices": [0, 999]}))
+
+
+def settle(pipe, settings):
+    """Set the scheduler's timesteps as a run with these settings does."""
+    text = {"prompt_embeds": torch.zeros(1, 16, pipe.transformer.config.joint_attention_dim)}
+    width = pipe.transformer.config.pooled_projection_dim
+    text |= {"pooled_prompt_embeds": torch.zeros(1, width)}
+    call(pipe, text, settings, [0], output_type="latent")
+
+
+# ---- The figure
+
+
+@pytest.fixture
+def table():
+    timesteps = flow_timesteps(8)
+    made = {
+        "far": METHODS["TaylorSeer"].plan(3, timesteps, order=1),
+        "EigenCache": METHODS["Newton"].plan(3, timesteps),
+    }
+    draw, rows = np.random.default_rng(0), []
+    for label, plan in made.items():
+        for index in (0, 4, 5):
+            errors = {name: draw.uniform(0.01, 1, 8) for name in ("forecast", "latents")}
+            errors["forecast"][plan.full], errors["latents"][0] = np.nan, 0
+            rows += stage.rows(label, plan, errors, index)
+    rows += stage.rows("EigenCache", made["EigenCache"], {"latents": np.full(8, 0.5)})
+    return pd.DataFrame(rows).astype({"prompt_index": "Int64"})
+
+
+def test_figure_draws_medians_ranges_predictions_and_full_steps(table):
+    panels = figure.draw(table).axes
+    assert [axes.get_title() for axes in panels] == ["far", "EigenCache"] * 2
+    for axes, (quantity, label) in zip(
+        panels, [(q, k) for q in figure.QUANTITIES for k in ("far", "EigenCache")], strict=True
+    ):
+        values = table[(table["label"] == label) & (table["quantity"] == quantity)]
+        of_step = values[values["prompt_index"].notna() & (values["value"] > 0)].groupby("step")
+        measured, told = axes.get_lines()[:2]
+        drawn = pd.Series(measured.get_ydata(), measured.get_xdata()).dropna()
+        expected = of_step["value"].median()
+        pd.testing.assert_series_equal(drawn, expected, check_names=False, check_index_type=False)
+        predicted = (quantity, label) == ("latents", "EigenCache")
+        assert np.isfinite(told.get_ydata()).any() == predicted
+        full = table.loc[(table["label"] == label) & table["full"], "step"].unique()
+        ticks = axes.collections[1].get_segments()
+        assert [segment[0, 0] for segment in ticks] == list(full)
+
+
+def test_figure_names_how_many_prompts(table):
+    (legend,) = figure.draw(table).legends
+    assert legend.get_texts()[0].get_text() == "measured, median of 3 prompts"
+
+
+def test_figure_repeats_to_the_byte_for_as_many_methods_as_there_are(table, tmp_path):
+    many = pd.concat([table.assign(label=f"method {i}") for i in range(9)])
+    assert len(figure.draw(many).axes) == 18
+    written = []
+    for _ in range(2):
+        paths = [tmp_path / "a.pdf", tmp_path / "a.png"]
+        save(figure.draw(many), paths)
+        written.append([path.read_bytes() for path in paths])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table[:0], "no rows"),
+        (lambda table: table.drop(columns="quantity"), "lack columns.*'quantity'"),
+        (lambda table: table[table["prompt_index"].isna()], "nothing was measured"),
+    ],
+)
+def test_figure_refuses_a_faulty_table(table, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        figure.draw(spoil(table))
+
+
+def test_a_plan_of_full_steps_alone_misses_nothing(pipe, timesteps):
+    everything = Plan(np.ones(STEPS, bool), np.zeros((STEPS, STEPS)), timesteps, "output")
+    ((_, errors),) = stage.measured(pipe, text_of(0), SETTINGS, 3, {"all": everything})
+    assert (errors["latents"] == 0).all() and np.isnan(errors["forecast"]).all()

@@ -1,0 +1,214 @@
+"""The configuration: its defaults, and a message for every mistake."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from eigencache.methods import METHODS
+from reproduction.config import ConfigError
+from reproduction.experiment import Experiment
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
+
+
+def experiment(config):
+    return Experiment(config, SCHEMA)
+
+
+def test_default_config_is_valid_and_full_comes_first(config):
+    ours = experiment(config)
+    assert ours.labels == ["full", *config["methods"]]
+    assert set(ours.planned) == set(config["methods"]) - {"fewer-steps"}
+
+
+def test_every_evaluation_prompt_is_left_out_of_calibration(config):
+    ours = experiment(config)
+    assert len(ours.prompts) >= 16
+    assert not set(ours.prompts) & set(ours.calibration_prompts)
+
+
+def test_defaults_come_from_the_schema(config):
+    for key in ("num_prompts", "shards", "threads", "timed_prompts"):
+        del config[key]
+    assert experiment(config).config["shards"] == 1
+
+
+def test_baseline_is_the_first_of_fewer_steps_unless_another_is_named(config):
+    assert experiment(config).baseline == "fewer-steps"
+    config["methods"] = {"a": {"method": "FORA"}, "b": {"method": "fewer-steps"},
+                         "c": {"method": "fewer-steps"}}  # fmt: skip
+    assert experiment(config).baseline == "b"
+    config["baseline"] = "a"
+    assert experiment(config).baseline == "a"
+    config["methods"] = {"a": {"method": "FORA"}}
+    assert experiment(config | {"baseline": None}).baseline is None
+
+
+def test_tables_are_among_the_targets(config):
+    names = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex"]
+    wanted = {f"results/emoji-flux/{name}" for name in names}
+    assert wanted <= set(experiment(config).targets)
+
+
+def test_config_given_is_not_changed(config):
+    before = copy.deepcopy(config)
+    experiment(config)
+    assert config == before
+
+
+def test_kernel_is_calibrated_at_the_tap_that_a_method_uses(config):
+    config["methods"] = {
+        "a": {"method": "EigenCache-published"},
+        "b": {"method": "EigenCache-published", "tap": "output"},
+        "c": {"method": "TaylorSeer"},
+    }
+    ours = experiment(config)
+    assert ours.kernel("a") == "modules.token-mean.cosine"
+    assert ours.kernel("b") == "output.token-mean.cosine"
+    assert ours.kernel("c") == "output.full.second-moment"
+    assert set(ours.kernels) == {ours.kernel(label) for label in "abc"}
+
+
+def test_any_run_of_a_known_budget_can_be_a_reference(config):
+    config["methods"]["EigenCache-50dB"] = {"method": "EigenCache", "psnr": 50}
+    config["references"] = ["TaylorSeer-1-09", "full", "TaylorSeer-1-12"]
+    ours = experiment(config)
+    assert ours.reference_labels == ["TaylorSeer-1", "full"]
+    assert len(ours.runs) == 1 + len(ours.config["budgets"]) * (len(config["methods"]) - 1)
+    assert not any("50dB" in run for run in ours.runs)
+
+
+def test_a_metric_names_the_models_it_needs(config):
+    config["metrics"] = ["psnr", "clip_score", "image_reward"]
+    assert experiment(config).metrics == {
+        "psnr": [], "clip_score": ["emoji-clip"],
+        "image_reward": ["ImageReward", "bert-base-uncased"],
+    }  # fmt: skip
+
+
+def change(config, path, value):
+    *parents, last = path.split("/")
+    for key in parents:
+        config = config[key]
+    config[last] = value
+
+
+MISTAKES = [
+    ("baseline", "TaylorSeer-3", r"baseline: 'TaylorSeer-3' is unknown; methods has \['fewer"),
+    ("baseline", "full", "baseline: 'full' is unknown"),
+    ("sampler/num_stepz", 5, r"sampler: unknown keys \['num_stepz'\]; allowed are"),
+    ("sampler/num_steps", "fifty", "sampler.num_steps: 'fifty' is not allowed"),
+    ("sampler/dtype", "int8", r"sampler.dtype: 'int8' is not allowed.*bfloat16"),
+    ("shards", 0, "shards: 0 is not allowed.*minimum 1"),
+    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of sampler.num_steps"),
+    ("methods/FORA/method", "Fora", "methods.FORA.method: 'Fora' is unknown; there are"),
+    ("methods/FORA/order", 2, "methods.FORA.order: FORA has no such option"),
+    ("methods/FORA/tap", "attic", "methods.FORA.tap: 'attic' is unknown"),
+    ("methods/TaylorSeer-1/order", -1, "methods.TaylorSeer-1.order: -1 is not allowed"),
+    ("methods/TaylorSeer-1/order", "x", "methods.TaylorSeer-1.order: 'x' is not allowed"),
+    ("methods/fewer-steps/order", 1, "methods.fewer-steps.order: fewer-steps has no such option"),
+    ("methods/bad label", {"method": "FORA"}, "bad label"),
+    ("calibration/seed", 2026, "calibration.seed: 2026 is the seed of the evaluation too"),
+    ("methods/EigenCache/held_out", 99, "methods.EigenCache.held_out: needs 100 calibration"),
+    ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
+    ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
+    ("methods/FORA/psnr", 40, "methods.FORA.psnr: only methods with a closed loop"),
+    ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
+    ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 24"),
+    ("experiment", "..", "experiment: '..' is not allowed"),
+    ("shards", 2.0, "shards: 2.0 is not allowed.*integer"),
+    ("methods/EigenCache", {"method": "EigenCache", 1: 2}, "EigenCache: the key 1 is no text"),
+    ("experiment", "a\n", "experiment: .* is not allowed"),
+    ("model", "../../x", "model: '../../x' is not allowed"),
+    ("clip", "/models/x", "clip: '/models/x' is not allowed"),
+    ("methods/..", {"method": "FORA"}, "methods: '..' is not allowed"),
+    ("methods/-x", {"method": "FORA"}, "methods: '-x' is not allowed"),
+    ("prompts", "../prompts.txt", r"prompts: '\.\./prompts\.txt' leads out of the project"),
+    ("prompts", "data/../../x", "prompts: 'data/../../x' leads out of the project"),
+    ("calibration/prompts", "/etc/hosts", "calibration.prompts: '/etc/hosts' leads out of"),
+    ("metrics", ["ssim"], r"metrics: \['ssim'\] is not allowed.*contains.*psnr"),
+    ("metrics", ["psnr", "lpips"], "metrics.1: 'lpips' is not allowed.*lpips_alex"),
+    ("metric_models", {"LPIPS-alex": "data"}, "metric_models.LPIPS-alex: no metric needs it"),
+    ("metric_models", {"ST-LPIPS-alex": "nowhere"}, "ST-LPIPS-alex: 'nowhere' is no folder"),
+    ("references", [], "references: .* is not allowed"),
+    ("references", ["full", "FORA-08"], r"references.1: 'FORA-08' is unknown; .*'FORA-09'"),
+    ("figures/pareto/highlight", ["Fora"], "figures.pareto.highlight: 'Fora' is not one of"),
+    ("figures/samples/methods", ["x; y"], "figures.samples.methods: 'x; y' is not one of"),
+    ("figures/samples/zoom", "all", "figures.samples.zoom: 'all' is not allowed"),
+    ("figures/samples/zoom", [1, 2], "figures.samples.zoom: .* is not allowed.*minItems 3"),
+    ("figures/samples/zoom", [50, 0, 16], "figures.samples.zoom: .* of 64 x 64 pixels"),
+    ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
+    ("figures/errors/budget", 8, "figures.errors.budget: 8 is not one of budgets"),
+    ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 24 evaluation"),
+    ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
+    ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
+    (
+        "figures/calibration",
+        {"factors": ["runs"]},
+        "figures.calibration.factors: 'runs' is not one of",
+    ),
+    ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of budgets"),
+    ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 24"),
+    ("figures/gallery/prompts", 10**12, "figures.gallery.prompts: 24 is none of the 24"),
+    ("figures/gallery/prompts", 0, "figures.gallery.prompts: 0 is not allowed.*minimum 1"),
+    ("figures/gallery/size", 8, "figures.gallery.size: 8 is not allowed.*minimum 16"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), MISTAKES)
+def test_mistake_names_key_value_and_what_is_allowed(config, path, value, message):
+    change(config, path, value)
+    with pytest.raises(ConfigError, match=message):
+        experiment(config)
+
+
+def test_trajectory_is_of_a_method_that_has_plans(config):
+    plan = "results/emoji-flux/plans/TaylorSeer-1/9.safetensors"
+    assert experiment(config).trajectory_plan == [plan]
+    for label in ("fewer-steps", "none"):
+        config["figures"]["trajectory"]["label"] = label
+        with pytest.raises(ConfigError, match=f"figures.trajectory.label: '{label}' is none of"):
+            _ = experiment(config).trajectory_plan
+    del config["figures"]["trajectory"]
+    assert experiment(config).trajectory_plan == []
+
+
+def test_missing_key_is_named(config):
+    del config["sampler"]["height"]
+    with pytest.raises(ConfigError, match="sampler: 'height' is a required property"):
+        experiment(config)
+
+
+def test_missing_prompt_file_is_named(config):
+    config["prompts"] = "data/prompts/none.txt"
+    with pytest.raises(FileNotFoundError, match=r"none\.txt: no such prompt file"):
+        experiment(config)
+
+
+def test_prompt_in_both_files_is_an_error(config, tmp_path, monkeypatch):
+    prompts = "\n".join(experiment(config).calibration_prompts)
+    monkeypatch.chdir(tmp_path)
+    Path("calibration.txt").write_text(prompts)
+    Path("both.txt").write_text(f"{prompts}\nand one more\n")
+    config["calibration"]["prompts"] = "calibration.txt"
+    config["prompts"] = "both.txt"
+    config["num_prompts"] = 1
+    with pytest.raises(ValueError, match="calibration must never see evaluation prompts"):
+        experiment(config)
+
+
+def test_every_method_has_its_options_checked(config):
+    for name, method in METHODS.items():
+        config["methods"] = {"x": {"method": name, "nonsense": 1}}
+        with pytest.raises(ConfigError, match="has no such option"):
+            experiment(config)
+        assert method.cite

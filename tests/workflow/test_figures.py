@@ -1,0 +1,608 @@
+"""The figures: what is drawn are the tables' values, files repeat to the byte, faults are named."""
+
+import argparse
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import faulty_texts, kernel_of, random_trajectories
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from eigencache._files import sha256
+from eigencache.methods import METHODS
+from eigencache.metrics import METRICS
+from eigencache.plan import FEWER_STEPS, FULL, Plan
+from reproduction.figures import (
+    OURS,
+    kernel,
+    looks,
+    of_first_reference,
+    pareto,
+    plans,
+    quality,
+    samples,
+    save,
+    schedules,
+    wrapped,
+)
+
+METHOD_LABELS = [FEWER_STEPS, "FORA", OURS]
+STEPS = 12
+TIMESTEPS = np.linspace(1000, 50, STEPS)
+# Of the full run, and of a method at 7, 9, 12 and 18 of 50 full steps.
+BUDGETS = (7, 9, 12, 18)
+PSNR, SPEEDUP = (38.2, 40.7, 43.5, 48.2), (6.6, 5.1, 3.9, 2.6)
+SSIM, LPIPS = (0.982, 0.991, 0.995, 0.9982), (0.021, 0.0096, 0.0043, 0.0011)
+CLIP, FRECHET = (85.1, 85.3, 85.2, 85.0), (4.1, 2.2, 0.9, 0.31)
+
+
+def summary_of(labels, references=(FULL,)):
+    """Return a summary as the workflow writes it: each label is a bit better and slower."""
+    rows = []
+    for reference in references:
+        full = {"psnr": np.inf, "ssim": 1.0, "st_lpips_alex": 0.0, "clip_score": 85.0}
+        rows.append(
+            {"run": FULL, "method": FULL, "reference": reference, "num_steps": 50,
+             "full_steps": 50, "speedup": 1.0, "speedup_low": 1.0, "speedup_high": 1.0,
+             "frechet_lite0": 0.0, "baseline": np.nan, "predicted_psnr": np.nan,
+             **full, **{f"{k}_{end}": v for k, v in full.items() for end in ("low", "high")},
+             "clip_score_low": 83.6, "clip_score_high": 86.3}
+        )  # fmt: skip
+        for (i, label), (k, steps) in itertools.product(enumerate(labels), enumerate(BUDGETS)):
+            better = 0.8**i
+            means = {"psnr": PSNR[k] + i, "clip_score": CLIP[k] - 0.02 * i}
+            means |= {"ssim": 1 - better * (1 - SSIM[k]), "st_lpips_alex": better * LPIPS[k]}
+            spread = {"psnr": 0.9, "clip_score": 1.3}
+            spread |= {"ssim": 0.3 * (1 - means["ssim"]), "st_lpips_alex": 0.25 * better * LPIPS[k]}
+            speedup = SPEEDUP[k] * (1 - 0.025 * i)
+            rows.append(
+                {"run": f"{label}-{steps:02d}", "method": label, "reference": reference,
+                 "num_steps": steps if label == FEWER_STEPS else 50, "full_steps": steps,
+                 "speedup": speedup, "speedup_low": 0.96 * speedup, "speedup_high": 1.05 * speedup,
+                 "frechet_lite0": better * FRECHET[k], "baseline": f"{FEWER_STEPS}-{steps:02d}",
+                 "predicted_psnr": means["psnr"] - 0.6 if label == OURS else np.nan, **means,
+                 **{f"{name}_low": means[name] - spread[name] for name in means},
+                 **{f"{name}_high": means[name] + spread[name] for name in means}}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def summary():
+    return summary_of(METHOD_LABELS)
+
+
+MANY = [FEWER_STEPS, *(f"Published-method-{i:02d}" for i in range(23)), OURS]
+
+
+@pytest.fixture
+def scores(tmp_path):
+    rows = []
+    for i, (label, index) in enumerate(itertools.product([*METHOD_LABELS, FULL], range(3))):
+        for steps in [STEPS] if label == FULL else [3, 4]:
+            run = FULL if label == FULL else f"{label}-{steps:02d}"
+            path = tmp_path / f"{run}-{index}.png"
+            Image.new("RGB", (8, 8), (10 * i, steps, index)).save(path)
+            psnr = np.inf if label == FULL else 30 + i + 0.25
+            rows.append((run, label, FULL, steps, index, f"prompt {index}", psnr, str(path),
+                         sha256(path)))  # fmt: skip
+    names = ["run", "method", "reference", "full_steps", "prompt_index", "prompt", "psnr", "image",
+             "sha256"]  # fmt: skip
+    return pd.DataFrame(rows, columns=names)
+
+
+@pytest.fixture
+def made_plans():
+    return {
+        "FORA": METHODS["FORA"].plan(5, TIMESTEPS),
+        "TaylorSeer": METHODS["TaylorSeer"].plan(5, TIMESTEPS, order=2),
+    }
+
+
+@pytest.fixture
+def kernels():
+    made = random_trajectories(TIMESTEPS)
+    two = kernel_of(made, TIMESTEPS, ("a", "b"), tap="modules", normalisation="cosine")
+    return {
+        "output.full.second-moment": kernel_of(made, TIMESTEPS),
+        "modules.full.cosine": two,
+    }
+
+
+def lines_of(axes):
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
+@pytest.mark.parametrize("cost", ["speedup", "full_steps"])
+def test_pareto_draws_the_tables_values(summary, cost):
+    panels = pareto.draw(summary, cost=cost).axes
+    metrics = ["psnr", "ssim", "st_lpips_alex", "clip_score", "frechet_lite0"]
+    for axes, metric in zip(panels, metrics, strict=False):
+        better = "higher" if METRICS[metric].higher else "lower"
+        assert METRICS[metric].label in axes.get_ylabel() and better in axes.get_ylabel()
+        lines = lines_of(axes)
+        assert [label for label in lines if not label.startswith("_")] == METHOD_LABELS
+        for label in METHOD_LABELS:
+            rows = summary[summary["method"] == label].sort_values(cost)
+            np.testing.assert_array_equal(lines[label].get_xdata(), rows[cost])
+            np.testing.assert_array_equal(lines[label].get_ydata(), rows[metric])
+    if cost == "full_steps":
+        assert list(panels[0].get_xticks()) == list(BUDGETS)
+
+
+def bars_of(axes):
+    """Return the ends of all bars on some axes: x0, y0, x1, y1."""
+    return np.concatenate([bars.get_segments() for bars in axes.collections]).reshape(-1, 4)
+
+
+def test_pareto_draws_the_tables_intervals(summary):
+    panels = pareto.draw(summary).axes
+    rows = summary[summary["run"] != FULL]
+    for axes, metric in zip(panels, ["psnr", "ssim", "st_lpips_alex"], strict=False):
+        low, high, x = (rows[c] for c in (f"{metric}_low", f"{metric}_high", "speedup"))
+        upright = np.stack([x, low, x, high], 1)
+        y, left, right = rows[metric], rows["speedup_low"], rows["speedup_high"]
+        expected = np.concatenate([upright, np.stack([left, y, right, y], 1)])
+        drawn = bars_of(axes)
+        assert sorted(map(tuple, drawn)) == sorted(map(tuple, expected))
+    # Of a metric of the whole set there is an interval of the speed-up alone.
+    assert len(bars_of(panels[4])) == len(rows)
+
+
+def test_pareto_draws_one_band_where_prompts_matter_more_than_methods(summary):
+    axes = pareto.draw(summary).axes[3]
+    assert not axes.collections
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((83.6, 86.3))
+    mean = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+    assert len(mean) == 1 and set(mean[0].get_ydata()) == {85.0}
+
+
+def test_pareto_draws_the_first_reference_alone(summary):
+    run = f"{OURS}-18"
+    both = pd.concat([summary, summary.assign(reference=run, psnr=1.0)])
+    drawn, alone = pareto.draw(both).axes[0], pareto.draw(summary).axes[0]
+    for a, b in zip(drawn.get_lines(), alone.get_lines(), strict=True):
+        np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
+    turned = both.iloc[::-1]
+    ours = lines_of(pareto.draw(turned).axes[0])[OURS]
+    assert len(ours.get_xdata()) == 3, "the reference itself is no point"
+
+
+def test_pareto_says_what_it_cannot_draw(summary):
+    summary.loc[1, ["psnr", "psnr_high"]] = np.inf
+    summary.loc[1, "ssim"] = 1.0
+    first, second, third, *_ = pareto.draw(summary).axes
+    assert [text.get_text() for text in first.texts] == ["not drawn: 1 at infinity"]
+    assert [text.get_text() for text in second.texts] == ["not drawn: 1 at 1"]
+    assert not third.texts
+
+
+def test_few_methods_are_all_in_colour(summary):
+    assert pareto.in_colour(summary[1:]) == set(METHOD_LABELS)
+
+
+def lagging():
+    """Return runs of twelve methods, two each, of known lags behind ours, and one fast bad one."""
+    rows = [(f"m{i:02d}", speed, 60 - 3 * i) for i in range(12) for speed in (2.0, 4.0)]
+    rows += [(OURS, 2.5, 62), (OURS, 5.0, 61), ("hasty", 9.0, 20), ("hasty", 4.9, 20),
+             ("once", 4.0, 62)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "speedup", "psnr"])
+    table["run"] = [f"{method}-{i}" for i, method in enumerate(table["method"])]
+    return table.assign(baseline="m11-22")
+
+
+def test_of_many_methods_those_that_lag_least_are_in_colour():
+    chosen = pareto.in_colour(lagging())
+    assert chosen == {OURS, FEWER_STEPS, "m11", "m00", "m01", "m02", "m03", "m04"}
+    named = pareto.in_colour(lagging(), ["m07"])
+    assert named == {OURS, FEWER_STEPS, "m11", "m07"}
+    with pytest.raises(ValueError, match=r"no method \['m99'\] to highlight; there are \['m00'"):
+        pareto.in_colour(lagging(), ["m99"])
+
+
+def test_pareto_draws_infinite_values_among_many_methods():
+    table = summary_of(MANY)
+    table.loc[5, ["psnr", "psnr_low", "psnr_high"]] = np.inf
+    figure = pareto.draw(table)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["not drawn: 1 at infinity"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table.drop(columns="ssim_low"), "lack columns.*'ssim_low'"),
+        (lambda table: table.drop(columns="reference"), "lack columns.*'reference'"),
+        (lambda table: table[:0], "no rows"),
+        (lambda table: table[1:], "needs the run 'full'"),
+        (lambda table: table[:1], "at least one other"),
+        (lambda table: table.assign(speedup=[1.0] * 12 + [np.nan]), "no speedup of runs"),
+    ],
+)
+def test_pareto_refuses_a_faulty_table(summary, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        pareto.draw(spoil(summary))
+
+
+def test_ticks_keep_apart():
+    assert pareto.spread([18, 7, 9, 12, 12], 1.12) == [7, 9, 12, 18]
+    assert pareto.spread([1, 1.5, 2, 3], 1.4) == [1, 1.5, 3]
+
+
+# ---- Samples
+
+
+def test_samples_select_the_reference_first_and_one_run_of_each_method(scores):
+    shown = samples.select(scores, [FULL, *METHOD_LABELS], 4, [2, 0])
+    assert list(shown["prompt_index"]) == [2] * 4 + [0] * 4
+    assert list(shown["run"]) == [FULL, *(f"{label}-04" for label in METHOD_LABELS)] * 2
+    other = scores.assign(reference="FORA-04")
+    assert list(samples.select(other, [FULL, "FORA", OURS], 4, [1])["run"]) == [
+        "FORA-04", FULL, f"{OURS}-04",
+    ]  # fmt: skip
+
+
+def images_of(axes):
+    return [image.get_array() for image in axes.images]
+
+
+def test_samples_draw_the_images_and_their_scores(scores):
+    shown = samples.select(scores, [FULL, *METHOD_LABELS], 4, [2, 0])
+    psnr = samples.psnr_of(shown)
+    assert np.isnan(psnr[:, 0]).all()
+    images = samples.read_images(shown["image"]).reshape(2, 4, 8, 8, 3)
+    figure = samples.draw(images, [FULL, *METHOD_LABELS], ["prompt 2", "prompt $0$"], psnr)
+    drawn = np.stack([image for axes in figure.axes for image in images_of(axes)])
+    np.testing.assert_array_equal(drawn.reshape(images.shape), images)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    expected = shown["psnr"].replace(np.inf, np.nan).dropna()
+    assert {f"{value:.1f} dB" for value in expected} < set(texts)
+    assert {"prompt 2", "prompt $0$", FULL, *METHOD_LABELS} < set(texts)
+
+
+def noisy(methods, height=64, width=64, seed=0):
+    """Return images of two prompts that differ a little from the first of each."""
+    draw = np.random.default_rng(seed)
+    base = draw.integers(40, 200, (2, 1, height, width, 3))
+    noise = draw.integers(0, 4, (2, methods, height, width, 3))
+    noise[:, 0] = 0
+    return (base + noise).astype(np.uint8)
+
+
+def test_the_enlarged_part_is_where_a_method_differs_most():
+    images = noisy(3)
+    images[0, 2, 30:46, 5:21] += 20
+    assert samples.zoom_box(images[0], "auto") == (5, 30, 16)
+    figure = samples.draw(images, list("abc"), ["x", "y"], zoom="auto")
+    left, top, size = samples.zoom_box(images[1], "auto")
+    part = images[1, 2, top : top + size, left : left + size]
+    assert any(np.array_equal(part, image) for axes in figure.axes for image in images_of(axes))
+
+
+def test_the_enlarged_part_can_be_stated():
+    images = noisy(2, height=32, width=48)
+    assert samples.zoom_box(images[0], [40, 10, 8]) == (40, 10, 8)
+    for outside in ([41, 10, 8], [0, 25, 8], [0, 0, 0], [-1, 0, 8]):
+        with pytest.raises(ValueError, match="does not lie in an image of 48 x 32 pixels"):
+            samples.zoom_box(images[0], outside)
+
+
+def test_differences_are_in_levels_and_share_one_scale():
+    images = noisy(3)
+    by_hand = np.abs(images[1, 2].astype(int) - images[1, 0].astype(int)).sum(-1) / 3
+    np.testing.assert_allclose(samples.differences(images)[1, 2], by_hand, rtol=1e-6)
+    figure = samples.draw(images, list("abc"), ["x", "y"], difference=True)
+    maps = [image for axes in figure.axes[:-1] for image in axes.images if image.get_cmap().name
+            == samples.MAP and image.get_array().ndim == 2]  # fmt: skip
+    assert len(maps) == 4, "of two methods and two prompts; the reference differs nowhere"
+    assert {image.get_clim() for image in maps} == {(0, samples.limit_of(
+        samples.differences(images)))}  # fmt: skip
+    assert "levels of 255" in figure.axes[-1].get_xlabel()
+
+
+def test_many_methods_are_shown_in_blocks():
+    assert samples.blocks_of(1) == [[0]]
+    assert samples.blocks_of(10) == [list(range(10))]
+    blocks = samples.blocks_of(24)
+    assert [block[0] for block in blocks] == [0, 0, 0]
+    assert [i for block in blocks for i in block[1:]] == list(range(1, 24))
+    assert max(map(len, blocks)) <= samples.COLUMNS
+
+
+@pytest.mark.parametrize("size", [64, 1024])
+def test_small_images_are_enlarged_by_whole_numbers(size):
+    figure = samples.draw(np.zeros((2, 9, size, size, 3), np.uint8), list("abcdefghi"), ["x", "y"])
+    for axes in figure.axes:
+        box = axes.get_position()
+        width, height = figure.get_size_inches() * 300
+        dots = np.array([box.x0 * width, box.y0 * height, box.width * width, box.height * height])
+        np.testing.assert_allclose(dots, dots.round(), atol=1e-6)
+        if size == 64:
+            assert tuple(dots[2:].round()) == (192, 192)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda table: table.drop(columns="image"), "lack columns.*'image'"),
+        (lambda table: table[:0], "no rows"),
+        (lambda table: table[table["run"] != "FORA-04"], r"no image of FORA.*runs of \[3\]"),
+        (lambda table: table[(table["run"] != "FORA-04") | (table["prompt_index"] != 0)],
+         "no image of prompt 0 by the run FORA-04"),
+    ],
+)  # fmt: skip
+def test_samples_refuse_faulty_scores(scores, spoil, message):
+    with pytest.raises(ValueError, match=message):
+        samples.select(spoil(scores), ["FORA"], 4, [0])
+
+
+def test_samples_refuse_what_does_not_fit(scores):
+    shown = samples.select(scores, METHOD_LABELS, 4, [0])
+    with pytest.raises(ValueError, match=r"FORA-04.*without a score"):
+        samples.psnr_of(shown.assign(psnr=shown["psnr"].mask(shown["run"] == "FORA-04")))
+    with pytest.raises(ValueError, match="nothing to draw"):
+        samples.draw(np.zeros((0, 0, 8, 8, 3), np.uint8), [], [])
+    with pytest.raises(ValueError, match="images must be"):
+        samples.draw(np.zeros((1, 2, 8, 8, 3), np.uint8), ["a"], ["x"])
+
+
+def test_samples_refuse_an_altered_image(scores, tmp_path):
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    arguments = argparse.Namespace(
+        scores=tmp_path / "scores.csv", methods=[FULL, OURS], budget=4, prompts=[0, 1],
+        zoom=["auto"], difference=1, out=[tmp_path / "a.png"],
+    )  # fmt: skip
+    samples.main(arguments)
+    assert (tmp_path / "a.png").is_file()
+    image = tmp_path / f"{OURS}-04-1.png"
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=f"{OURS}-04-1.png: missing or altered"):
+        samples.main(arguments)
+
+
+# ---- Plans and schedules
+
+
+def test_plans_draw_the_weights_on_one_scale(made_plans):
+    figure = plans.draw(made_plans)
+    panels = figure.axes[:2]
+    for axes, (label, plan) in zip(panels, made_plans.items(), strict=True):
+        assert axes.get_title() == label
+        np.testing.assert_array_equal(axes.images[0].get_array(), plan.weights)
+        dots, squares = axes.get_lines()
+        np.testing.assert_array_equal(squares.get_xdata(), plan.full_steps)
+        assert len(dots.get_xdata()) == (plan.weights < 0).sum()
+        assert axes.images[0].get_clim() == panels[0].images[0].get_clim()
+        low, high = axes.images[0].get_clim()
+        assert low == -high
+
+
+def test_plans_say_that_colours_are_clipped(made_plans):
+    weights = np.stack([plan.weights for plan in made_plans.values()])
+    limit, extreme = plans.limits(weights)
+    assert limit < abs(extreme) == np.abs(weights).max()
+    bar = plans.draw(made_plans).axes[-1]
+    assert f"clipped at ±{limit:g}" in bar.get_ylabel()
+    unclipped = plans.draw({"FORA": made_plans["FORA"]}).axes[-1]
+    assert unclipped.get_ylabel() == "weight"
+
+
+def test_plans_of_many_streams_are_drawn_as_their_mean(made_plans):
+    one = made_plans["TaylorSeer"]
+    many = Plan(
+        one.full, np.stack([one.weights, 3 * one.weights]), TIMESTEPS, "modules", ("a", "b")
+    )
+    axes = plans.draw({"x": many}).axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), 2 * one.weights)
+    assert axes.get_title() == "x\n(mean of 2 streams)"
+
+
+def test_plans_refuse_what_cannot_share_axes(made_plans):
+    with pytest.raises(ValueError, match="no plans"):
+        plans.draw({})
+    other = METHODS["FORA"].plan(5, TIMESTEPS[:-1])
+    with pytest.raises(ValueError, match="differ in their steps"):
+        plans.draw(made_plans | {"other": other})
+
+
+def test_schedules_draw_a_tick_for_each_full_step(made_plans):
+    ours = METHODS["FORA"].plan(3, TIMESTEPS)
+    rows = {**{label: [plan, ours] for label, plan in made_plans.items()}, OURS: [ours]}
+    axes = schedules.draw(rows).axes[0]
+    ticks = [bars.get_segments() for bars in axes.collections if len(bars.get_segments()) > 1]
+    drawn = [tuple(int(tick[0][0]) for tick in row) for row in ticks]
+    # FORA and TaylorSeer choose the same steps, and share their rows; fewer steps come first.
+    assert drawn == [ours.full_steps, made_plans["FORA"].full_steps, ours.full_steps]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["FORA, TaylorSeer", "3", "5", OURS, "3"]
+    labels = [text.get_text() for text in axes.child_axes[0].get_xticklabels()]
+    at = [int(tick) for tick in axes.child_axes[0].get_xticks()]
+    assert labels == [f"{TIMESTEPS[step]:.0f}" for step in at] and len(at) > 3
+
+
+def test_schedules_refuse_what_cannot_share_axes(made_plans):
+    with pytest.raises(ValueError, match="no plans"):
+        schedules.draw({"FORA": []})
+    other = METHODS["FORA"].plan(5, TIMESTEPS[:-1])
+    with pytest.raises(ValueError, match="differ in their timesteps"):
+        schedules.draw({"FORA": [made_plans["FORA"], other]})
+
+
+# ---- Kernel
+
+
+def test_kernel_draws_the_matrix_and_its_spectrum(kernels):
+    matrix = kernels["output.full.second-moment"].matrix()
+    left, middle, _, *_ = kernel.draw(kernels).axes
+    np.testing.assert_array_equal(left.images[0].get_array(), matrix)
+    shares = np.linalg.eigvalsh(matrix)[::-1] / np.trace(matrix)
+    values, rest, *marks = middle.get_lines()
+    np.testing.assert_allclose(values.get_ydata(), shares, rtol=1e-3)
+    kept = 1 - np.cumsum(shares)[: len(rest.get_ydata())]
+    np.testing.assert_allclose(rest.get_ydata(), kept, rtol=1e-6, atol=1e-12)
+    for line, share in zip(marks, kernel.KEPT, strict=True):
+        rank = line.get_xdata()[0]
+        assert shares[:rank].sum() >= share > shares[: rank - 1].sum()
+
+
+def test_kernel_draws_eigenvectors_with_a_settled_sign(kernels):
+    matrix = kernels["output.full.second-moment"].matrix()
+    shares, vectors = kernel.spectrum(matrix)
+    np.testing.assert_allclose(matrix @ vectors, vectors * shares * np.trace(matrix), atol=1e-9)
+    assert (vectors.max(0) == np.abs(vectors).max(0)).all()
+    right = kernel.draw(kernels).axes[2]
+    curves = {line.get_label(): line.get_ydata() for line in right.get_lines()}
+    for i in range(kernel.VECTORS):
+        np.testing.assert_array_equal(curves[str(i + 1)], vectors[:, i])
+
+
+def test_kernel_draws_a_row_each_and_names_it(kernels):
+    axes = kernel.draw(kernels).axes
+    titles = [a.get_title(loc="left") for a in axes if a.get_title(loc="left")]
+    assert titles == ["output, full\nsecond-moment", "modules, full\ncosine, mean of 2 streams"]
+
+
+def test_kernel_refuses_what_is_none(kernels):
+    with pytest.raises(ValueError, match="no kernels"):
+        kernel.draw({})
+    with pytest.raises(ValueError, match="positive"):
+        kernel.spectrum(np.zeros((3, 3)))
+
+
+# ---- All of them
+
+
+def figures_of(kernels, made_plans, labels):
+    """Return every figure of some methods, by name."""
+    table = summary_of(labels)
+    rows = {label: [METHODS["FORA"].plan(k, TIMESTEPS) for k in (3, 5)] for label in labels}
+    images = np.concatenate([noisy(len(labels))[:1]] * 2)
+    psnr = np.full((2, len(labels)), 43.21)
+    return {
+        "pareto": pareto.draw(table),
+        "budget": pareto.draw(table, cost="full_steps"),
+        "samples": samples.draw(images, labels, ["a long prompt of a hat"] * 2, psnr, "auto", True),
+        "plans": plans.draw({label: made_plans["FORA"] for label in labels}),
+        "schedules": schedules.draw(rows),
+        "kernel": kernel.draw(kernels),
+        "quality": quality.draw(table),
+    }
+
+
+NINE = [FEWER_STEPS, "FORA", "TaylorSeer-1", "TaylorSeer-2", "HiCache", "TaylorSeer-1-output",
+        "EigenCache-published", "EigenCache-design", OURS]  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [METHOD_LABELS, NINE, MANY], ids=["three", "nine", "many"])
+def test_no_text_overlaps_another_or_leaves_the_page(kernels, made_plans, labels):
+    found = {
+        name: faulty_texts(figure)
+        for name, figure in figures_of(kernels, made_plans, labels).items()
+    }
+    assert found == {name: [] for name in found}
+
+
+@pytest.mark.parametrize("labels", [NINE, MANY], ids=["nine", "many"])
+def test_figures_fit_two_columns(kernels, made_plans, labels):
+    for name, figure in figures_of(kernels, made_plans, labels).items():
+        assert figure.get_size_inches()[0] <= 7.001, name
+
+
+def test_faulty_texts_are_found():
+    figure = Figure(figsize=(2, 1))
+    figure.text(0.5, 0.5, "one")
+    figure.text(0.52, 0.5, "two")
+    figure.text(0.95, 0.1, "a long one")
+    assert faulty_texts(figure) == ["'a long one' leaves the page", "'one' and 'two' overlap"]
+
+
+def test_files_repeat_to_the_byte(tmp_path, monkeypatch, kernels, made_plans):
+    written = []
+    for epoch in ("0", "1700000000"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+        files = {}
+        for name, figure in figures_of(kernels, made_plans, NINE).items():
+            paths = [tmp_path / f"{name}.pdf", tmp_path / f"{name}.png"]
+            save(figure, paths)
+            files |= {path.name: path.read_bytes() for path in paths}
+        written.append(files)
+    assert written[0].keys() == written[1].keys()
+    for name, content in written[0].items():
+        assert content == written[1][name], name
+        assert content.startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"\.pdf or \.png"):
+        save(Figure(), [tmp_path / "a.png", tmp_path / "a.svg"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_looks_follow_the_order_and_differ():
+    labels = [FULL, FEWER_STEPS, *(f"method {i}" for i in range(30)), OURS]
+    drawn = looks(labels)
+    assert FULL not in drawn
+    assert drawn == looks(labels[1:]), "the full run takes no turn"
+    seen = {(to_hex(k["color"]), k["marker"], k["linestyle"]) for k in drawn.values()}
+    assert len(seen) == len(drawn)
+    assert drawn[FEWER_STEPS]["linestyle"] == "--"
+    assert drawn[OURS]["linewidth"] > 1
+
+
+def test_looks_of_those_that_do_not_stand_out_are_grey_and_differ():
+    labels = [*(f"method {i}" for i in range(20)), OURS]
+    drawn = looks(labels, {OURS, "method 3"})
+    assert drawn["method 3"] == looks(["method 3"])["method 3"]
+    muted = [drawn[label] for label in labels if label not in (OURS, "method 3")]
+    assert len({look["color"] for look in muted}) == 1
+    assert len({(look["marker"], look["markerfacecolor"]) for look in muted}) == len(muted)
+    assert all(look["zorder"] < drawn["method 3"]["zorder"] for look in muted)
+
+
+def test_the_first_reference_is_the_one_of_the_first_row(summary):
+    both = pd.concat([summary.assign(reference="b"), summary.assign(reference="a")])
+    rows, name = of_first_reference(both)
+    assert name == "b" and len(rows) == len(summary) and set(rows["reference"]) == {"b"}
+
+
+def test_wrapped_text_loses_nothing_unless_told():
+    text = "a rather long prompt that costs $5 or $6"
+    assert wrapped(text, 0.8, 6.5).split() == text.split()
+    assert wrapped(text, 10, 6.5) == text
+    short = wrapped(text, 0.8, 6.5, lines=2)
+    assert short.count("\n") == 1 and short.endswith("…")
+
+
+def test_figures_do_not_load_torch():
+    code = (
+        "import sys, reproduction.figures.budget, reproduction.figures.samples, "
+        "reproduction.figures.plans, reproduction.figures.schedules, reproduction.figures.kernel, "
+        "reproduction.figures.quality; assert 'torch' not in sys.modules"
+    )
+    # A fresh process, since other tests load it.
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- Quality
+
+
+def test_quality_draws_each_prediction_against_its_measurement(summary):
+    axes = quality.draw(summary).axes[0]
+    ours = summary[summary["method"] == OURS]
+    (points,) = [line for line in axes.lines if line.get_label() == OURS]
+    np.testing.assert_array_equal(points.get_xdata(), ours["predicted_psnr"])
+    np.testing.assert_array_equal(points.get_ydata(), ours["psnr"])
+    bars = axes.collections[-1].get_segments()
+    ends = ours[["predicted_psnr", "psnr_low", "predicted_psnr", "psnr_high"]].to_numpy()
+    np.testing.assert_array_equal(np.reshape(bars, (-1, 4)), ends)
+    assert {text.get_text() for text in axes.texts} == {str(steps) for steps in BUDGETS}
+
+
+def test_quality_needs_a_prediction(summary):
+    with pytest.raises(ValueError, match="no run of the summary has a predicted PSNR"):
+        quality.draw(summary.assign(predicted_psnr=np.nan))

@@ -1,0 +1,124 @@
+"""Ablation: what each factor does to the PSNR, one panel a factor, one line a budget.
+
+Drawn is the PSNR to the full run relative to the factor's base, which is a ring on the zero line:
+the mean over images of the difference to the base's image of the same prompt and noise, with its
+95 % bootstrap interval where there are images enough for one. What the base itself has stands below
+each panel's title. Lines join values that are numbers. Each panel has a scale of its own, of one
+decibel at least, so that what does not matter looks flat.
+"""
+
+import argparse
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reproduction.figures import TWO_COLUMNS, require, save, style
+from reproduction.stages import run
+from reproduction.tables.tables import read_table
+
+COLUMNS, CHARACTERS = 4, 25  # panels side by side, and how much text fits below one
+TICK = 10  # characters of a value in one line
+SPAN = 1.0  # decibels that a panel shows at least
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#882255"), ("o", "s", "^", "v")
+
+
+@style()
+def draw(table: pd.DataFrame) -> Figure:
+    """Return the figure of an ablation (`reproduction.stages.ablation`).
+
+    Raises:
+        ValueError: the table is empty or lacks a column, or a value to draw is missing.
+    """
+    columns = ["factor", "value", "base", "full_steps", "psnr", "gain", "gain_low", "gain_high"]
+    require(table, columns, "ablation's rows")
+    gaps = table.loc[~np.isfinite(table["gain"]), "value"]
+    if len(gaps):
+        raise ValueError(f"the ablation has no gain of {sorted(set(gaps))}")
+    figure, panels = _grid(table)
+    for axes, (factor, rows) in zip(panels, table.groupby("factor", sort=False), strict=True):
+        _panel(axes, rows)
+        _title(axes, factor, rows[rows["base"]])
+    figure.supylabel("PSNR relative to the base (dB)", size=8)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def _grid(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
+    """Return a figure and one panel a factor; those of many long values are twice as wide."""
+    widths = [_width(rows) for _, rows in table.groupby("factor", sort=False)]
+    places, row, column = [], 0, 0
+    for width in widths:
+        if column + width > COLUMNS:
+            row, column = row + 1, 0
+        places.append((row, slice(column, column + width)))
+        column += width
+    figure = Figure(figsize=(TWO_COLUMNS, 0.45 + 1.45 * (row + 1)))
+    spec = figure.add_gridspec(row + 1, COLUMNS)
+    return figure, [figure.add_subplot(spec[place]) for place in places]
+
+
+def _width(rows: pd.DataFrame) -> int:
+    """Return how many columns the values of a factor need below its panel: 1 or 2."""
+    values = rows["value"].astype(str).unique()
+    longest = max(len(word) for value in values for word in value.split())
+    return 2 if longest * len(values) > CHARACTERS else 1
+
+
+def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw one factor: the values in their order, equally far apart, and the base as a ring."""
+    values = list(rows["value"].astype(str).unique())
+    budgets = sorted(rows["full_steps"].unique())
+    numbers = any(character.isdigit() for value in values for character in value)
+    for i, budget in enumerate(budgets):
+        points = rows[rows["full_steps"] == budget]
+        x = np.arange(len(points)) + 0.06 * (2 * i - len(budgets) + 1)  # bars side by side
+        look = {"color": COLOURS[i % 4], "marker": MARKERS[i % 4]}
+        axes.errorbar(
+            x, points["gain"], _bars(points), elinewidth=0.7, label=f"{budget} full steps",
+            markersize=3, linestyle="-" if numbers else "none", **look,
+        )  # fmt: skip
+        if not numbers:
+            axes.vlines(x, 0, points["gain"], color=look["color"], linewidth=1.5, alpha=0.35)
+        base = points["base"].to_numpy()
+        axes.plot(
+            x[base], points["gain"][base], "o", markersize=7, color=look["color"],
+            markerfacecolor="none", clip_on=False,
+        )  # fmt: skip
+    axes.axhline(0, color="#767676", linewidth=0.6, linestyle=":", zorder=1.5)
+    axes.grid(axis="x", visible=False)
+    axes.set_xticks(range(len(values)), [textwrap.fill(v, TICK) for v in values], size=6.5)
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    low, high = axes.get_ylim()
+    spare = max(SPAN - (high - low), 0) / 2
+    axes.set_ylim(low - spare, high + spare)
+
+
+def _bars(points: pd.DataFrame) -> np.ndarray:
+    """Return how far each interval reaches below and above its value; nan draws no bar."""
+    return np.abs(points[["gain_low", "gain_high"]].to_numpy().T - points["gain"].to_numpy())
+
+
+def _title(axes: Axes, factor: str, base: pd.DataFrame) -> None:
+    axes.set_title(factor, size=7.5, weight="bold", loc="left", pad=11)
+    level = " · ".join(f"{psnr:.1f}" for psnr in base.sort_values("full_steps")["psnr"])
+    axes.annotate(
+        f"base: {level} dB", (0, 1), (0, 3), xycoords="axes fraction", size=6.5, color="#555555",
+        textcoords="offset points",
+    )  # fmt: skip
+
+
+def main(arguments: argparse.Namespace) -> None:
+    save(draw(read_table(arguments.table)), arguments.out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("ablation", description=__doc__)
+    parser.add_argument("--table", required=True, help="CSV of reproduction.stages.ablation")
+    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
+    run(main, parser, outputs=["out"], inputs=["table"])

@@ -1,0 +1,103 @@
+"""Calibration: image quality against the number of calibration runs, one panel a way of planning.
+
+Drawn is the PSNR to the full run, a mean over images, with the 95 % interval of its difference to
+the base (the ring, whose level is the dotted line): where a bar misses the line, the difference is
+more than chance. Images are compared in pairs, of the same prompt and noise, so that the intervals
+are of what the runs matter and not of how prompts differ. One line a budget of full steps.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from reproduction.figures import ONE_COLUMN, TWO_COLUMNS, require, save, style
+from reproduction.stages import run
+from reproduction.tables.tables import read_table
+
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#882255"), ("o", "s", "^", "v")
+
+
+@style()
+def draw(table: pd.DataFrame, factors: Sequence[str]) -> Figure:
+    """Return the figure of some factors of an ablation (`reproduction.stages.ablation`).
+
+    Args:
+        table: of the ablation.
+        factors: whose values are numbers of calibration runs.
+
+    Raises:
+        ValueError: the table is empty, or lacks a column or a factor; or a factor's value is not a
+            number.
+    """
+    columns = ["factor", "value", "base", "full_steps", "psnr", "gain", "gain_low", "gain_high"]
+    require(table, columns, "ablation's rows")
+    missing = [factor for factor in factors if factor not in set(table["factor"])]
+    if missing or not factors:
+        raise ValueError(
+            f"the ablation has no factors {missing}; it has {list(table['factor'].unique())}"
+        )
+    figure = Figure(figsize=(ONE_COLUMN if len(factors) == 1 else TWO_COLUMNS, 2.6))
+    panels = figure.subplots(1, len(factors), squeeze=False).ravel()
+    for axes, factor in zip(panels, factors, strict=True):
+        _panel(axes, _numbered(table[table["factor"] == factor], factor))
+        axes.set_title(factor, size=8)
+        axes.set_xlabel("calibration runs")
+    panels[0].set_ylabel("PSNR to the full run (dB)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _numbered(rows: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """Return a factor's rows with numbers for values, ascending."""
+    values = pd.to_numeric(rows["value"], errors="coerce")
+    if values.isna().any() or (values <= 0).any():
+        raise ValueError(
+            f"{factor}: {list(rows['value'].unique())} are not all numbers of calibration runs"
+        )
+    return rows.assign(value=values).sort_values("value")
+
+
+def intervals(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far each gain's interval reaches below and above it; 0 if there is none."""
+    below, above = rows["gain"] - rows["gain_low"], rows["gain_high"] - rows["gain"]
+    return below.fillna(0).to_numpy(), above.fillna(0).to_numpy()
+
+
+def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+    """Draw one line a budget over a logarithmic axis."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(rows["value"]))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    for i, (budget, points) in enumerate(rows.groupby("full_steps")):
+        look = {"color": COLOURS[i % 4], "marker": MARKERS[i % 4]}
+        axes.errorbar(
+            points["value"], points["psnr"], intervals(points), elinewidth=0.8, capsize=2,
+            capthick=0.8, markersize=3.5, label=f"{budget} full steps", **look,
+        )  # fmt: skip
+        base = points[points["base"]]
+        axes.plot(
+            base["value"], base["psnr"], "o", markersize=8, color=look["color"],
+            markerfacecolor="none", clip_on=False,
+        )  # fmt: skip
+        for level in base["psnr"]:
+            axes.axhline(level, color=look["color"], linewidth=0.7, linestyle=":", zorder=1.5)
+    axes.margins(x=0.08)
+
+
+def main(arguments: argparse.Namespace) -> None:
+    save(draw(read_table(arguments.table), arguments.factors), arguments.out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("calibration", description=__doc__)
+    parser.add_argument("--table", required=True, help="CSV of reproduction.stages.ablation")
+    parser.add_argument("--factors", nargs="+", required=True, help="of calibration runs")
+    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
+    run(main, parser, outputs=["out"], inputs=["table"])

@@ -1,0 +1,107 @@
+"""Into how many jobs the prompts of a method are split: loading a model costs each of them.
+
+Work is counted in full steps, evaluations of the whole network, so that a plan of shards depends on
+the configuration alone and not on the machine. docs/scale.md has the seconds behind the constants.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from reproduction.prompts import shard_indices
+
+# Starting, checking and loading 33.7 GB take about a minute: FLUX.1-dev's full steps on an H100 in
+# that time. A small model's loading takes no less in its own steps.
+LOADING = 300
+# Of a job, at most. Above it `auto` takes fewer shards.
+SHARE = 0.1
+# What a killed job may lose: a quarter of an hour of an H100, three quarters of an A100.
+LONGEST = 5000
+# Three digits name a shard, and a method's shards must fit into one command line.
+MOST = 1000
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The prompts of an experiment, split into jobs.
+
+    Attributes:
+        prompts: how many.
+        count: into how many shards; each method has one job for each.
+        num_steps: of a full run.
+        budgets: full steps of a cached run, for each of them; none if there are only full runs.
+        timed: of how many prompts of a job a full run is timed beside the cached ones.
+    """
+
+    prompts: int
+    count: int
+    num_steps: int
+    budgets: tuple[int, ...]
+    timed: int
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError if some shard would be empty."""
+        shard_indices(self.prompts, 0, self.count)
+
+    @cached_property
+    def shortest(self) -> int:
+        """The full steps of the shortest job."""
+        return min(self._jobs(self.prompts // self.count))
+
+    @cached_property
+    def longest(self) -> int:
+        """The full steps of the longest job."""
+        return max(self._jobs(-(-self.prompts // self.count)))
+
+    @property
+    def loading(self) -> float:
+        """The share of the shortest job that loading the model is."""
+        return LOADING / (LOADING + self.shortest)
+
+    def _jobs(self, prompts: int) -> list[int]:
+        """Return the full steps of each kind of job; the first run of a process is not kept."""
+        full = (1 + prompts) * self.num_steps
+        if not self.budgets:
+            return [full]
+        compared = (1 + min(self.timed, prompts)) * self.num_steps
+        return [full, compared + prompts * sum(self.budgets)]
+
+    def __str__(self) -> str:
+        advice = "; fewer shards, or auto, load less often" if self.loading > SHARE else ""
+        return (
+            f"{self.count} for {self.prompts:,} prompts: a job computes {self.shortest:,} to "
+            f"{self.longest:,} full steps; loading the model, taken for {LOADING} more, is at most "
+            f"{self.loading:.1%} of it{advice if self.count > 1 else ''}"
+        )
+
+
+def plan_shards(config: Mapping, prompts: int) -> Shards:
+    """Return the shards of an experiment: as many as it states, or for "auto" as many as suit it.
+
+    That is the smallest number with which no job is longer than LONGEST, or fewer if loading would
+    otherwise be more than SHARE of a job.
+
+    Args:
+        config: of the experiment, with its defaults.
+        prompts: their number.
+
+    Raises:
+        ValueError: there are more shards than prompts.
+    """
+    # Beforehand nobody knows the budget of a method that is asked for a quality.
+    budgeted = any("psnr" not in spec for spec in config["methods"].values())
+    budgets = tuple(config["budgets"]) if budgeted else ()
+
+    def split(count: int) -> Shards:
+        num_steps, timed = config["sampler"]["num_steps"], config["timed_prompts"]
+        return Shards(prompts, count, num_steps, budgets, timed)
+
+    if config["shards"] != "auto":
+        return split(config["shards"])
+    best = split(1)
+    for count in range(2, min(prompts, MOST) + 1):
+        more = split(count)
+        if best.longest <= LONGEST or more.loading > SHARE:
+            break
+        best = more
+    return best

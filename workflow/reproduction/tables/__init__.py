@@ -1,0 +1,1 @@
+"""Tables: files between stages, statistics, and typesetting."""

@@ -1,0 +1,50 @@
+"""Tidy tables: CSV files that stages write and other stages and figures read."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from eigencache._files import replacing, sha256
+
+
+def read_table(path: str | os.PathLike) -> pd.DataFrame:
+    """Return a CSV file that a stage wrote; only an empty cell is a missing value.
+
+    A prompt may well be "None" or "NA", which pandas would take for missing by itself.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no table; the message names it.
+    """
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise ValueError(f"{path}: not a table ({error}); delete it and run again") from error
+
+
+def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
+    """Write a table as CSV, whole or not at all."""
+    with replacing(path) as part:
+        table.to_csv(part, index=False)
+
+
+def altered_images(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of those records whose image is missing or is not the recorded one."""
+    files = zip(records["image"].map(str), records["sha256"], strict=True)
+    wrong = [not Path(image).is_file() or sha256(image) != digest for image, digest in files]
+    return records.loc[wrong]
+
+
+def refuse_altered(records: pd.DataFrame) -> None:
+    """Raise a ValueError if an image is missing or is not the one that was recorded.
+
+    Args:
+        records: with `image`, `sha256` and `shard`, the file of the shard's records; the message
+            says to delete that, so that the next run makes the image again.
+    """
+    for row in altered_images(records).itertuples():
+        raise ValueError(
+            f"{row.image}: missing or altered since it was sampled; delete {row.shard} and the "
+            "records merged from it, and run again"
+        )
