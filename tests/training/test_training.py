@@ -1,16 +1,22 @@
 """The training of emoji-flux: captions, painting, tokens, training steps, guidance, proof."""
 
 import copy
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from capture import DEVICE, Uncapturable, capturing
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from safetensors.torch import load_file, save_file
 from torch import nn
-from training import data, distil, flow, proof, steps, text, vae
+from training import data, distil, flow, proof, start, steps, text, vae
 
 ROOT = Path(__file__).parents[2]
+START = ROOT / "data" / "emoji-flux-start"
 CPU = torch.device("cpu")
 
 
@@ -147,6 +153,8 @@ def test_learning_rate_warms_up_and_decays():
     rates = [steps.learning_rate(1.0, progress) for progress in (0.0, 0.02, 0.5, 1.0)]
     assert rates[0] < 0.01 and rates[1] == pytest.approx(1.0) and rates[3] == pytest.approx(0.01)
     assert 0.4 < rates[2] < 0.6
+    assert steps.learning_rate(1.0, 0.01, 0.02, constant=True) == pytest.approx(0.5)
+    assert steps.learning_rate(1.0, 0.9, 0.02, constant=True) == 1.0
 
 
 def test_budget_ends_by_iterations_and_at_the_hard_stop():
@@ -270,6 +278,152 @@ def test_velocity_is_the_transformer_s_own(model, batch):
     rotary = model.transformer.pos_embed(places)
     mine = flow.velocity(model.transformer, latents, times, scales, words, pooled, rotary)
     torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_written_out_is_the_libraries_own(model, batch):
+    latents, times, ids = batch
+    usual = copy.deepcopy(model)
+    usual.transformer.set_attn_processor(FluxAttnProcessor())
+    usual.text_encoder.set_attn_implementation("sdpa")
+    rotary = model.transformer.pos_embed(flow.positions(64, CPU))
+    words, pooled = model.encode(*ids)
+    torch.testing.assert_close(words, usual.text_encoder_2(ids[1])[0])
+    torch.testing.assert_close(pooled, usual.text_encoder(ids[0]).pooler_output)
+    mine, theirs = (
+        flow.velocity(each.transformer, latents, times, times, words, pooled, rotary)
+        for each in (model, usual)
+    )
+    torch.testing.assert_close(mine, theirs)
+
+
+def meta_pool() -> flow.Pool:
+    """Pictures without values on the device of `capture`."""
+    latents = torch.zeros(8, 64, 64, device=DEVICE)
+    ids = torch.zeros(8, text.TOKENS, dtype=torch.int32, device=DEVICE)
+    return flow.Pool(latents, latents, ids, ids, (ids[:1], ids[:1]))
+
+
+@pytest.mark.parametrize("stage", ["flow", "distil"])
+def test_a_training_step_can_be_captured(stage, tokenizers, tmp_path, monkeypatch):
+    captured = []
+
+    def take_a_step(trainee, loss_of, *_, **__):
+        trainee.set_rate(1e-3)
+        trainee.step(loss_of)  # like the steps before a capture, which fill caches
+        with capturing():
+            trainee.step(loss_of)
+        captured.append(stage)
+        raise KeyboardInterrupt  # nothing can be measured without values
+
+    monkeypatch.setattr(steps, "train", take_a_step)
+    monkeypatch.setattr(flow, "HeldOutLoss", lambda *_: None)
+    shared = {"dtype": torch.bfloat16, "batch": 4}
+    budget = lambda elapsed: steps.Budget(1, 1, elapsed)  # noqa: E731
+    with pytest.raises(KeyboardInterrupt), DEVICE:
+        if stage == "flow":
+            flow.train(meta_pool(), meta_pool(), tokenizers, tmp_path, budget, **shared)
+        else:
+            teacher = flow.FlowModel(*tokenizers, single=1)
+            distil.train(teacher, meta_pool(), meta_pool(), tmp_path, budget, **shared)
+    assert captured == [stage]
+
+
+def test_what_cannot_be_captured_is_noticed():
+    there = torch.zeros(3, device=DEVICE)
+    for action in (
+        lambda: there + torch.tensor(1.0, device=DEVICE),
+        lambda: torch.zeros(3).to(DEVICE),
+        lambda: there[torch.tensor([1])],
+        lambda: there.nonzero(),
+    ):
+        with pytest.raises(Uncapturable), capturing():
+            action()
+    with capturing():
+        there * 2 + torch.ones_like(there)
+
+
+def test_compact_weights_are_close():
+    torch.manual_seed(0)
+    weights = {"m": torch.randn(6, 5, 3) * torch.logspace(-5, 2, 6)[:, None, None]}
+    weights |= {"v": torch.randn(7), "zero": torch.zeros(2, 4)}
+    small = start.packed(weights)
+    assert small["m"].dtype == torch.int8 and small["v"].dtype == torch.float16
+    again = start.unpacked(small)
+    assert again.keys() == weights.keys() and torch.equal(again["zero"], weights["zero"])
+    largest = weights["m"].abs().amax(dim=(1, 2), keepdim=True)
+    assert ((again["m"] - weights["m"]).abs() <= 0.006 * largest).all()
+
+
+def test_start_folder_has_the_loss_of_what_it_was_made_from():
+    report = json.loads((START / "reports" / "start.json").read_text(encoding="utf-8"))
+    model, autoencoder, _ = start.load(START)
+    loss = start.loss_on_examples(model, START)
+    assert loss == pytest.approx(report["loss"], rel=0.02)
+    assert loss < 0.45  # a model that knows nothing has about 2
+    assert autoencoder.config.scaling_factor == pytest.approx(report_of_vae()["scaling_factor"])
+
+
+def report_of_vae() -> dict:
+    """What the training of the start folder's autoencoder reported."""
+    return json.loads((START / "reports" / "vae.json").read_text(encoding="utf-8"))
+
+
+def test_training_goes_on_from_a_start_folder(tmp_path):
+    start.take_over(START, tmp_path)
+    assert (tmp_path / "vae.json").exists()
+    tokenizers = text.kept_tokenizers([], tmp_path / "tokenizers")  # nothing is built anew
+    kept = load_file(START / start.EXAMPLES)
+    ids, ids_2 = kept["ids"].int()[:4], kept["ids_2"].int()[:4]
+    pool = flow.Pool(kept["mean"][:4], kept["deviation"][:4], ids, ids_2, (ids[:1], ids_2[:1]))
+    report = flow.train(
+        pool,
+        pool,
+        tokenizers,
+        tmp_path,
+        lambda elapsed: steps.Budget(1, 1, elapsed),
+        batch=2,
+        begin=lambda model: start.load_weights(model, START),
+    )[1]
+    assert report["iterations"] == 1 and report["held_out_loss"] < 0.6
+
+
+def test_a_better_checkpoint_is_taken_and_a_worse_one_is_not(tmp_path, monkeypatch):
+    folder = tmp_path / "start"
+    shutil.copytree(START, folder)
+    few = {name: rows[:4].clone() for name, rows in load_file(folder / start.EXAMPLES).items()}
+    save_file(few, folder / start.EXAMPLES)
+    good = start.load(folder)[0]
+    bad = copy.deepcopy(good)
+    bad.transformer.proj_out.weight.mul_(0.5)
+    for model, path in ((bad, tmp_path / "bad.pt"), (good, tmp_path / "good.pt")):
+        torch.save({"average": model.state_dict(), "iteration": 7, "elapsed": 60.0}, path)
+
+    def improved(checkpoint: str) -> float:
+        arguments = ["start", "--checkpoint", str(tmp_path / checkpoint), "--out", str(folder)]
+        monkeypatch.setattr("sys.argv", arguments)
+        start.main()
+        return start.loss_on_examples(start.load(folder)[0], folder)
+
+    loss = start.loss_on_examples(good, folder)
+    assert improved("bad.pt") == loss
+    start.write(bad, folder, folder, [])
+    assert improved("good.pt") == pytest.approx(loss, rel=0.01)
+    report = json.loads((folder / "reports" / "start.json").read_text(encoding="utf-8"))
+    assert report["went_on"][-1]["iterations"] == 7
+
+
+def test_a_start_folder_that_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no vae, tokenizer"):
+        start.load(tmp_path)
+    folder = tmp_path / "start"
+    shutil.copytree(START, folder)
+    path = folder / "transformer" / "weights.safetensors"
+    weights = load_file(path)
+    for end in ("", start.SCALE):
+        weights["proj_aus.weight" + end] = weights.pop("proj_out.weight" + end)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match=r"does not fit.*proj_out.weight.*proj_aus"):
+        start.load(folder)
 
 
 def test_guidance_has_no_effect_before_distillation(model, batch):

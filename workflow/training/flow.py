@@ -10,6 +10,7 @@ that one loss, with a tenth of the captions empty. The guidance embedding stays 
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from training import data, steps, text, vae
+from training import attention, data, steps, text, vae
 
 EMPTY_SHARE = 0.1  # captions that are dropped, so that the model knows pictures without a caption
+WARM_UP, WARM_UP_AGAIN = 0.02, 0.08  # share of a training, from nothing and from given weights
 PRECISE = ("transformer.time_text_embed",)  # times lose too much in bfloat16
 
 
@@ -103,10 +105,12 @@ class FlowModel(nn.Module):
         super().__init__()
         self.transformer = build_transformer(single)
         self.text_encoder, self.text_encoder_2 = text.build_encoders(tokenizer, tokenizer_2)
+        attention.write_out(self.transformer, self.text_encoder, self.text_encoder_2)
 
     def encode(self, ids: torch.Tensor, ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Words ``(b, 24, 128)`` and pooled vectors ``(b, 128)`` of captions' tokens ``(b, 24)``."""
-        return self.text_encoder_2(ids_2)[0], self.text_encoder(ids).pooler_output
+        words = attention.words_of(self.text_encoder_2, ids_2)
+        return words, attention.pooled_of(self.text_encoder, ids)
 
 
 def compile_blocks(model: FlowModel) -> None:
@@ -308,16 +312,18 @@ def sample(
 def try_compiling(
     model: FlowModel, pool: Pool, rotary: tuple[torch.Tensor, torch.Tensor], batch: int
 ) -> bool:
-    """Compile the blocks and compare the loss and one gradient with those without; undo on failure."""
+    """Compile the blocks and compare loss and gradients with those without; undo on failure."""
     torch.manual_seed(1)
     latents, ids, ids_2 = pool.draw(batch)
     noise, times = torch.randn_like(latents), draw_times(batch, latents.device)
-    weight = model.transformer.proj_out.weight
+    # The first layers' gradients come from the backward pass of everything.
+    first, last = model.transformer.context_embedder, model.transformer.proj_out
 
     def measure() -> torch.Tensor:
         loss = tokens_loss(model, latents, noise, times, (ids, ids_2), rotary)
-        (gradient,) = torch.autograd.grad(loss, [weight])
-        return torch.cat([loss.detach().float()[None], gradient.float().flatten()])
+        gradients = torch.autograd.grad(loss, [first.weight, last.weight])
+        rows = [gradient.float().flatten() / (gradient.norm() + 1e-12) for gradient in gradients]
+        return torch.cat([loss.detach().float()[None], *rows])
 
     plain = measure()
     try:
@@ -347,12 +353,22 @@ def train(
     dtype: torch.dtype = torch.float32,
     graph: bool = False,
     compiles: bool = False,
+    begin: Callable[[FlowModel], None] | None = None,
+    constant: bool = False,
+    save_seconds: float = 600.0,
 ) -> tuple[FlowModel, dict]:
-    """Train transformer and text encoders; returns the averaged model and the report."""
+    """Train transformer and text encoders; returns the averaged model and the report.
+
+    ``begin(model)`` gives a new training its weights; the rate then rises more slowly, since the
+    optimizer knows nothing yet. ``constant`` keeps the rate at ``rate`` once it is reached.
+    """
     device = pool.mean.device
     torch.manual_seed(seed)
+    model = FlowModel(*tokenizers)
+    if begin:
+        begin(model)
     trainee = steps.Trainee(
-        FlowModel(*tokenizers).to(device),
+        model.to(device),
         dtype,
         decay=0.999,
         frozen=("transformer.time_text_embed.guidance_embedder",),
@@ -361,11 +377,11 @@ def train(
     checkpoint = out / "flow.pt"
     if checkpoint.exists():
         trainee.load(checkpoint)
-    budget = budget_of(trainee.elapsed)
     rotary = trainee.model.transformer.pos_embed(positions(size, device))
     measure = HeldOutLoss(held_out, rotary)
     if compiles:
         try_compiling(trainee.worker, pool, rotary, batch)
+    budget = budget_of(trainee.elapsed)  # what was compiled above is not training
     empty, empty_2 = pool.empty
 
     def loss(worker: FlowModel) -> torch.Tensor:
@@ -384,6 +400,9 @@ def train(
         checkpoint,
         seed=seed,
         graph=graph,
+        save_seconds=save_seconds,
+        warm_up=WARM_UP_AGAIN if begin else WARM_UP,
+        constant=constant,
         look=lambda: {"held_out_loss": measure(trainee.average)},
     )
     model = trainee.average.eval()

@@ -3,7 +3,7 @@
 Every stage is limited by the clock, or by iterations where those are given, is resumed from its
 checkpoint in OUT, and exports what it made when it ends, so that a later stage that fails loses
 nothing. On a GPU steps run in bfloat16 as CUDA graphs, the transformer's blocks compiled; on a CPU
-the same code runs plainly in float32.
+the same code runs plainly, in float32 unless ``--bfloat16`` is given.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
-from training import data, distil, flow, proof, steps, text, vae
+from training import data, distil, flow, proof, start, steps, text, vae
 from training.steps import say
 
 GRAPHS_OFF, COMPILING_OFF = "--no-graphs", "--no-compiling"
@@ -30,6 +30,9 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     data.add_data_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="everything written, checkpoints")
+    parser.add_argument(
+        "--start", type=Path, help="start folder or pipeline, to take the vae from and go on from"
+    )
     parser.add_argument("--deliver", type=Path, help="folder for the results as a few files")
     parser.add_argument("--prompts", type=Path, required=True, help="captions of the sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -43,12 +46,15 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=512, help="pictures to measure with")
     parser.add_argument("--vae-rate", type=float, default=2e-3)
     parser.add_argument("--flow-rate", type=float, default=1.5e-3)
+    parser.add_argument("--constant", action="store_true", help="keep the flow's rate, no decay")
+    parser.add_argument("--save-seconds", type=float, default=600.0, help="flow's checkpoints")
     parser.add_argument("--distil-rate", type=float, default=5e-4)
     parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji to judge by")
     parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
     parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU too, if it is faster")
     parser.add_argument(GRAPHS_OFF, action="store_true", help="no CUDA graphs")
     parser.add_argument(COMPILING_OFF, action="store_true", help="no torch.compile")
     parser.add_argument("--only-compile", action="store_true", help=argparse.SUPPRESS)
@@ -62,10 +68,13 @@ class Session:
         self.arguments, self.out = arguments, arguments.out
         self.device = torch.device(arguments.device)
         self.on_gpu = self.device.type == "cuda"
-        self.dtype = torch.bfloat16 if self.on_gpu else torch.float32
+        half = self.on_gpu or arguments.bfloat16
+        self.dtype = torch.bfloat16 if half else torch.float32
         self.graph = self.on_gpu and not arguments.no_graphs
         self.compiles = self.on_gpu and not arguments.no_compiling
         self.selection = data.read_selection(arguments.data)
+        if arguments.start:
+            start.take_over(arguments.start, self.out)
         self.tokenizers = text.kept_tokenizers(self.selection, self.out / "tokenizers")
         self.failures: list[str] = []
 
@@ -263,6 +272,11 @@ def train_all(session: Session) -> None:
             out,
             lambda elapsed: session.budget("flow", elapsed),
             rate=arguments.flow_rate,
+            begin=(lambda model: start.load_weights(model, arguments.start))
+            if arguments.start
+            else None,
+            constant=arguments.constant,
+            save_seconds=arguments.save_seconds,
             **common,
         )
         say(f"flow: held-out loss {report['held_out_loss']:.4f}")
@@ -299,11 +313,6 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision("high")
-    # The fused attentions' backward pass fails on an H200 with torch 2.11 and 88 tokens of 32
-    # channels (an illegal memory access); the plain one is as fast once it is compiled.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
     arguments.out.mkdir(parents=True, exist_ok=True)
     session = Session(arguments)
     if arguments.only_compile:

@@ -65,10 +65,17 @@ class Budget:
         return min(1.0, self.elapsed / max(self.seconds, 1e-9))
 
 
-def learning_rate(peak: float, progress: float, warm_up: float = 0.02) -> float:
-    """Linear warm-up over the first ``warm_up`` of the training, then a cosine to 1 % of peak."""
+def learning_rate(
+    peak: float, progress: float, warm_up: float = 0.02, constant: bool = False
+) -> float:
+    """Linear warm-up over the first ``warm_up`` of the training, then a cosine to 1 % of peak.
+
+    ``constant`` stays at the peak instead, for a training that may be stopped at any time.
+    """
     if progress < warm_up:
         return peak * max(progress / warm_up, 1e-3)
+    if constant:
+        return peak
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
     return peak * (0.01 + 0.99 * cosine)
 
@@ -274,6 +281,7 @@ def train(
     every: int = 50,
     save_seconds: float = 600.0,
     warm_up: float = 0.02,
+    constant: bool = False,
     look: Callable[[], dict] | None = None,
 ) -> None:
     """Train to the end of the budget, in place.
@@ -293,7 +301,7 @@ def train(
     trainee.total.zero_()
     since = trainee.iteration
     while (progress := budget.progress(trainee.iteration)) < 1:
-        trainee.set_rate(learning_rate(peak, progress, warm_up))
+        trainee.set_rate(learning_rate(peak, progress, warm_up, constant))
         if graph and advance is step:
             advance = captured(step)
             trainee.iteration += 3

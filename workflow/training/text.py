@@ -83,6 +83,11 @@ def kept_tokenizers(
         clip.save_pretrained(beside / "tokenizer")
         t5.save_pretrained(beside / "tokenizer_2")
         steps.replace_directory(beside, folder)
+    return load_tokenizers(folder)
+
+
+def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
+    """The tokenizers ``tokenizer`` and ``tokenizer_2`` of a folder."""
     return (
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
@@ -118,10 +123,7 @@ def build_encoders(
         pad_token_id=tokenizer_2.pad_token_id,
         eos_token_id=tokenizer_2.eos_token_id,
     )
-    encoder = T5EncoderModel(t5)
-    # Its attention bias is learned, which not every fast attention can do.
-    encoder.set_attn_implementation("eager")
-    return CLIPTextModel(clip), encoder
+    return CLIPTextModel(clip), T5EncoderModel(t5)
 
 
 def tokenize(tokenizer: CLIPTokenizer | T5Tokenizer, captions: list[str]) -> torch.Tensor:
