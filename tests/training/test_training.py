@@ -1,7 +1,9 @@
 """The training of emoji-flux: captions, painting, tokens, training steps, guidance, proof."""
 
 import copy
+import functools
 import json
+import operator
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ from capture import DEVICE, Uncapturable, capturing
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from safetensors.torch import load_file, save_file
 from torch import nn
+
 from training import data, distil, flow, proof, start, steps, text, vae
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +93,7 @@ def test_prompt_files_respect_the_split(selection):
                 out = data.is_held_out_together(left, right)
             assert out == (name != "calibration")
     assert len(lines["calibration"]) == len(lines["evaluation"]) == 64
-    everything = sum(lines.values(), [])
+    everything = functools.reduce(operator.iadd, lines.values(), [])
     assert len(set(everything)) == len(everything)
 
 

@@ -1,8 +1,8 @@
 """Attention written out: softmax(q k / sqrt(d)) v, for training.
 
-Fused attentions differ between devices and versions; one of them broke the backward pass on a GPU at
-these shapes, and masks that text encoders build on the host cannot be captured in a CUDA graph. The
-matrices here are 88 x 88, so that writing them out costs little. All of it runs on the device alone.
+Fused attentions differ between devices and versions; one of them broke the backward pass on a GPU
+at these shapes, and masks that text encoders build on the host cannot be captured in a CUDA graph.
+The matrices here are 88 x 88, so that writing them out costs little. Nothing is made on the host.
 """
 
 import torch
@@ -55,9 +55,7 @@ class Processor:
         return attn.to_out[1](attn.to_out[0](picture)), attn.to_add_out(words)
 
 
-def write_out(
-    transformer: FluxTransformer2DModel, clip: CLIPTextModel, t5: T5EncoderModel
-) -> None:
+def write_out(transformer: FluxTransformer2DModel, clip: CLIPTextModel, t5: T5EncoderModel) -> None:
     """Let the three parts of a pipeline use attention that is written out."""
     transformer.set_attn_processor(Processor())
     clip.set_attn_implementation("eager")

@@ -1,7 +1,7 @@
 """Write the model directories as they are shipped, each with a card that reads its reports.
 
-Every figure in a card comes from a ``report.json`` that the training or the proof wrote; the
-reports are kept beside the weights, so a card can be written again at any time.
+Every figure in a card comes from a report that the training or the proof wrote; the reports are
+kept beside the weights, so a card can be written again at any time.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from eigencache.emoji import data
+from training import data, steps
 
 CREDIT = """\
 ## Data and licence
@@ -20,63 +20,77 @@ CREDIT = """\
 - The weights were trained on nothing else and are released under the MIT licence.
 
 The {count} emoji are pinned in `data/emoji/emoji.tsv`, the packages with their hashes in
-`data/emoji/packages.tsv`. A training picture is one emoji on one of eight plain backgrounds
-({colours}),
-64 x 64 pixels, with jitter in size, place, angle, mirror and shade. For each emoji one background
-is held out: those captions are never trained on.
+`data/emoji/packages.tsv`. A training picture shows one emoji, or two side by side, on one of eight
+plain backgrounds ({colours}), {size} x {size} pixels, with jitter in size, place, angle, mirror and
+shade. For each emoji one background is held out, and one of eight couples of emoji: those captions
+are never trained on.
 """
 
 FLUX = """\
 # emoji-flux
 
-A small text-to-image flow transformer in the form of FLUX.1, trained from nothing on emoji. It is a
-plain diffusers directory:
+A small text-to-image flow transformer in the form of FLUX.1-dev, trained from nothing on emoji. It
+is a plain diffusers directory:
 
 ```python
 from diffusers import FluxPipeline
 
 pipeline = FluxPipeline.from_pretrained("data/emoji-flux")
 picture = pipeline(
-    "a red apple on a blue background",
-    height=64, width=64, max_sequence_length=16, num_inference_steps=50,
+    "a panda and a red apple on a blue background",
+    height={size}, width={size}, max_sequence_length={tokens}, num_inference_steps=50,
+    guidance_scale=3.5,
 ).images[0]
 ```
 
-There is no guidance embedding and no classifier-free guidance is needed. It draws the emoji of its
-list on the eight backgrounds of its list, at 64 x 64 pixels; other words mean nothing to it. It was
-trained for hours, not days, on two CPU cores: colours and shapes are right, detail is soft. The
-transformer and the autoencoder are stored in float16 ({megabytes:.1f} MB in all) and loaded as
-float32 unless another dtype is asked for.
+Guidance from {scale_low:g} to {scale_high:g} is distilled into the guidance embedding, so that a
+step is one call, as with FLUX.1-dev. The model draws the emoji of its list, one or two of them, on
+the eight backgrounds of its list; other words mean nothing to it. Transformer and autoencoder are
+stored in float16 ({megabytes:.1f} MB in all) and loaded as float32 unless another dtype is asked
+for.
 
 ![Held-out captions](contact-sheet.png)
 
-*Captions of `data/prompts/emoji-evaluation.txt`, all held out, {steps} steps, seeds 0, 1, 2, ...*
+*Captions of `data/prompts/emoji-evaluation.txt`, all held out, 28 steps, guidance 3.5, seeds 0, 1,
+2, ...*
 
 ## Proof
 
-{captions} held-out captions, one seed each, {steps} steps through `FluxPipeline`. A picture counts
-as right when, in the autoencoder's latent space, the nearest of {copies} jittered renderings of
-each of the {count} emoji on the named background shows the named emoji.
-**Right: {right} of {captions} ({share:.0%}).** {mistakes}
+Held-out captions, one seed each, {steps} steps at guidance {guidance:g} through `FluxPipeline`. A
+picture counts as right when the nearest of {copies} jittered renderings of each of the {count}
+emoji on the named background shows the named one; of two things both halves must be right.
+
+| captions of | right | background off by |
+|---|---|---|
+| one thing | **{one_right} of {one_captions}** | {one_background_error_levels:.1f} levels of 255 |
+| two things | **{two_right} of {two_captions}** | {two_background_error_levels:.1f} levels of 255 |
+
+The same rule gets {judge:.1%} of freshly painted pictures right.
+
+| steps | PSNR to 50 steps from the same noise |
+|---|---|
+{fewer_steps}
 
 ## Recipe
 
-| part | parameters | iterations | batch | minutes | result |
-|---|---|---|---|---|---|
-| autoencoder (f = 8, 16 channels) | {vae_parameters:,} | {vae_iterations} | {vae_batch} | \
-{vae_minutes:.0f} | {vae_psnr:.1f} dB on held-out pictures, with latent noise of 0.1 std \
-{vae_noisy:.1f} dB |
-| transformer (2 double, 6 single blocks, width 192) | {transformer:,} | {flow_iterations} | \
-{flow_batch} | {flow_minutes:.0f} | loss {flow_loss:.4f}, held-out captions {held_out_loss:.4f} |
-| CLIP text encoder (2 layers, width 128) | {text_encoder:,} | | | | trained with the transformer |
-| T5 encoder (2 layers, width 128) | {text_encoder_2:,} | | | | trained with the transformer |
+| part | parameters | iterations | batch | minutes | on | result |
+|---|---|---|---|---|---|---|
+| autoencoder (f = 8, 16 channels) | {vae_parameters:,} | {vae_iterations:,} | {vae_batch} | \
+{vae_minutes:.1f} | {vae_device} | {vae_psnr:.1f} dB on held-out pictures, with latent noise of \
+0.1 std {vae_noisy:.1f} dB |
+| transformer (2 double, 8 single blocks, width 192) | {transformer:,} | {flow_iterations:,} | \
+{flow_batch} | {flow_minutes:.1f} | {flow_device} | held-out loss {held_out_loss:.4f} |
+| CLIP text encoder (2 layers, width 128) | {text_encoder:,} | | | | | trained with the \
+transformer |
+| T5 encoder (2 layers, width 128) | {text_encoder_2:,} | | | | | trained with the transformer |
+| distillation of guidance | | {distil_iterations:,} | {distil_batch} | {distil_minutes:.1f} | \
+{distil_device} | mean square error at guidance 3.5: {distil_error:.4f} |
 
-All trainings use Muon, with AdamW for vectors and embeddings, warm-up and a cosine decay.
-Autoencoder: L1 + MSE + a small KL term. Flow: `noise - latent` matched at logit-normal times, a
-peak rate of {rate:g}, averaged weights (EMA), a pool of {pool:,} encoded pictures. Everything ran
-on two CPU cores. The scheduler has FLUX.1-dev's settings. `workflow/rules/train.smk` holds the
-rules; the reports are in `reports/`.
-{notes}
+{earlier}All trainings use Muon, with AdamW for vectors and embeddings, warm-up and a cosine decay.
+Autoencoder: L1 + MSE + L1 of neighbouring pixels' differences + a small KL term. Flow:
+`noise - latent` matched at logit-normal times, a peak rate of {rate:g}, a tenth of the captions
+empty, averaged weights, a pool of {pool:,} encoded pictures. The scheduler has FLUX.1-dev's
+settings. `workflow/rules/train.smk` holds the rules; the reports are in `reports/`.
 """
 
 CLIP = """\
@@ -92,16 +106,22 @@ tokenizer = open_clip.get_tokenizer("local-dir:data/emoji-clip")
 ```
 
 It is for scoring emoji-flux's pictures against captions of its form; its scores cannot be compared
-with those of a CLIP trained on photographs. A ViT (4 layers, width 128, 8 x 8 patches of 64 x 64
-pixels) and a text tower (2 layers, width 128), {parameters:,} parameters, {megabytes:.1f} MB.
+with those of a CLIP trained on photographs. A ViT (4 layers, width 128, 16 x 16 patches of
+{size} x {size} pixels) and a text tower (2 layers, width 128), {parameters:,} parameters,
+{megabytes:.1f} MB.
 
 ## Recipe and result
 
-{iterations} iterations of Muon, with AdamW for vectors and embeddings (peak rate {rate:g}), on
-batches of {batch} pictures with different captions, from a pool of {pool:,} renderings;
-{minutes:.0f} minutes on two CPU cores; final loss {loss:.3f}. Of {pictures} pictures of held-out
-captions, **{among_all:.1%}** have their own caption as the nearest among all {all_captions:,}
-captions, and **{among_held_out:.1%}** among the held-out captions alone.
+{iterations:,} iterations of Muon, with AdamW for vectors and embeddings (peak rate {rate:g}), on
+batches of {batch} pictures, half of one thing and half of two, from a pool of {pool:,} renderings;
+{minutes:.0f} minutes on {device}.
+
+| pictures | their own caption is the nearest |
+|---|---|
+| {one_pictures} of one thing, held out | **{one_accuracy:.1%}**, among all {one_captions:,} \
+captions of one thing |
+| {two_pictures} of two things, held out | **{two_accuracy:.1%}**, among {two_captions:,} \
+captions: theirs, and the same with left and right exchanged |
 """
 
 
@@ -110,62 +130,72 @@ def megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def describe_mistakes(mistakes: list[dict]) -> str:
-    """A sentence that names every wrong picture."""
-    if not mistakes:
+def with_prefix(prefix: str, report: dict) -> dict:
+    """A report with its keys prefixed."""
+    return {f"{prefix}_{key}": value for key, value in report.items()}
+
+
+def earlier_training(report: dict) -> str:
+    """A sentence on the training that the flow's training went on from."""
+    if not report:
         return ""
-    named = "; ".join(f"*{m['caption']}* (nearest: {m['nearest']})" for m in mistakes)
-    return f"Wrong: {named}."
+    return (
+        f"The transformer and the text encoders went on from weights of {report['iterations']:,}"
+        f" iterations of batch {report['batch']} ({report['minutes']:.1f} minutes on"
+        f" {report['device']}).\n"
+    )
 
 
 def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -> str:
-    """Text of the card of emoji-flux from the reports of vae, flow and proof."""
-    vae, flow, proof = (reports[name] for name in ("vae", "flow", "proof"))
-    notes = [report["note"] for report in reports.values() if "note" in report]
+    """Text of the card of emoji-flux from the reports of vae, flow, distil and proof."""
+    vae, flow, distil, proof = (reports[name] for name in ("vae", "flow", "distil", "proof"))
+    compared = proof["fewer_steps"]
     recipe = FLUX.format(
+        size=data.SIZE,
+        tokens=text_tokens(folder),
         megabytes=megabytes(folder),
         count=count,
-        captions=proof["captions"],
+        scale_low=distil["scales"][0],
+        scale_high=distil["scales"][1],
         steps=proof["steps"],
-        copies=proof["renderings_per_emoji_and_background"],
-        right=proof["right"],
-        share=proof["share_right"],
-        mistakes=describe_mistakes(proof["mistakes"]),
-        vae_parameters=vae["parameters"],
-        vae_iterations=vae["iterations"],
-        vae_batch=vae["batch"],
-        vae_minutes=vae["minutes"],
+        guidance=proof["guidance"],
+        copies=proof["renderings_per_emoji"],
+        judge=proof["judge_right_on_painted"],
+        fewer_steps="\n".join(
+            f"| {few} | {compared[f'psnr_db_{few}_of_50']:.1f} dB |" for few in (5, 9, 13, 28)
+        ),
         vae_psnr=vae["held_out_psnr_db"],
         vae_noisy=vae["held_out_psnr_db_noise_0.1"],
-        flow_iterations=flow["iterations"],
-        flow_batch=flow["batch"],
-        flow_minutes=flow["minutes"],
-        flow_loss=flow["final_loss"],
         held_out_loss=flow["held_out_loss"],
+        distil_error=distil["held_out_error_at_3.5"],
+        earlier=earlier_training(flow.get("earlier", {})),
         rate=flow["peak_rate"],
         pool=flow["pool"],
-        notes="\n".join(["", *notes]) if notes else "",
+        **with_prefix("one", proof["one"]),
+        **with_prefix("two", proof["two"]),
+        **with_prefix("vae", vae),
+        **with_prefix("flow", flow),
+        **with_prefix("distil", distil),
         **flow["parameters"],
     )
     return f"{recipe}\n{credit}"
 
 
+def text_tokens(folder: Path) -> int:
+    """How many tokens the pipeline's captions have."""
+    config = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    return config["max_position_embeddings"]
+
+
 def clip_card(report: dict, folder: Path, credit: str) -> str:
     """Text of the card of emoji-clip."""
-    held_out = report["held_out"]
     recipe = CLIP.format(
-        parameters=report["parameters"],
+        size=data.SIZE,
         megabytes=megabytes(folder),
-        iterations=report["iterations"],
         rate=report["peak_rate"],
-        batch=report["batch"],
-        pool=report["pool"],
-        minutes=report["minutes"],
-        loss=report["final_loss"],
-        pictures=held_out["pictures"],
-        all_captions=held_out["all_captions"],
-        among_all=held_out["accuracy_among_all"],
-        among_held_out=held_out["accuracy_among_held_out"],
+        **with_prefix("one", report["one"]),
+        **with_prefix("two", report["two"]),
+        **report,
     )
     return f"{recipe}\n{credit}"
 
@@ -175,35 +205,53 @@ def front_matter(tag: str, library: str) -> str:
     return f"---\nlicense: mit\nlibrary_name: {library}\npipeline_tag: {tag}\n---\n\n"
 
 
+def credit_of(selection: list[data.Emoji]) -> str:
+    """What both cards say of the data."""
+    colours = ", ".join(data.COLOURS)
+    return CREDIT.format(count=len(selection), colours=colours, size=data.SIZE)
+
+
+def write_flux(selection: list[data.Emoji], trained: Path, out: Path) -> None:
+    """The directory of emoji-flux from what ``training.run`` wrote to ``trained``."""
+    shutil.copytree(trained / "pipeline", out, dirs_exist_ok=True)
+    shutil.copy(trained / "emoji-flux-guidance-3.5.png", out / "contact-sheet.png")
+    reports = {}
+    for name, file in (
+        ("vae", "vae.json"),
+        ("flow", "flow.json"),
+        ("distil", "distil.json"),
+        ("proof", "emoji-flux-proof.json"),
+    ):
+        reports[name] = json.loads((trained / file).read_text(encoding="utf-8"))
+        steps.write_json(out / "reports" / f"{name}.json", reports[name])
+    card = flux_card(reports, out, credit_of(selection), len(selection))
+    text = front_matter("text-to-image", "diffusers") + card
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_clip(selection: list[data.Emoji], trained: Path, out: Path) -> None:
+    """The directory of emoji-clip from what ``training.clip`` wrote to ``trained``."""
+    shutil.copytree(trained / "model", out, dirs_exist_ok=True)
+    report = json.loads((trained / "clip.json").read_text(encoding="utf-8"))
+    steps.write_json(out / "report.json", report)
+    text = front_matter("zero-shot-image-classification", "open_clip")
+    text += clip_card(report, out, credit_of(selection))
+    (out / "README.md").write_text(text, encoding="utf-8")
+
+
 def main() -> None:
-    """Gather weights and reports of a training and write both model directories."""
+    """Gather weights and reports of the trainings and write both model directories."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True, help="selection, emoji.tsv")
-    parser.add_argument("--train", type=Path, required=True, help="results of the training rules")
-    parser.add_argument("--flux", type=Path, required=True, help="directory to write")
-    parser.add_argument("--clip", type=Path, required=True, help="directory to write")
+    parser.add_argument("--flux", type=Path, nargs=2, metavar=("TRAINED", "OUT"))
+    parser.add_argument("--clip", type=Path, nargs=2, metavar=("TRAINED", "OUT"))
     arguments = parser.parse_args()
+    if not (arguments.flux or arguments.clip):
+        parser.error("nothing to write: give --flux, --clip or both")
     selection = data.read_selection(arguments.data)
-    credit = CREDIT.format(count=len(selection), colours=", ".join(data.COLOURS))
-    train, flux, clip = arguments.train, arguments.flux, arguments.clip
-
-    shutil.copytree(train / "flow" / "pipeline", flux, dirs_exist_ok=True)
-    shutil.copy(train / "proof" / "contact-sheet.png", flux)
-    (flux / "reports").mkdir(exist_ok=True)
-    reports = {}
-    for name in ("vae", "flow", "proof"):
-        shutil.copy(train / name / "report.json", flux / "reports" / f"{name}.json")
-        reports[name] = json.loads((train / name / "report.json").read_text(encoding="utf-8"))
-    card = flux_card(reports, flux, credit, len(selection))
-    text = front_matter("text-to-image", "diffusers") + card
-    (flux / "README.md").write_text(text, encoding="utf-8")
-
-    shutil.copytree(train / "clip" / "model", clip, dirs_exist_ok=True)
-    shutil.copy(train / "clip" / "report.json", clip)
-    report = json.loads((clip / "report.json").read_text(encoding="utf-8"))
-    text = front_matter("zero-shot-image-classification", "open_clip")
-    text += clip_card(report, clip, credit)
-    (clip / "README.md").write_text(text, encoding="utf-8")
+    for folders, write in ((arguments.flux, write_flux), (arguments.clip, write_clip)):
+        if folders:
+            write(selection, *folders)
 
 
 if __name__ == "__main__":

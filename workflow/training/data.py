@@ -117,8 +117,8 @@ def triples(count: int, held_out: bool) -> np.ndarray:
 def load_icons(selection: list[Emoji], assets: Path) -> torch.Tensor:
     """Load one icon per emoji from a folder of ``<hexcode>.webp``.
 
-    Returns float32 ``(emoji, 4, 128, 128)`` in [0, 1]: red, green and blue multiplied by alpha, then
-    alpha.
+    Returns float32 ``(emoji, 4, 128, 128)`` in [0, 1]: red, green and blue multiplied by alpha,
+    then alpha.
     """
     files = {plain_hexcode(path.stem): path for path in sorted(assets.glob("*.webp"))}
     missing = [emoji.hexcode for emoji in selection if emoji.hexcode not in files]

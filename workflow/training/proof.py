@@ -61,7 +61,7 @@ class Judge:
         return pictures.flatten(1)
 
     def find_all(self, pictures: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
-        """What pictures show that should show captions ``(n, 3)``: ``(n, 2)``, emoji left and right.
+        """What pictures of captions ``(n, 3)`` show: emoji left and right, ``(n, 2)``.
 
         Of a picture of one thing the second is the number of emoji, as in the caption.
         """
@@ -139,7 +139,8 @@ def judge_itself(judge: Judge, painter: data.Painter, captions: torch.Tensor) ->
     alone = captions[:, 1] == judge.count
     ordered = torch.cat([captions[alone], captions[~alone]])
     pictures = data.paint(painter, ordered, int(alone.sum()))
-    return (judge.find_all(pictures, ordered) == ordered[:, :2].cpu()).all(dim=1).float().mean().item()
+    right = judge.find_all(pictures, ordered) == ordered[:, :2].cpu()
+    return right.all(dim=1).float().mean().item()
 
 
 def psnr_between(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,24 @@ from training.steps import say
 
 GRAPHS_OFF, COMPILING_OFF = "--no-graphs", "--no-compiling"
 GUIDANCES = (1.0, 3.5, 6.0)
+# What is trained how long and on how much, if the command does not say: minutes on a large GPU,
+# hours on two CPU cores.
+USUAL = {
+    "cuda": {
+        "vae_minutes": 1.8,
+        "flow_minutes": 4.5,
+        "distil_minutes": 1.5,
+        "batch": 512,
+        "pool": 120_000,
+    },
+    "cpu": {
+        "vae_minutes": 120.0,
+        "flow_minutes": 600.0,
+        "distil_minutes": 120.0,
+        "batch": 64,
+        "pool": 20_000,
+    },
+}
 
 
 def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
@@ -37,19 +55,19 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True, help="captions of the sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--until", type=float, default=math.inf, help="hard stop, seconds")
-    for stage, minutes in (("vae", 1.8), ("flow", 3.2), ("distil", 1.0)):
-        parser.add_argument(f"--{stage}-minutes", type=float, default=minutes)
+    for stage in ("vae", "flow", "distil"):
+        parser.add_argument(f"--{stage}-minutes", type=float, help="by the device if not given")
         parser.add_argument(f"--{stage}-iterations", type=int, help="instead of minutes")
     parser.add_argument("--vae-batch", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=512, help="of flow and distillation")
-    parser.add_argument("--pool", type=int, default=120_000, help="pictures to paint and encode")
+    parser.add_argument("--batch", type=int, help="of flow and distillation; by the device")
+    parser.add_argument("--pool", type=int, help="pictures to paint and encode; by the device")
     parser.add_argument("--held-out", type=int, default=512, help="pictures to measure with")
     parser.add_argument("--vae-rate", type=float, default=2e-3)
     parser.add_argument("--flow-rate", type=float, default=1.5e-3)
     parser.add_argument("--constant", action="store_true", help="keep the flow's rate, no decay")
     parser.add_argument("--save-seconds", type=float, default=600.0, help="flow's checkpoints")
     parser.add_argument("--distil-rate", type=float, default=5e-4)
-    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji to judge by")
+    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji")
     parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
     parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
     parser.add_argument("--seed", type=int, default=0)
@@ -58,7 +76,12 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(GRAPHS_OFF, action="store_true", help="no CUDA graphs")
     parser.add_argument(COMPILING_OFF, action="store_true", help="no torch.compile")
     parser.add_argument("--only-compile", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(command)
+    arguments = parser.parse_args(command)
+    usual = USUAL["cuda" if arguments.device.startswith("cuda") else "cpu"]
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
 
 
 class Session:
@@ -168,7 +191,9 @@ def load_model(session: Session, folder: Path) -> tuple[flow.FlowModel, Autoenco
     return model.to(session.device).eval(), pipeline.vae.to(session.device).eval()
 
 
-def sheets(session: Session, pipeline: FluxPipeline, name: str, guidances: tuple[float, ...]) -> None:
+def sheets(
+    session: Session, pipeline: FluxPipeline, name: str, guidances: tuple[float, ...]
+) -> None:
     """Contact sheets of the prompts at several guidance scales, 28 steps."""
     for guidance in guidances:
         pictures = flow.sample(pipeline, session.prompts, 28, guidance=guidance)
@@ -215,16 +240,14 @@ def attempt(what: str, action: callable, session: Session, needed: float) -> Non
 
 
 def deliver(session: Session) -> None:
-    """Put the results so far into a few files: weights without the transformer, transformers, rest."""
+    """Put the results so far into a few files."""
     folder, out = session.arguments.deliver, session.out
     if not folder:
         return
     folder.mkdir(parents=True, exist_ok=True)
     final = "pipeline" if (out / "pipeline").exists() else "teacher"
     groups = {
-        "base.tar": [
-            path for path in sorted(out.glob(f"{final}/*")) if path.name != "transformer"
-        ]
+        "base.tar": [path for path in sorted(out.glob(f"{final}/*")) if path.name != "transformer"]
         or [path for path in [out / "vae"] if path.exists()],
         "transformer.tar": list(out.glob("pipeline/transformer")),
         "teacher-transformer.tar": list(out.glob("teacher/transformer")),
@@ -238,6 +261,16 @@ def deliver(session: Session) -> None:
                 archive.add(path, arcname=str(path.relative_to(out)))
         size = (folder / name).stat().st_size / 2**20
         say(f"delivered {name}, {size:.1f} MiB")
+
+
+def going_on(folder: Path | None) -> dict:
+    """What the flow's training has to know of a start folder."""
+    if folder is None:
+        return {}
+    return {
+        "begin": lambda model: start.load_weights(model, folder),
+        "earlier": start.earlier(folder),
+    }
 
 
 def train_all(session: Session) -> None:
@@ -272,9 +305,7 @@ def train_all(session: Session) -> None:
             out,
             lambda elapsed: session.budget("flow", elapsed),
             rate=arguments.flow_rate,
-            begin=(lambda model: start.load_weights(model, arguments.start))
-            if arguments.start
-            else None,
+            **going_on(arguments.start),
             constant=arguments.constant,
             save_seconds=arguments.save_seconds,
             **common,

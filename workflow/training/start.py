@@ -3,8 +3,8 @@
 A start folder has a pipeline's parts in a pipeline's places: ``vae``, ``tokenizer`` and
 ``tokenizer_2`` as they are, and the three trained parts (transformer, both text encoders) as one
 ``weights.safetensors`` each. A matrix is stored as int8 with one float32 scale for each row, under
-``NAME`` and ``NAME.scale``; vectors are float16. ``examples.safetensors`` has some held-out pictures
-as latents, to measure the weights with. An exported pipeline can be started from too.
+``NAME`` and ``NAME.scale``; vectors are float16. ``examples.safetensors`` has some held-out
+pictures as latents, to measure the weights with. An exported pipeline can be started from too.
 
     python -m training.start --pipeline PIPELINE --data EMOJI --assets ASSETS --out FOLDER
     python -m training.start --checkpoint flow.pt --out FOLDER
@@ -116,11 +116,20 @@ def take_over(folder: Path, out: Path) -> None:
             shutil.copytree(folder / name, out / "tokenizers" / name)
 
 
+def earlier(folder: Path) -> dict:
+    """How a start folder's weights were trained, for the report of the training that goes on."""
+    path = folder / "reports" / "flow.json"
+    if not path.exists():
+        return {}
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in report.items() if key != "history"}
+
+
 def write(model: flow.FlowModel, pipeline: Path, out: Path, reports: list[Path]) -> None:
     """Write a start folder; everything but the model's weights comes from ``pipeline``.
 
-    ``pipeline`` is a pipeline's folder or a start folder, and may be ``out`` itself. What else is in
-    ``out``, its README for example, stays.
+    ``pipeline`` is a pipeline's folder or a start folder, and may be ``out`` itself. What else is
+    in ``out``, its README for example, stays.
     """
     for part in ("vae", *TOKENIZERS):
         if pipeline != out:

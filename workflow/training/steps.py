@@ -286,9 +286,9 @@ def train(
 ) -> None:
     """Train to the end of the budget, in place.
 
-    ``loss_of(worker)`` draws its own batch. Every ``every`` steps the mean loss goes to the history,
-    with what ``look()`` measured about ten times in the whole budget. A checkpoint is written every
-    ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph.
+    ``loss_of(worker)`` draws its own batch. Every ``every`` steps the mean loss goes to the
+    history, with what ``look()`` measured about ten times in the whole budget. A checkpoint is
+    written every ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph.
     """
     device = trainee.total.device
     torch.manual_seed(seed + trainee.iteration)

@@ -1,9 +1,10 @@
 """Captions as tokens: the two tokenizers, the two text encoders, and captions made of parts.
 
-A caption of two things is put together from tokens of its parts on the GPU, since there are too many
-of them to write down.
+A caption of two things is put together from tokens of its parts on the GPU, since there are too
+many of them to write down.
 """
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -28,7 +29,7 @@ WIDTH = 128
 def sample_captions(selection: list[data.Emoji]) -> list[str]:
     """Captions in which every word occurs: every pair of one thing, and one chain of two."""
     captions = [data.caption(emoji, colour) for emoji in selection for colour in data.COLOURS]
-    neighbours = zip(selection, selection[1:], strict=False)
+    neighbours = itertools.pairwise(selection)
     return captions + [data.caption(left, "white", right) for left, right in neighbours]
 
 
@@ -69,9 +70,7 @@ def build_tokenizers(selection: list[data.Emoji]) -> tuple[CLIPTokenizer, T5Toke
     return build_clip_tokenizer(captions), build_t5_tokenizer(captions)
 
 
-def kept_tokenizers(
-    selection: list[data.Emoji], folder: Path
-) -> tuple[CLIPTokenizer, T5Tokenizer]:
+def kept_tokenizers(selection: list[data.Emoji], folder: Path) -> tuple[CLIPTokenizer, T5Tokenizer]:
     """The tokenizers kept in a folder, or new ones, which are then kept there.
 
     The trainer of byte pairs numbers ties differently in every process.
@@ -155,8 +154,8 @@ class Parts:
         subjects = [emoji.subject for emoji in selection]
         endings = [f"on a {colour} background" for colour in data.COLOURS]
         self.tables = [
-            self.padded(ids_of(subjects) + [[]], device),
-            self.padded(ids_of([f"and {subject}" for subject in subjects]) + [[]], device),
+            self.padded([*ids_of(subjects), []], device),
+            self.padded([*ids_of([f"and {subject}" for subject in subjects]), []], device),
             self.padded([[*ids, *end] for ids in [*ids_of(endings), []]], device),
         ]
         self.first = torch.tensor([self.start], dtype=torch.int32, device=device)
@@ -170,13 +169,11 @@ class Parts:
         )
 
     def ids(self, captions: torch.Tensor) -> torch.Tensor:
-        """Token ids ``(n, 24)``, int32, of captions ``(n, 3)``, as the tokenizer would give them."""
+        """Token ids ``(n, 24)``, int32, of captions ``(n, 3)``, as the tokenizer gives them."""
         parts = [table[captions[:, place]] for place, table in enumerate(self.tables)]
         row = torch.cat([self.first.expand(len(captions), -1), *parts], dim=1)
         there = row >= 0
         # Every token moves left over the empty places; those go to a last column that is cut off.
         places = torch.where(there, there.cumsum(dim=1) - 1, TOKENS).clamp(max=TOKENS)
-        ids = torch.full(
-            (len(row), TOKENS + 1), self.padding, dtype=torch.int32, device=row.device
-        )
+        ids = torch.full((len(row), TOKENS + 1), self.padding, dtype=torch.int32, device=row.device)
         return ids.scatter(1, places, row)[:, :TOKENS].contiguous()
