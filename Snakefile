@@ -15,6 +15,7 @@ sys.path[:0] = homes = [os.path.join(home, "workflow"), home]
 os.environ["PYTHONPATH"] = os.pathsep.join([*homes, os.environ.get("PYTHONPATH", "")])
 try:
     from reproduction.experiment import Experiment, one_of
+    from reproduction.figures._table import figures
     from reproduction.provenance.code import source_hash
 except ModuleNotFoundError as error:
     raise WorkflowError(
@@ -29,36 +30,62 @@ if not workflow.configfiles:
 
 
 try:
-    E = Experiment(config, workflow.source_path("workflow/schemas/config.schema.yaml"))
+    E = Experiment(config)
 except (ValueError, OSError) as error:
     raise WorkflowError(f"configuration: {error}") from None
+NAME, FIGURES = E.config.experiment, figures(E)
+
+
+def code_of(module, *labels):
+    """Return a hash of what a program runs, with the methods of some labels, or of all."""
+    methods = [E.spec(label)["method"] for label in labels or E.labels]
+    return source_hash(module, frozenset({*E.config.metrics, *methods}))
+
 
 # Jobs call `python`: let it be the one that runs this, whether or not its environment is active.
 path = os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
-os.environ.update(PATH=path, EIGENCACHE_DEVICE=E.config["device"])
+os.environ.update(PATH=path, EIGENCACHE_DEVICE=E.config.device)
 shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 
 
 wildcard_constraints:
-    experiment=one_of([E.config["experiment"]]),
+    experiment=one_of([NAME]),
     label=one_of(E.labels),
     shard="[0-9]{3}",
 
 
 STAGES = "fetch calibrate plan refine sample merge score table"
-EXTRAS = "figure errors costs gallery ablation collect train"
+EXTRAS = "errors costs figures gallery ablation collect train"
 for stage in f"{STAGES} {EXTRAS}".split():
 
     include: f"workflow/rules/{stage}.smk"
 
 
+rule tables:
+    """Make the tables of the experiment, and what they are made from."""
+    input:
+        E.tables,
+
+
+rule figures:
+    """Draw the figures of the experiment."""
+    input:
+        [
+            f"figures/{NAME}/{name}{kind}"
+            for name, figure in FIGURES.items()
+            if figure.wanted
+            for kind in (".pdf", ".png")
+        ],
+
+
 rule all:
+    """Make every table and figure of the experiment, and its gallery."""
     default_target: True
     input:
-        E.targets,
+        rules.tables.input,
+        rules.figures.input,
+        [] if E.config.ablation else rules.gallery.output,
 
 
 onsuccess:
-    shell(
-        f"python -m reproduction.stages.timings results/{E.config['experiment']}/benchmarks"
-    )
+    shell(f"python -m reproduction.stages.timings results/{NAME}/benchmarks")

@@ -26,54 +26,44 @@ default (`LOOP`), since it runs for many settings; so PSNR is not that of the ma
   carried over by `Plan.retimed`. Since the timesteps of these sizes differ by less than 0.5 %,
   images of 64 px are also sampled with those of 4096 tokens, which FLUX.1 has at 1024 px.
 - Guidance: emoji-flux has no guidance embedding. Here it is classifier-free guidance by two passes
-  a step with an empty negative prompt, both cached by the same plan. Its plans are made for the
-  guided velocity: a forecast is linear and the same for both passes, so it forecasts that too.
+  a step with an empty negative prompt. Plans forecast the guided velocity, which is what the
+  scheduler is given.
 """
 
 import argparse
-import contextlib
 import functools
 import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration.full_runs import full_runs
-from eigencache.calibration.sampler import (
-    Settings,
-    call,
-    encode,
-    image_seed,
-    load_pipeline,
-    together,
-)
-from eigencache.closed_loop import ClosedLoop, refine
+from eigencache.calibration import OUTPUT, Calibration, ClosedLoopMaker
+from eigencache.calibration.recording import timesteps_of
+from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
-from eigencache.emoji.data import COLOURS, caption, read_selection
-from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels
 from eigencache.plan import Plan
 from eigencache.runtime import cached
-from eigencache.runtime._taps import fingerprint
 from reproduction.tables.tables import write_table
+from training.data import COLOURS, caption, read_selection
 
 SEED, CALIBRATION_SEED = 2026, 7
 OPEN, CLOSED = "EigenCache-design", "EigenCache"
 # Half of the runs are fitted, the other half judge.
-RUNS, LOOP = 16, ClosedLoop(anchors=3, reach=1, rounds=1, held_out=8, batch=8)
+RUNS, LOOP = 16, {"anchors": 3, "reach": 1, "rounds": 1, "held_out": 8, "batch": 8}
 BATCH = 16  # images that are sampled together
 # The shift of 4096 tokens, which is that of FLUX.1 at 1024 px.
 LARGE = {"base_shift": 1.15, "max_shift": 1.15}
@@ -87,20 +77,15 @@ class Setting:
         name: what it differs in from the first setting.
         calibration: prompts; run `i` has the noise of `image_seed(CALIBRATION_SEED, i)`.
         evaluation: prompts by their index in the file, of which `image_seed(SEED, index)` is.
-        sampler: how to call the pipeline.
+        arguments: what the pipeline is called with beside the prompt.
         scheduler: what to change in the scheduler's configuration.
     """
 
     name: str
     calibration: Sequence[str]
     evaluation: dict[int, str]
-    sampler: Settings
+    arguments: Mapping[str, Any]
     scheduler: dict = field(default_factory=dict)
-
-    @property
-    def passes(self) -> int:
-        """How often the network is called in a step."""
-        return 2 if self.sampler.true_cfg_scale > 1 else 1
 
 
 class Made(NamedTuple):
@@ -113,14 +98,15 @@ class Made(NamedTuple):
 
 
 def settings_of(
-    calibration: list[str], evaluation: list[str], food: set[str], sampler: Settings, prompts: int
-) -> list[Setting]:
+    calibration: list[str], evaluation: list[str], food: set[str], arguments: Mapping[str, Any],
+    prompts: int,
+) -> list[Setting]:  # fmt: skip
     """Return the settings, the first being that from which the others differ.
 
     Args:
         calibration, evaluation: all prompts of each kind.
         food: those that are of food, and maybe others.
-        sampler: of the first setting.
+        arguments: of the first setting.
         prompts: how many evaluation prompts a setting has.
 
     Raises:
@@ -136,12 +122,13 @@ def settings_of(
                 f"{len(known)} for calibration: ask for fewer, or state other files"
             )
         runs = list(islice(cycle(known), RUNS))
-        return Setting(name, runs, dict(judged[:prompts]), sampler, **changes)
+        return Setting(name, runs, dict(judged[:prompts]), arguments, **changes)
 
-    base = of(f"{sampler.width} px", is_food=False)
+    width = arguments["width"]
+    base = of(f"{width} px", is_food=False)
     sizes = [
-        replace(base, name=f"{size} px", sampler=replace(sampler, height=size, width=size))
-        for size in (sampler.width * 3 // 4, sampler.width * 3 // 2)
+        replace(base, name=f"{size} px", arguments={**arguments, "height": size, "width": size})
+        for size in (width * 3 // 4, width * 3 // 2)
     ]
     return [
         base,
@@ -149,70 +136,62 @@ def settings_of(
         *sizes,
         replace(base, name="timesteps of 1024 px", scheduler=LARGE),
         *(
-            replace(base, name=f"guidance {scale}", sampler=replace(sampler, true_cfg_scale=scale))
+            replace(
+                base,
+                name=f"guidance {scale}",
+                arguments={**arguments, "true_cfg_scale": scale, "negative_prompt": ""},
+            )
             for scale in (2.0, 3.0)
         ),
     ]
 
 
 @functools.cache
-def loaded(model: Path, dtype: str):
+def loaded(model: Path):
     """Return the model's pipeline, loaded once a process."""
-    return load_pipeline(model, dtype)
+    return load_pipeline(model, "float32")
 
 
 def pipeline(model: Path, setting: Setting):
     """Return the model's pipeline with the scheduler of a setting."""
-    pipe = loaded(model, setting.sampler.dtype)
+    pipe = loaded(model)
     scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **setting.scheduler)
     pipe = type(pipe)(**pipe.components | {"scheduler": scheduler})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-@torch.no_grad()
+def call_of(prompt: str) -> dict[str, Any]:
+    """Return the arguments that are a prompt's own."""
+    return {"prompt": prompt}
+
+
+def together(calls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of one call for a batch: lists of texts, tensors joined."""
+    parts = {name: [call[name] for call in calls] for name in calls[0]}
+    return {k: torch.cat(v) if isinstance(v[0], torch.Tensor) else v for k, v in parts.items()}
+
+
 def images(
-    pipe, setting: Setting, prompts: dict[int, str], seed: int, num_steps: int | None = None,
-    output: str = "pil",
+    pipe, setting: Setting, prompts: dict[int, str], seed: int, output: str = "pil",
+    **changed: Any,
 ) -> list:  # fmt: skip
     """Return the images of prompts by their index, sampled in batches."""
-    sampler, made = setting.sampler, []
+    made: list = []
     for start in range(0, len(prompts), BATCH):
         some = list(prompts.items())[start : start + BATCH]
-        text = together([encode(pipe, prompt, sampler) for _, prompt in some])
-        seeds = [image_seed(seed, index) for index, _ in some]
-        made += call(pipe, text, sampler, seeds, num_steps, output_type=output)
+        arguments = {**setting.arguments, **changed, **together([call_of(p) for _, p in some])}
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(some)
+        noise = [torch.Generator().manual_seed(image_seed(seed, index)) for index, _ in some]
+        made += pipe(**arguments, generator=noise, output_type=output).images
     return made
 
 
-@contextlib.contextmanager
-def recording(scheduler) -> Iterator[list[torch.Tensor]]:
-    """Record the velocity `[N, ...]` of every step that the scheduler takes in a `with` block."""
-    step, velocities = scheduler.step, []
-
-    def keep(velocity, *args, **kwargs):
-        velocities.append(velocity)
-        return step(velocity, *args, **kwargs)
-
-    scheduler.step = keep
-    try:
-        yield velocities
-    finally:
-        del scheduler.step
-
-
-def calibrated(pipe, setting: Setting) -> Kernel:
-    """Return the kernel of the velocities that the sampler steps by: of both passes together."""
-    prompts = dict(enumerate(setting.calibration))
-    with recording(pipe.scheduler) as velocities:
-        images(pipe, setting, prompts, CALIBRATION_SEED, output="latent")
-    steps = setting.sampler.num_steps
-    batches = [torch.stack(velocities[i : i + steps]) for i in range(0, len(velocities), steps)]
-    runs = torch.cat(batches, 1).flatten(2).double().cpu().numpy()
-    timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
-    kept = {"tap": "output", "model": fingerprint(pipe.transformer)}
-    kernels = [Kernel.of_run({"output": run}, timesteps, **kept) for run in runs.swapaxes(0, 1)]
-    return sum(kernels[1:], kernels[0])
+def calibration_of(pipe, setting: Setting) -> Calibration:
+    """Return the calls on which plans for a setting are made."""
+    calls = [call_of(prompt) for prompt in setting.calibration]
+    return Calibration(pipe, calls, setting.arguments, CALIBRATION_SEED)
 
 
 def make(
@@ -221,21 +200,16 @@ def make(
     """Make and save the plans for a setting, by every method and budget."""
     torch.set_num_threads(threads)
     pipe = pipeline(model, setting)
-    kernel = calibrated(pipe, setting)
-    sampler = setting.sampler
-    texts = [encode(pipe, prompt, sampler) for prompt in setting.calibration]
-    fitted = RUNS - LOOP.held_out
-    runs = [
-        full_runs(pipe, texts, sampler, CALIBRATION_SEED, part, LOOP.batch)
-        for part in (range(fitted), range(fitted, RUNS))
-    ]
+    calibration = calibration_of(pipe, setting)
+    kernel = calibration.kernel(OUTPUT, batch=LOOP["batch"])
+    closed = ClosedLoopMaker(calibration, METHODS[CLOSED], LOOP, kernel)
     found = []
     for method in (OPEN, CLOSED):
         for budget in budgets:
-            plan = METHODS[method].plan(budget, kernel.timesteps, kernel)
             if method == CLOSED:
-                predictor = METHODS[method].parts(budget).predictor
-                plan = refine(plan, predictor, kernel.matrix(), *runs, LOOP)
+                plan = closed.plan(budget)
+            else:
+                plan = METHODS[method].plan(budget, kernel.timesteps, kernel)
             path = folder / setting.name / method / f"{budget}.safetensors"
             plan.save(path)
             found.append(Made(method, budget, setting.name, path))
@@ -247,21 +221,22 @@ def use(model: Path, setting: Setting, made: list[Made], threads: int) -> list[d
     torch.set_num_threads(threads)
     pipe = pipeline(model, setting)
 
-    def sampled(num_steps: int | None = None) -> list[torch.Tensor]:
-        return [
-            pixels(image) for image in images(pipe, setting, setting.evaluation, SEED, num_steps)
-        ]
+    def sampled(**changed: Any) -> list[torch.Tensor]:
+        made = images(pipe, setting, setting.evaluation, SEED, **changed)
+        return [pixels(image) for image in made]
 
     def quality(found: list[torch.Tensor]) -> float:
         return float(np.mean([psnr(a, b) for a, b in zip(found, full, strict=True)]))
 
     full = sampled()
-    timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
-    fewer = {budget: quality(sampled(budget)) for budget in sorted({one.budget for one in made})}
-    calls = setting.passes * -(-len(setting.evaluation) // BATCH)
+    first = call_of(next(iter(setting.evaluation.values())))
+    timesteps = timesteps_of(pipe, {**setting.arguments, **first})
+    budgets = sorted({one.budget for one in made})
+    fewer = {budget: quality(sampled(num_inference_steps=budget)) for budget in budgets}
+    calls = -(-len(setting.evaluation) // BATCH)
     rows = []
     for one in made:
-        with cached(pipe.transformer, Plan.load(one.path).retimed(timesteps)) as stats:
+        with cached(pipe, Plan.load(one.path).retimed(timesteps)) as stats:
             found = quality(sampled())
         rows.append({
             "method": one.method,
@@ -300,7 +275,8 @@ def carry_over(
     with tempfile.TemporaryDirectory() as folder:
         makings = {
             setting.name: pool.submit(make, model, setting, budgets, threads, Path(folder))
-            for setting in sorted(settings, key=lambda s: -s.sampler.width)  # the longest first
+            # The longest first.
+            for setting in sorted(settings, key=lambda s: -s.arguments["width"])
         }
         made = {name: job.result() for name, job in tqdm(makings.items(), "make", unit="setting")}
         base, *others = (made[setting.name] for setting in settings)
@@ -322,8 +298,10 @@ def main() -> None:
     parser.add_argument("--calibration", default="data/prompts/emoji-calibration.txt")
     parser.add_argument("--evaluation", default="data/prompts/emoji-evaluation.txt")
     parser.add_argument("--emoji", default="data/emoji/emoji.tsv", help="says what is food")
-    parser.add_argument("--sampler", default='{"height": 64, "width": 64, "dtype": "float32", '
-                        '"max_sequence_length": 16}', help="settings, as JSON")  # fmt: skip
+    parser.add_argument(
+        "--arguments", type=json.loads, help="of the pipeline's call, as JSON",
+        default='{"num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16}',
+    )  # fmt: skip
     parser.add_argument("--prompts", type=int, default=16, help="evaluation prompts of a setting")
     parser.add_argument("--budgets", type=int, nargs="+", default=[9, 18])
     parser.add_argument("--jobs", type=int, default=2)
@@ -337,7 +315,7 @@ def main() -> None:
     }
     settings = settings_of(
         read_prompts(arguments.calibration), read_prompts(arguments.evaluation), food,
-        Settings(**json.loads(arguments.sampler)), arguments.prompts,
+        arguments.arguments, arguments.prompts,
     )  # fmt: skip
     start = time.perf_counter()
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads

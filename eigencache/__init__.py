@@ -8,9 +8,10 @@
 Names are imported when first used: planning needs NumPy alone, and torch takes seconds to import.
 """
 
-import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING
+
+from eigencache._lazy import lazily
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
     from eigencache.calibration import calibrate as calibrate
@@ -49,12 +50,13 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
+_named = lazily(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return metadata.version(__name__)
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _named(name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,10 @@
-"""Checks of options: each raises a ValueError that names the option and its value."""
+"""Checks of options: each raises a ValueError that names the option; and copies of dataclasses."""
 
 from collections.abc import Mapping
-from typing import TypeGuard
+from dataclasses import fields
+from functools import partial
+from types import MappingProxyType
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -30,6 +33,22 @@ def check_source(source: Mapping, error: type[ValueError]) -> None:
     for name, value in source.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise error(f"`source` must be text to text, got {name!r}: {value!r}")
+
+
+def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
+    """Raise `error` unless every name is text and every value a number, text, flag or None."""
+    for name, value in arguments.items():
+        if not (isinstance(name, str) and isinstance(value, int | float | str | None)):
+            raise error(
+                f"`arguments` must be names to numbers, texts or flags, got {name!r}: {value!r}"
+            )
+
+
+def rebuilt(value: Any) -> partial:
+    """Return what makes a dataclass again when it is called, and can be pickled."""
+    found = {f.name: getattr(value, f.name) for f in fields(value)}
+    plain = {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in found.items()}
+    return partial(value.__class__, **plain)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

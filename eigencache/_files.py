@@ -59,7 +59,7 @@ def write_arrays(
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     metadata = metadata | {"format": format}
     with replacing(path) as part:
-        save_file(arrays, part, metadata | {"sha256": _contents_hash(arrays, metadata)})
+        save_file(arrays, part, metadata | {"sha256": contents_hash(arrays, metadata)})
         _sort_metadata(part)
 
 
@@ -84,14 +84,14 @@ def read_arrays(
     if metadata.get("format") != format:
         raise error(f"{path}: its format is {metadata.get('format')!r}, expected {format!r}")
     stored = metadata.pop("sha256", None)
-    if stored != _contents_hash(arrays, metadata):
+    if stored != contents_hash(arrays, metadata):
         raise error(
             f"{path}: damaged (its contents do not have the hash stored in it); make it again"
         )
     return arrays, metadata
 
 
-def _contents_hash(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+def contents_hash(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
     """Return the SHA-256 of names, data types, shapes, metadata and values."""
     shapes = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     digest = hashlib.sha256(json.dumps([shapes, metadata], sort_keys=True).encode())

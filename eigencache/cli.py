@@ -7,14 +7,19 @@ import sys
 from eigencache import __version__
 
 # Each is a module of `eigencache.commands`, which says what it must have.
-COMMANDS = ("calibrate", "plan", "sample", "score")
+COMMANDS = ("calibrate", "plan", "sample", "score", "show")
 EXAMPLES = """\
 From a model to images, every command on its own:
 
-  eigencache calibrate --model models/emoji-flux --prompts calibration.txt --out kernel.safetensors
+  eigencache calibrate --model MODEL --prompts calibration.txt --out kernel.safetensors
   eigencache plan --kernel kernel.safetensors --full-steps 9 --out plan.safetensors
-  eigencache sample --model models/emoji-flux --prompts prompts.txt --plan plan.safetensors \\
-      --out images
+  eigencache sample --model MODEL --prompts prompts.txt --plan plan.safetensors --out images
+
+A method that needs no kernel, in one line:
+
+  eigencache sample --model MODEL --prompts prompts.txt --method FORA --interval 5 --out images
+
+MODEL is the folder of a diffusers pipeline, or its id on the Hugging Face hub.
 
 `eigencache COMMAND --help` explains each. In Python the same is eigencache.calibrate and
 eigencache.cached.
@@ -44,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
     arguments = parser().parse_args()
+    arguments.line = sys.argv[1:]
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

@@ -20,6 +20,8 @@ Errors are decibels, -10 log10 of the mean square of an image's final latents, a
 images: what the mean PSNR of images is, in latent space. More is better.
 """
 
+import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from eigencache._checks import check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps
-from eigencache.plan import PREDICTED_ERROR, Plan, PlanError
+from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
 
 if TYPE_CHECKING:  # planning needs NumPy alone
@@ -92,6 +94,8 @@ def solve(gap: "Gap") -> np.ndarray:
         return np.zeros(1)
     contrast = np.vstack([np.eye(count - 1), -np.ones(count - 1)])
     gram = contrast.T @ gap.gram @ contrast
+    if not np.trace(gram) > 0:  # the scheduler does not look at the outputs of this gap
+        return np.zeros(count)
     gram += JITTER * np.trace(gram) / len(gram) * np.eye(len(gram))
     return contrast @ np.linalg.solve(gram, contrast.T @ gap.toward)
 
@@ -147,6 +151,9 @@ class ClosedLoop:
     def judges(self, prompts: int) -> int:
         """Return how many of so many calibration prompts are held out.
 
+        Args:
+            prompts: how many there are.
+
         Raises:
             ValueError: none would be left to fit on.
         """
@@ -172,7 +179,8 @@ class ClosedLoop:
             start: position of the first full step behind which the gap is fitted.
         """
         full = np.isin(np.arange(len(runs)), steps)
-        weights, features = base.weights(full, runs.timesteps), ()
+        weights = base.weights(full, runs.timesteps)
+        features: Features = ()
         if known:
             weights[: steps[start]] = known.weights[: steps[start]]
             features = known.features[: start + 1]
@@ -227,7 +235,12 @@ class ClosedLoop:
         return best
 
     def corrections(self, steps: Sequence[int], count: int) -> list[tuple[int, slice, int]]:
-        """Return each correction: the position of its gap, the gap's rows, and its anchor."""
+        """Return each correction: the position of its gap, the gap's rows, and its anchor.
+
+        Args:
+            steps: the full steps.
+            count: the number of all steps.
+        """
         found = []
         for k in range(len(steps)):
             rows = _gap(steps, k, count)
@@ -239,13 +252,17 @@ class ClosedLoop:
         """Return how the final latents move with each correction, float32 `[corrections, N, D]`.
 
         By nudging one at a time and following the sampling from there.
+
+        Args:
+            runs: what is fitted.
+            at: the sampling whose corrections are nudged.
         """
         found, final, position = [], runs.errors(at.final), {s: k for k, s in enumerate(at.steps)}
         corrections = self.corrections(at.steps, len(runs))
         for k, rows, anchor in tqdm(corrections, desc="weights", delay=5, leave=False):
             # More than the latents' dtype rounds away.
             reach = abs(runs.step_sizes[rows].sum()) * _size(at.features[position[anchor]])
-            nudge = max(NUDGE, 4 * runs.eps * _size(at.final) / max(reach, 1e-30))
+            nudge = max(NUDGE, 4 * runs.eps * _size(at.final) / reach) if reach else NUDGE
             weights = at.weights.copy()
             weights[rows, anchor] += nudge
             moved, _ = runs.run(at.full, weights, at.features[: k + 1])
@@ -268,11 +285,16 @@ class ClosedLoop:
         slopes = self.slopes(runs, at) if slopes is None else slopes
         error = runs.errors(at.final)
         size = np.sqrt(np.square(error).mean(1, keepdims=True)).clip(1e-15)
-        flat = (slopes / size).reshape(len(slopes), -1)
-        gram, toward = flat @ flat.T, flat @ (error / size).ravel()
+        gram, toward = np.zeros((len(slopes),) * 2), np.zeros(len(slopes))
+        for i in range(len(error)):  # one image after the other, for the sake of memory
+            each = slopes[:, i].astype(np.float64) / size[i]
+            gram += each @ each.T
+            toward += each @ (error[i] / size[i])
+        moving = np.diag(gram) > 0  # the others do nothing
         best, corrections = at, self.corrections(at.steps, len(runs))
         for damping in DAMPINGS:
-            change = -np.linalg.solve(gram + damping * np.diag(np.diag(gram)), toward)
+            damped = gram + np.diag(np.where(moving, damping * np.diag(gram), 1))
+            change = np.where(moving, -np.linalg.solve(damped, toward), 0)
             weights = at.weights.copy()
             for (_, rows, anchor), u in zip(corrections, change, strict=True):
                 weights[rows, anchor] += u
@@ -318,17 +340,23 @@ def carry(runs: "Simulator", at: Sampled, probes: int = 8) -> np.ndarray:
 
 def designs(runs: "Simulator", plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
     """Return the optimal designs for several predictors, with errors carried to the end or not."""
-    steps, weights = plan.full_steps, [None]
+    steps = plan.full_steps
+    weights: list[np.ndarray | None] = [None]
     if len(steps) > 3:
         weights += [carry(runs, sampled(runs, plan.full, plan.weights))]
-    return {
-        optimal_steps(
-            predictor, runs.timesteps, matrix, [len(steps)], weight, runs.step_sizes, runs.switches
-        )[len(steps)]
-        for predictor in CANDIDATES
-        if predictor.window and len(runs) ** (predictor.window + 1) <= MAX_TABLE
-        for weight in weights
-    }
+    found = set()
+    for predictor in CANDIDATES:
+        if not predictor.window or len(runs) ** (predictor.window + 1) > MAX_TABLE:
+            continue
+        for weight in weights:
+            # A predictor by timesteps has no design where timesteps repeat.
+            with contextlib.suppress(ValueError):
+                design = optimal_steps(
+                    predictor, runs.timesteps, matrix, [len(steps)], weight, runs.step_sizes,
+                    runs.switches,
+                )  # fmt: skip
+                found.add(design[len(steps)])
+    return found
 
 
 def refine(
@@ -364,5 +392,7 @@ def refine(
     source = {**plan.source, "closed loop": f"{loop}; {told}"}
     if after <= before:
         return replace(plan, source=source)
-    source.pop(PREDICTED_ERROR, None)  # of the open loop
-    return replace(plan, full=found.full, weights=found.weights, source=source)
+    return replace(
+        plan, full=found.full, weights=found.weights, source=source,
+        predicted_error=math.nan,  # that was the open loop's
+    )  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache.kernel import Kernel
-from eigencache.plan import PREDICTED_ERROR, Plan
+from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
@@ -26,12 +26,23 @@ MAX_TABLE = 40_000_000
 def fill(
     full: np.ndarray, predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray | None
 ) -> np.ndarray:
-    """Return the weights, float64 `[T, T]`, with which `predictor` fills a schedule's gaps."""
+    """Return the weights, float64 `[T, T]`, with which `predictor` fills a schedule's gaps.
+
+    Raises:
+        PlanError: the predictor has no finite weights for a step.
+    """
     weights = np.zeros((len(full), len(full)))
     for step in np.flatnonzero(~full):
         past = np.flatnonzero(full[:step])
         past = past[-predictor.window :] if predictor.window else past
-        weights[step, past] = predictor.weights(past, step, timesteps, matrix)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights[step, past] = predictor.weights(past, step, timesteps, matrix)
+        if not np.isfinite(weights[step]).all():
+            raise PlanError(
+                f"{predictor} has no finite weights for step {step} from steps {past.tolist()}: "
+                "some of their timesteps are the same, as in a second-order sampler (Heun); use a "
+                "method whose predictor goes by steps or by a kernel"
+            )
     return weights
 
 
@@ -79,9 +90,7 @@ def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> n
     return np.sqrt(squares / np.diag(matrix))
 
 
-def latents_errors(
-    plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None
-) -> np.ndarray:
+def latents_errors(plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
     """Return the root of the mean square error of the latents after each step, float64 `[T]`.
 
     In open loop: the errors of forecasts add up, and are not fed back through the network. `matrix`
@@ -107,7 +116,7 @@ def predicted_error(
 
 
 def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
-    """Return the plan with its `predicted_error` among what it says of itself.
+    """Return the plan with its `predicted_error`.
 
     The plan comes back as it was if the kernel cannot tell: if either is not of the output tap and
     its one stream, or if the kernel is of cosines, which do not know how large a feature is.
@@ -116,7 +125,7 @@ def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     if not (of_output and kernel.normalisation == "second-moment"):
         return plan
     error = predicted_error(plan, kernel.matrix(), sizes=kernel.step_sizes)
-    return replace(plan, source={**plan.source, PREDICTED_ERROR: f"{error:.6g}"})
+    return replace(plan, predicted_error=error)
 
 
 def optimal_steps(
@@ -137,8 +146,8 @@ def optimal_steps(
         kept: steps that are to be full whatever they cost.
 
     Raises:
-        ValueError: a budget is out of range, or `T ** (window + 1)` is too large a table, as that
-            of a window of None always is.
+        ValueError: a budget is out of range; `T ** (window + 1)` is too large a table, as that of
+            a window of None always is; or no schedule has finite weights.
     """
     count, window = np.size(timesteps), predictor.window
     budgets = sorted(set(budgets))
@@ -161,7 +170,10 @@ def optimal_steps(
     for used in range(1, budgets[-1] + 1):
         gap = errors[min(used, window)]
         if used in budgets:
-            state = np.unravel_index(np.argmin(value + gap[..., count]), value.shape)
+            error = value + gap[..., count]
+            if not np.isfinite(error.min()):
+                raise ValueError(f"{predictor} has no finite weights at the sampler's timesteps")
+            state = np.unravel_index(np.argmin(error), value.shape)
             designs[used] = _trace(state, dropped, used, window)
         total = value[..., None] + gap[..., :count]
         if used < window:
@@ -187,14 +199,18 @@ def gap_errors(
         heads = list(combinations(range(last), size - 1))
         windows = np.array([(*head, last) for head in heads])
         skipped = np.arange(last + 1, count)
-        weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
         moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
         # q[:, k] is the gap that skips k steps; it moves along the window and misses the truth.
         q = np.zeros((len(windows), len(skipped) + 1, count))
         past = np.broadcast_to(windows[:, None, :], moved.shape)
         np.put_along_axis(q[:, 1:], past, moved, axis=-1)
         q[:, 1:, last + 1 :] -= np.tri(len(skipped)) * sizes[skipped]
-        table[(*windows.T, slice(last + 1, None))] = np.sqrt(np.maximum(_energy(q, matrix), 0))
+        with np.errstate(invalid="ignore"):
+            errors = np.sqrt(np.maximum(_energy(q, matrix), 0))
+        # Where timesteps repeat, some predictors have no finite weights.
+        table[(*windows.T, slice(last + 1, None))] = np.where(np.isfinite(errors), errors, np.inf)
     return table
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_range, check_source, check_whole
+from eigencache._checks import check_arguments, check_range, check_source, check_whole, rebuilt
 from eigencache._files import read_arrays, write_arrays
 
 FORMAT = "eigencache-kernel-1"
@@ -46,8 +46,11 @@ class Kernel:
         source: where it came from: prompt file, seed ... (text to text).
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output; None for those of a flow-matching Euler sampler (`eigencache.design`).
-        switches: steps at which the pipeline begins to call other networks, or as often as it did
-            not before; designs compute them in full.
+        switches: steps at which the pipeline calls networks otherwise than at the step before;
+            designs compute them in full.
+        arguments: what the pipeline was called with: names to numbers, texts, flags.
+        scheduler: class of the sampler's scheduler; None if it is not known.
+        pipeline: class of the pipeline; None if it is not known.
 
     Raises:
         KernelError: a shape or a value is wrong; the message says which.
@@ -63,6 +66,9 @@ class Kernel:
     source: Mapping[str, str] = field(default_factory=dict)
     step_sizes: np.ndarray | None = None
     switches: tuple[int, ...] = ()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str | None = None
+    pipeline: str | None = None
 
     def __post_init__(self) -> None:
         timesteps = np.array(self.timesteps, np.float64)
@@ -77,12 +83,18 @@ class Kernel:
         object.__setattr__(self, "timesteps", timesteps)
         object.__setattr__(self, "sums", MappingProxyType(sums))
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
         self._check()
+
+    def __reduce__(self) -> tuple:
+        """Pickle and copy by the arguments, since read-only mappings can be neither."""
+        return rebuilt(self), ()
 
     def _check(self) -> None:
         if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
             raise KernelError("`timesteps` must be a vector of finite numbers")
         check_source(self.source, KernelError)
+        check_arguments(self.arguments, KernelError)
         steps, sizes = len(self.timesteps), self.step_sizes
         if sizes is not None and (sizes.shape != (steps,) or not np.isfinite(sizes).all()):
             raise KernelError(f"`step_sizes` must be {steps} finite numbers")
@@ -144,7 +156,7 @@ class Kernel:
         Raises:
             KernelError: the two differ in anything but their runs.
         """
-        for name in ("tap", "features", "normalisation", "model"):
+        for name in ("tap", "features", "normalisation", "model", "scheduler"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise KernelError(f"kernels differ in {name}: {mine!r} and {theirs!r}")
@@ -250,23 +262,28 @@ class Kernel:
             KernelError: there are fewer than four timesteps here, or the new ones are not finite.
         """
         new = np.asarray(timesteps, np.float64)
+        sizes = self.step_sizes if step_sizes is None else np.asarray(step_sizes, np.float64)
         if np.array_equal(new, self.timesteps):
-            return self
-        if len(self.timesteps) < 4 or new.ndim != 1 or not np.isfinite(new).all():
-            raise KernelError("a kernel is read at other timesteps from four at least of its own")
+            return replace(self, step_sizes=sizes)
+        if new.ndim != 1 or not np.isfinite(new).all():
+            raise KernelError("the timesteps must be a vector of finite numbers")
+        if len(self.timesteps) < 4 or len(set(self.timesteps)) < len(self.timesteps):
+            raise KernelError(
+                f"a kernel of {len(self.timesteps)} timesteps, {len(set(self.timesteps))} of them "
+                "different, cannot be read at others: it takes four that all differ, which a "
+                "second-order sampler (Heun) does not have; calibrate with this sampler"
+            )
         sums = {}
         for name, matrix in self.sums.items():
             values, vectors = np.linalg.eigh(matrix)
             scaled = vectors * np.sqrt(np.maximum(values, 0))
             read = _spline(self.timesteps, scaled, new)
             sums[name] = read @ read.T
-        sizes = None if step_sizes is None else np.asarray(step_sizes, np.float64)
-        if sizes is None and self.step_sizes is not None:
-            # How far the latents have come is a function of the timestep; it ends at zero.
-            come = np.append(0.0, np.cumsum(self.step_sizes))[:, None]
-            knots, wanted = np.append(self.timesteps, 0.0), np.append(new, 0.0)
-            if self.timesteps[-1] <= 0:
-                knots, come = knots[:-1], come[:-1]
+        if step_sizes is None and sizes is not None:
+            # How far the latents have come is a function of the timestep; they end at or below 0.
+            end = 0.0 if self.timesteps[-1] > 0 else self.timesteps[-1] - 1
+            come = np.append(0.0, np.cumsum(sizes))[:, None]
+            knots, wanted = np.append(self.timesteps, end), np.append(new, end)
             sizes = np.diff(_spline(knots, come, wanted)[:, 0])
         switches = {int(np.argmax(new <= self.timesteps[s])) for s in self.switches}
         return replace(
@@ -290,6 +307,9 @@ class Kernel:
             "model": json.dumps(self.model),
             "source": json.dumps(dict(self.source), sort_keys=True),
             "switches": json.dumps(self.switches),
+            "arguments": json.dumps(dict(self.arguments), sort_keys=True),
+            "scheduler": json.dumps(self.scheduler),
+            "pipeline": json.dumps(self.pipeline),
         }
         arrays = {f"sums/{name}": matrix for name, matrix in self.sums.items()}
         if self.step_sizes is not None:
@@ -324,8 +344,11 @@ class Kernel:
                 source=json.loads(metadata["source"]),
                 step_sizes=arrays.get("step_sizes"),
                 switches=json.loads(metadata.get("switches", "[]")),
+                arguments=json.loads(metadata.get("arguments", "{}")),
+                scheduler=json.loads(metadata.get("scheduler", "null")),
+                pipeline=json.loads(metadata.get("pipeline", "null")),
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
 
 

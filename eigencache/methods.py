@@ -3,8 +3,11 @@
 A few have a part more: a gate, or a rule by which skipped steps recompute tokens.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,6 +111,11 @@ class Method:
         return self.schedule.kernel or self.predictor.kernel
 
     @property
+    def name(self) -> str | None:
+        """What the method is called in `METHODS`; None if it is not there."""
+        return next((name for name, method in METHODS.items() if method is self), None)
+
+    @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that the method reads."""
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
@@ -179,12 +187,39 @@ class Method:
             KernelError: the kernel is not of the kind that the method wants.
         """
         parts = self.parts(full_steps, **options)
+        return self._made(parts, parts.schedule, timesteps, kernel, tap)
+
+    def at_interval(
+        self, every: int, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, **options: Any,
+    ) -> Plan:  # fmt: skip
+        """Return the plan with one full step in every so many, after the first few.
+
+        Args:
+            every: the interval in steps.
+            timesteps, kernel, tap, options: as for `open_loop`.
+
+        Raises:
+            ValueError: the method has no interval, or as `open_loop` says.
+            PlanError, KernelError: as `open_loop` says.
+        """
+        parts = self.parts(1, **options)
+        if not isinstance(parts.schedule, Interval):
+            raise ValueError("this method has no interval: state how many steps are full")
+        schedule = replace(parts.schedule, full_steps=None, every=every)
+        return self._made(parts, schedule, timesteps, kernel, tap)
+
+    def _made(
+        self, parts: Parts, schedule: Schedule, timesteps: ArrayLike, kernel: Kernel | None,
+        tap: str | None,
+    ) -> Plan:  # fmt: skip
         if parts.use and kernel:
             kernel = parts.use.of(kernel)
-        return make_plan(
-            parts.schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
+        plan = make_plan(
+            schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
             gate=parts.gate, refresh=parts.refresh,
         )  # fmt: skip
+        return replace(plan, method=self.name)
 
     @property
     def _kinds(self) -> list[type]:
@@ -194,6 +229,8 @@ class Method:
         return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
 
 
+# The fewest full steps that are tried for a quality.
+FEWEST = 2
 PUBLISHED = {"window": 3, "jitter": 1e-3, "features": "token-mean", "normalisation": "cosine"}
 DESIGNED = {"window": 2, "jitter": 1e-6, "ordinary": True}
 METHODS: Mapping[str, Method] = {
@@ -225,6 +262,46 @@ METHODS: Mapping[str, Method] = {
         Optimal, Kriging, "output", "EigenCache, closed loop", DESIGNED, closed_loop=ClosedLoop
     ),
 }  # fmt: skip
+
+
+def method_of(name: str) -> Method:
+    """Return the method of a name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def check_wish(
+    method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
+    options: Mapping[str, object],
+) -> None:  # fmt: skip
+    """Raise a ValueError that says what is wrong with what is asked of a method, before any work.
+
+    Args:
+        method: that is asked for a plan.
+        full_steps: the budget, or None.
+        psnr: the quality in dB, or None.
+        tap: where features are to be taken, or None.
+        options: of the method.
+    """
+    if (full_steps is None) == (psnr is None):
+        raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
+    if full_steps is not None and full_steps < 1:
+        raise ValueError(f"full_steps must be at least 1: {full_steps}")
+    if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
+        raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
+    if psnr is not None and method.schedule is Interval:
+        raise ValueError(
+            "psnr: an interval does not give every number of full steps; state full_steps, or "
+            "choose a method that has no interval, such as EigenCache-design"
+        )
+    if method.closed_loop and tap not in (None, method.tap):
+        raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
+    method.parts(full_steps or FEWEST, **options)
 
 
 def make_plan(
@@ -283,6 +360,11 @@ def make_plan(
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
         source |= {f"kernel {name}": text for name, text in kernel.source.items()}
-    model = kernel.model if kernel else None
-    plan = Plan(full, weights, timesteps, tap, streams, model, source, refresh)
+    belongs: dict[str, Any] = {}
+    if kernel:
+        names = ("model", "arguments", "scheduler", "pipeline")
+        belongs = {name: getattr(kernel, name) for name in names}
+    plan = Plan(
+        full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs
+    )
     return with_predicted_error(plan, kernel) if kernel else plan

@@ -7,16 +7,18 @@ besides, by a rule that is part of the plan. See `eigencache.methods` for the ta
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from eigencache._checks import check_source
-from eigencache._files import read_arrays, write_arrays
+from eigencache._checks import check_arguments, check_source, rebuilt
+from eigencache._files import contents_hash, read_arrays, write_arrays
 from eigencache.tokens import Rule, described, rule_of
 
 FORMAT = "eigencache-plan-1"
@@ -25,16 +27,23 @@ TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
-# Under which a plan's source says the PSNR in dB that its images will have, and the error of its
-# latents that the kernel predicts (`eigencache.design.predicted_error`).
-PREDICTED, PREDICTED_ERROR = "predicted psnr", "predicted error"
+# Under these a plan of an earlier version says in its source what is predicted of it.
+_EARLIER = {"predicted psnr": "predicted_psnr", "predicted error": "predicted_error"}
+# Fields that plans of earlier versions do not have in their files.
+_STATED = (
+    "method", "predicted_psnr", "predicted_error", "arguments", "scheduler", "pipeline",
+)  # fmt: skip
 
 
 class PlanError(ValueError):
     """A plan is malformed, damaged, or does not belong to this sampler or model."""
 
 
-@dataclass(frozen=True, eq=False)
+class PlanWarning(UserWarning):
+    """A plan is used otherwise than it was made for, or this cannot be checked."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """Which of `T` sampler steps are full, and the weights that forecast the others.
 
@@ -49,9 +58,17 @@ class Plan:
         streams: the `S` stream names of `weights`; empty when one matrix serves all.
         model: fingerprint of the model it was calibrated on (`runtime._taps.fingerprint`);
             None when the weights do not depend on a model.
-        source: where the plan came from: method, schedule, predictor, kernel ... (text to text).
+        source: where the plan came from: schedule, predictor, kernel ... (text to text).
         refresh: which MLP tokens a skipped step recomputes (`eigencache.tokens`), at tap "modules";
             None recomputes none.
+        method: its name in `eigencache.METHODS`; None if it has none.
+        predicted_psnr: the PSNR in dB that its images will have to those of full runs, by
+            calibration prompts; nan if nobody tried.
+        predicted_error: the error of latents that its kernel predicts, root mean square
+            (`eigencache.design.predicted_error`); nan if it has none.
+        arguments: what the pipeline was called with in calibration: names to numbers, texts, flags.
+        scheduler: class of the sampler's scheduler; None if it is not known.
+        pipeline: class of the pipeline; None if it is not known.
 
     Raises:
         PlanError: a shape, a value or the causal structure is wrong; the message says which.
@@ -65,6 +82,12 @@ class Plan:
     model: str | None = None
     source: Mapping[str, str] = field(default_factory=dict)
     refresh: Rule | None = None
+    method: str | None = None
+    predicted_psnr: float = math.nan
+    predicted_error: float = math.nan
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str | None = None
+    pipeline: str | None = None
 
     def __post_init__(self) -> None:
         full = _frozen(self.full, bool)
@@ -80,17 +103,37 @@ class Plan:
         if self.refresh and self.tap != "modules":
             raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
         check_source(self.source, PlanError)
-        try:
-            predicted_psnr(self), predicted_latent_error(self)
-        except ValueError as error:
-            raise PlanError(
-                f"`source`: {PREDICTED} and {PREDICTED_ERROR} must be numbers"
-            ) from error
+        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
+        check_arguments(self.arguments, PlanError)
+        for name in ("predicted_psnr", "predicted_error"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+                raise PlanError(f"`{name}` must be a number, got {value!r}")
+            try:
+                object.__setattr__(self, name, float(value))
+            except OverflowError as error:
+                raise PlanError(f"`{name}` is too large a number") from error
+        for name in ("model", "method", "scheduler", "pipeline"):
+            if not isinstance(getattr(self, name), str | None):
+                raise PlanError(f"`{name}` must be text or None, got {getattr(self, name)!r}")
         _check(full, weights, timesteps, self.streams)
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""
         return len(self.full)
+
+    def __repr__(self) -> str:
+        """Return what the plan is, in one line."""
+        told = [f"{self.full.sum()} of {len(self)} steps full", f"tap={self.tap!r}"]
+        if self.method:
+            told.append(f"method={self.method!r}")
+        if not math.isnan(self.predicted_psnr):
+            told.append(f"predicted_psnr={self.predicted_psnr:.1f}")
+        return f"{type(self).__name__}({', '.join(told)})"
+
+    def __reduce__(self) -> tuple:
+        """Pickle and copy by the arguments, since read-only mappings can be neither."""
+        return rebuilt(self), ()
 
     @property
     def full_steps(self) -> tuple[int, ...]:
@@ -125,7 +168,7 @@ class Plan:
         if timesteps.shape != self.timesteps.shape:
             raise PlanError(
                 f"the plan was made for {len(self)} steps, the sampler takes {len(timesteps)}: "
-                "sample with the plan's number of steps, or make a plan for this one"
+                f"design it again from its kernel, or sample with {len(self)} steps"
             )
         wrong = np.flatnonzero(~np.isclose(timesteps, self.timesteps, rtol=1e-4, atol=1e-4))
         if len(wrong):
@@ -133,7 +176,8 @@ class Plan:
             raise PlanError(
                 f"the plan was made for timestep {self.timesteps[s]:g} at step {s}, the sampler is "
                 f"at {timesteps[s]:g}: the scheduler, its shift or the resolution differs from "
-                "the one that the plan was made for; Plan.retimed carries it over"
+                "the one that the plan was made for; design it again from its kernel, or carry it "
+                "over with Plan.retimed"
             )
 
     def retimed(self, timesteps: ArrayLike) -> "Plan":
@@ -150,10 +194,11 @@ class Plan:
         Raises:
             PlanError: the number of steps differs, or a timestep is not finite.
         """
-        source = {k: v for k, v in self.source.items() if k not in (PREDICTED, PREDICTED_ERROR)}
         return replace(
-            self, timesteps=np.asarray(timesteps, np.float64), source=source | {"retimed": "yes"}
-        )
+            self, timesteps=np.asarray(timesteps, np.float64),
+            source={**self.source, "retimed": "yes"},
+            predicted_psnr=math.nan, predicted_error=math.nan,
+        )  # fmt: skip
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata.
@@ -164,7 +209,18 @@ class Plan:
         Raises:
             OSError: it cannot be written.
         """
-        metadata = {
+        write_arrays(path, *self._contents())
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the plan's contents, 64 hexadecimal digits; its file states the same."""
+        arrays, format, metadata = self._contents()
+        return contents_hash(arrays, metadata | {"format": format})
+
+    def _contents(self) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
+        """Return the arrays, the format and the metadata of the plan's file."""
+        metadata = {name: _json(getattr(self, name)) for name in _STATED}
+        metadata |= {
             "tap": self.tap,
             "streams": json.dumps(self.streams),
             "model": json.dumps(self.model),
@@ -172,7 +228,7 @@ class Plan:
             "refresh": json.dumps(described(self.refresh)),
         }
         arrays = {"full": self.full, "weights": self.weights, "timesteps": self.timesteps}
-        write_arrays(path, arrays, FORMAT, metadata)
+        return arrays, FORMAT, metadata
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Plan":
@@ -187,21 +243,29 @@ class Plan:
         """
         arrays, metadata = read_arrays(path, FORMAT, PlanError)
         try:
+            source = json.loads(metadata["source"])
+            stated: dict[str, Any] = {
+                new: float(source.pop(old)) for old, new in _EARLIER.items() if old in source
+            }
+            stated |= {name: json.loads(metadata[name]) for name in _STATED if name in metadata}
+            stated |= arrays
             return cls(
-                **arrays,
                 tap=metadata["tap"],
                 streams=json.loads(metadata["streams"]),
                 model=json.loads(metadata["model"]),
-                source=json.loads(metadata["source"]),
+                source=source,
                 refresh=rule_of(json.loads(metadata.get("refresh", "null"))),
+                **stated,
             )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (
+            AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError
+        ) as error:  # fmt: skip
             raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
 
 
 def predicted_psnr(plan: Plan) -> float:
     """Return the PSNR in dB that a plan says its images will have; nan if it says nothing."""
-    return float(plan.source.get(PREDICTED, "nan"))
+    return plan.predicted_psnr
 
 
 def predicted_latent_error(plan: Plan) -> float:
@@ -209,7 +273,17 @@ def predicted_latent_error(plan: Plan) -> float:
 
     It is the root mean square of an element, before it is decoded (`eigencache.design`).
     """
-    return float(plan.source.get(PREDICTED_ERROR, "nan"))
+    return plan.predicted_error
+
+
+def remembered(source: Mapping[str, str], name: str) -> str | None:
+    """Return what a plan or kernel says of its calibration, such as "dtype"; None: nothing.
+
+    Args:
+        source: of a plan or a kernel.
+        name: of an entry that `calibration.Calibration.source` makes.
+    """
+    return source.get(name, source.get(f"kernel {name}"))
 
 
 def load_plan(path: str | os.PathLike) -> Plan:
@@ -223,6 +297,10 @@ def load_plan(path: str | os.PathLike) -> Plan:
         PlanError: the file is truncated, is not a plan, or holds an invalid one.
     """
     return Plan.load(path)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(dict(value) if isinstance(value, Mapping) else value, sort_keys=True)
 
 
 def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:

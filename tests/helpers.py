@@ -112,7 +112,7 @@ def tiny_pipeline():
     """Return a FLUX pipeline with random weights and no text encoders; a token is 4 pixels wide."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
-    transformer = tiny_flux()
+    transformer = tiny_flux()  # which seeds the generator
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -126,6 +126,17 @@ def tiny_pipeline():
     pipe = FluxPipeline(scheduler, vae.eval(), None, None, None, None, transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def arguments_of(seed: int) -> dict:
+    """Return the prompt of a call of `tiny_pipeline`, which has no text encoders: embeddings."""
+    import torch
+
+    draw = torch.Generator().manual_seed(100 + seed)
+    return {
+        "prompt_embeds": torch.randn(1, 3, 12, generator=draw),
+        "pooled_prompt_embeds": torch.randn(1, 10, generator=draw),
+    }
 
 
 def sampling(

@@ -12,9 +12,11 @@ import gc
 import importlib
 import math
 import statistics
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -24,15 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
-from eigencache.calibration import sampler
-from eigencache.calibration.sampler import (
-    Sample,
-    Settings,
-    encode,
-    image_seed,
-    load_pipeline,
-    sample,
-)
+from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
@@ -49,16 +43,16 @@ CPU_ATTENTION = {
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
     )
 }
-# What an image depends on, besides the model: its text, from `encode`, and the seed of its noise.
-Case = tuple[dict[str, torch.Tensor], int]
+# What an image depends on, besides the model: the arguments that are its own, and the seed of its
+# noise.
+Case = tuple[dict[str, Any], int]
+Arguments = Mapping[str, Any]  # those of every call
+STEPS = "num_inference_steps"
 
 
-def cases_of(pipe, prompts: list[str], seed: int, settings: Settings) -> list[Case]:
-    """Return the text and the seed of every prompt."""
-    return [
-        (encode(pipe, prompt, settings), image_seed(seed, index))
-        for index, prompt in enumerate(prompts)
-    ]
+def cases_of(prompts: list[str], seed: int) -> list[Case]:
+    """Return the prompt and the seed of every image."""
+    return [({"prompt": p}, image_seed(seed, index)) for index, p in enumerate(prompts)]
 
 
 @contextlib.contextmanager
@@ -78,15 +72,18 @@ def counted(transformer: nn.Module) -> Iterator[list]:
         hook.remove()
 
 
-def call(pipe, cases: list[Case], settings: Settings, num_steps: int | None, **options):
+def call(pipe, cases: list[Case], arguments: Arguments, num_steps: int | None, **options):
     """Return what the pipeline makes of some cases in one batch."""
     texts, seeds = zip(*cases, strict=True)
-    options = {"output_type": "pt"} | options
-    return sampler.call(pipe, sampler.together(texts), settings, seeds, num_steps, **options)
+    own = {name: [text[name] for text in texts] for name in texts[0]}
+    own = {k: torch.cat(v) if isinstance(v[0], torch.Tensor) else v for k, v in own.items()}
+    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    made = {**arguments, **({STEPS: num_steps} if num_steps else {}), **own}
+    return pipe(**made, generator=noise, **{"output_type": "pt"} | options).images
 
 
 def sampled(
-    pipe, cases: list[Case], settings: Settings, contestant: Contestant = FULL, **setting
+    pipe, cases: list[Case], arguments: Arguments, contestant: Contestant = FULL, **setting
 ) -> tuple[torch.Tensor, float]:
     """Return the images of some cases and the mean number of full steps.
 
@@ -100,7 +97,7 @@ def sampled(
         group = cases[start : start + size]
         applied = contestant.apply(pipe, **setting)
         with applied as num_steps, counted(pipe.transformer) as calls:
-            images.append(call(pipe, group, settings, num_steps).double().cpu())
+            images.append(call(pipe, group, arguments, num_steps).double().cpu())
         full_steps += len(calls) * len(group)
     return torch.cat(images), full_steps / len(cases)
 
@@ -144,18 +141,20 @@ def quality(images: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
 
 
 def cost(
-    pipe, cases: list[Case], settings: Settings, contestant: Contestant = FULL, **setting
+    pipe, cases: list[Case], arguments: Arguments, contestant: Contestant = FULL, **setting
 ) -> dict[str, float]:
     """Return what an image takes, one at a time, each after a full run of the same case."""
     seconds, speedups, peaks = [], [], []
-    for text, seed in cases:
-        reference = sample(pipe, text, settings, seed).seconds
+    for case in cases:
+        reference = seconds_of(pipe, case, arguments)
         with contestant.apply(pipe, **setting) as num_steps:
-            forget_peak()
-            made = sample(pipe, text, settings, seed, num_steps)
-        seconds.append(made.seconds)
-        speedups.append(reference / made.seconds)
-        peaks.append(peak_memory_mb(pipe, made))
+            if pipe.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(pipe.device)
+            else:
+                forget_peak()
+            seconds.append(seconds_of(pipe, case, arguments, num_steps))
+            peaks.append(peak_memory_mb(pipe))
+        speedups.append(reference / seconds[-1])
     return {
         "seconds": statistics.median(seconds),
         "speedup": statistics.median(speedups),
@@ -163,9 +162,32 @@ def cost(
     }
 
 
-def peak_memory_mb(pipe, made: Sample) -> float:
-    """Return the most memory that sampling took: of the GPU, or of the process on a CPU."""
-    return made.peak_memory_mb if pipe.device.type == "cuda" else process_peak_mb()
+def seconds_of(pipe, case: Case, arguments: Arguments, num_steps: int | None = None) -> float:
+    """Return the seconds of one image, from the first call of the network to the last latents."""
+    begun: list[float] = []
+
+    def now() -> float:
+        if pipe.device.type == "cuda":
+            torch.cuda.synchronize(pipe.device)
+        return time.perf_counter()
+
+    def begin(*_) -> None:
+        if not begun:
+            begun.append(now())
+
+    hook = pipe.transformer.register_forward_pre_hook(begin)
+    try:
+        call(pipe, [case], arguments, num_steps, output_type="latent")
+    finally:
+        hook.remove()
+    return now() - begun[0]
+
+
+def peak_memory_mb(pipe) -> float:
+    """Return the most memory that was taken since `forget_peak`."""
+    if pipe.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(pipe.device) / 1e6
+    return process_peak_mb()
 
 
 @dataclass(frozen=True)
@@ -182,7 +204,7 @@ class Footprint:
 
 
 def footprint(
-    pipe, case: Case, settings: Settings, contestant: Contestant = FULL, **setting
+    pipe, case: Case, arguments: Arguments, contestant: Contestant = FULL, **setting
 ) -> Footprint:
     """Return the footprint of one run.
 
@@ -204,7 +226,7 @@ def footprint(
         gc.freeze()  # what is alive already is not looked at
         try:
             with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-                call(pipe, [case], settings, num_steps, output_type="latent", **watch)
+                call(pipe, [case], arguments, num_steps, output_type="latent", **watch)
         finally:
             gc.unfreeze()
     return Footprint(most / 1e6, counter.get_total_flops())
@@ -212,7 +234,7 @@ def footprint(
 
 def compare(
     pipe, contestants: list[Contestant], budgets: list[int], cases: list[Case],
-    calibration: list[Case], settings: Settings, timed: int,
+    calibration: list[Case], arguments: Arguments, timed: int,
 ) -> Iterator[dict]:  # fmt: skip
     """Yield a row of the table for every contestant at every budget.
 
@@ -222,16 +244,16 @@ def compare(
         budgets: numbers of full steps to come near to.
         cases: of the evaluation.
         calibration: cases on which thresholds are searched for.
-        settings: of the full run.
+        arguments: of every call.
         timed: how many of the cases are timed.
     """
-    reference, _ = sampled(pipe, cases, settings)
-    full = footprint(pipe, cases[0], settings)
+    reference, _ = sampled(pipe, cases, arguments)
+    full = footprint(pipe, cases[0], arguments)
     for contestant in contestants:
         tried: dict[float, float] = {}
 
         def full_steps(threshold: float, contestant=contestant) -> float:
-            return sampled(pipe, calibration, settings, contestant, threshold=threshold)[1]
+            return sampled(pipe, calibration, arguments, contestant, threshold=threshold)[1]
 
         for budget in budgets:
             setting = contestant.setting(budget)
@@ -240,8 +262,8 @@ def compare(
             if contestant.thresholds:
                 found = search(full_steps, budget, contestant.thresholds, tried)
                 setting = setting | {"threshold": found}
-            images, computed = sampled(pipe, cases, settings, contestant, **setting)
-            taken = footprint(pipe, cases[0], settings, contestant, **setting)
+            images, computed = sampled(pipe, cases, arguments, contestant, **setting)
+            taken = footprint(pipe, cases[0], arguments, contestant, **setting)
             yield {
                 "method": contestant.method,
                 "source": contestant.source,
@@ -251,32 +273,31 @@ def compare(
                 "full_steps": computed,
                 "compute": taken.operations / full.operations,
                 **quality(images, reference),
-                **cost(pipe, cases[:timed], settings, contestant, **setting),
+                **cost(pipe, cases[:timed], arguments, contestant, **setting),
                 "cache_memory_mb": taken.held_mb - full.held_mb,
             }
 
 
 def main(arguments: argparse.Namespace) -> None:
     config = yaml.safe_load(arguments.config.read_text())
-    config = Experiment(config, "workflow/schemas/config.schema.yaml").config
-    torch.set_num_threads(config["threads"])
-    settings, theirs = Settings(**config["sampler"]), config["calibration"]
-    pipe = load_pipeline(arguments.model, settings.dtype)
-    prompts = read_prompts(config["prompts"], arguments.num_prompts)
-    cases = cases_of(pipe, prompts, config["seed"], settings)
-    calibration = read_prompts(theirs["prompts"], theirs["num_prompts"])
-    calibration = cases_of(pipe, calibration, theirs["seed"], settings)
+    config = Experiment(config).config
+    torch.set_num_threads(config.threads)
+    shared, theirs = config.arguments.stated, config.calibration
+    pipe = load_pipeline(arguments.model, config.dtype)
+    prompts = read_prompts(config.prompts, arguments.num_prompts)
+    cases = cases_of(prompts, config.seed)
+    calibration = cases_of(read_prompts(theirs.prompts, theirs.num_prompts), theirs.seed)
     study = Study(
-        settings.num_steps, arguments.plans, lambda pipe: call(pipe, calibration, settings, None)
+        shared[STEPS], arguments.plans, lambda pipe: call(pipe, calibration, shared, None)
     )
     # Imported here, since the environments do not have the same packages.
     source = importlib.import_module(f"benchmarks.peers.{arguments.source}")
-    budgets = config["budgets"]
+    budgets = config.budgets
     if arguments.source == "solvers":
-        budgets = [*budgets, settings.num_steps]
+        budgets = [*budgets, shared[STEPS]]
     rows = []
     for row in compare(
-        pipe, source.contestants(study), budgets, cases, calibration[:SEARCHED], settings,
+        pipe, source.contestants(study), budgets, cases, calibration[:SEARCHED], shared,
         arguments.timed,
     ):  # fmt: skip
         print("{source}: {method}, {setting}: {full_steps:.2f} full steps, {psnr:.2f} dB, "

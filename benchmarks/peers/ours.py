@@ -36,5 +36,5 @@ def setting(plans: Path, label: str, budget: int) -> dict | None:
 @contextlib.contextmanager
 def applied(plans: Path, pipe, plan: str):
     """Sample by a plan, given by its path within `plans`."""
-    with cached(pipe.transformer, Plan.load(plans / plan)):
+    with cached(pipe, Plan.load(plans / plan)):
         yield None

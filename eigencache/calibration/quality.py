@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration.simulator import quiet, takes
-from eigencache.plan import PREDICTED, Plan, predicted_psnr
+from eigencache.calibration._calls import quiet, seeded, takes
+from eigencache.plan import Plan
 from eigencache.runtime import cached
 
-# The fewest full steps that are tried for a quality; each try has a third more.
-FEWEST, GROWTH = 2, 4 / 3
+# Each try for a quality has a third more full steps than the last.
+GROWTH = 4 / 3
 
 
 class Judge:
@@ -52,7 +52,8 @@ class Judge:
 def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
     """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
     kind = {"output_type": "np"} if takes(pipe, "output_type") else {}
-    made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
+    with seeded(seed):
+        made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
     for name in ("images", "frames"):
         if hasattr(made, name):
             found = getattr(made, name)
@@ -68,8 +69,8 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def with_prediction(plan: Plan, judge: Judge) -> Plan:
-    """Return the plan with `predicted psnr`, in dB, among what it says of itself."""
-    return replace(plan, source={**plan.source, PREDICTED: f"{judge.psnr(plan):.6f}"})
+    """Return the plan with the PSNR in dB that its images are predicted to have."""
+    return replace(plan, predicted_psnr=judge.psnr(plan))
 
 
 def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[int]) -> Plan:
@@ -87,13 +88,13 @@ def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[i
 
     def reaches(i: int) -> bool:
         plans[i] = plan_of(budgets[i])
-        return predicted_psnr(plans[i]) >= quality
+        return plans[i].predicted_psnr >= quality
 
     while not reaches(position):  # cheap plans first: designing a plan costs as sampling by it
         if position == len(budgets) - 1:
             raise ValueError(
                 f"psnr: {quality:g} dB is out of reach: {budgets[-1]} full steps are predicted "
-                f"to give {predicted_psnr(plans[position]):.1f} dB; ask for less"
+                f"to give {plans[position].predicted_psnr:.1f} dB; ask for less"
             )
         wanted = max(budgets[position] + 1, round(budgets[position] * GROWTH))
         short = position

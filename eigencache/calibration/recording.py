@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration.simulator import latent_only, quiet, sample_of
+from eigencache.calibration._calls import latent_only, quiet
+from eigencache.calibration.simulator import Passes, Stepper, switches_of
 from eigencache.kernel import Kernel
 from eigencache.runtime._driver import Driver, Policy, StepCall
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tapped, watching
@@ -18,7 +19,7 @@ Streams = Mapping[str, Stream]
 
 
 class Recorder(Policy):
-    """Lets a pipeline run in full, and hands on what its scheduler is given and gives back.
+    """Lets a pipeline run in full, and hands on what its scheduler is given.
 
     Args:
         keep: called with each output; by default nothing is kept.
@@ -26,27 +27,36 @@ class Recorder(Policy):
     Attributes:
         timesteps: of the steps so far.
         sigmas: float64, the scheduler's noise levels; empty where it has none.
-        samples: the latents after each step so far, if `keeps_samples`.
+        passes: of each step so far, which networks were called how often.
     """
 
-    def __init__(self, keep: Callable | None = None, keeps_samples: bool = False) -> None:
-        self.keep, self.keeps_samples = keep, keeps_samples
+    def __init__(self, keep: Callable | None = None) -> None:
+        self.keep = keep
         self.timesteps: list[float] = []
-        self.samples: list[torch.Tensor] = []
         self.sigmas = np.empty(0)
+        self.passes: list[Passes] = []
+        self.moments: list[Any] = []  # the timesteps as the pipeline passes them
+        self.stepper: Stepper | None = None
 
     def given(self, call: StepCall) -> None:
-        self.timesteps.append(float(torch.as_tensor(call.timestep).flatten()[0]))
-        sigmas = getattr(call.scheduler, "sigmas", None)
-        if call.index == 0 and isinstance(sigmas, torch.Tensor):
-            self.sigmas = sigmas.double().cpu().numpy()
+        if call.index == 0:
+            self.stepper = Stepper(call, self.moments)
+            sigmas = getattr(call.scheduler, "sigmas", None)
+            if isinstance(sigmas, torch.Tensor):
+                self.sigmas = sigmas.double().cpu().numpy()
         if self.keep:
             self.keep(call.output)
+        self.passes.append(call.passes)
+        self.moments.append(call.timestep)
+        self.timesteps.append(float(torch.as_tensor(call.timestep).flatten()[0]))
 
-    def moved(self, call: StepCall, result: Any) -> Any:
-        if self.keeps_samples:
-            self.samples.append(sample_of(result).clone())
-        return result
+    def of_sampler(self) -> dict[str, Any]:
+        """Return what a kernel of the output says of the sampler: `step_sizes` and `switches`."""
+        assert self.stepper is not None, "a run was recorded"
+        return {
+            "step_sizes": self.stepper.step_sizes(len(self.timesteps)),
+            "switches": switches_of(self.passes),
+        }
 
     def sibling(self) -> Policy:
         return Policy()
@@ -55,7 +65,7 @@ class Recorder(Policy):
 @contextlib.contextmanager
 def recording(
     pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None],
-    chosen: Callable[[Streams], Streams] = lambda streams: streams, keeps_samples: bool = False,
+    chosen: Callable[[Streams], Streams] = lambda streams: streams,
 ) -> Iterator[Recorder]:  # fmt: skip
     """Hand on the features of taps while a pipeline samples in full, inside a `with` block.
 
@@ -65,23 +75,58 @@ def recording(
         keep: called with a tap, the name of a stream and its feature: at the tap "output" once per
             step, at others at every call of the stream's modules.
         chosen: called with the streams of a tap inside the network, returns those to record.
-        keeps_samples: whether to keep the latents after each step too.
 
     Yields:
-        What knows the timesteps, and the latents.
+        What knows the timesteps of the steps so far, of which the present one is none yet.
     """
     taps = set(taps)
     with contextlib.ExitStack() as stack:
         for tap in sorted(taps - {"output"}):
-            for name, stream in chosen(tapped(pipe.transformer, tap).streams).items():
+            for name, stream in chosen(tapped(network_of(pipe), tap).streams).items():
                 stack.enter_context(watching(stream, partial(keep, tap, name)))
         outputs = partial(keep, "output", "output") if "output" in taps else None
-        recorder = Recorder(outputs, keeps_samples)
+        recorder = Recorder(outputs)
         stack.enter_context(quiet(pipe))
         driver = Driver(pipe, recorder)
         driver.attach()
         stack.callback(driver.detach)
         yield recorder
+
+
+def timesteps_of(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> np.ndarray:
+    """Return the timesteps that a pipeline's scheduler is stepped through, float64 `[T]`.
+
+    The call is left at its first step, or run in full where that does not tell.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        call: its arguments.
+        seed: of the noise.
+    """
+    recorder = _First()
+    driver = Driver(pipe, recorder)
+    driver.attach()
+    try:
+        with quiet(pipe):
+            latent_only(pipe, call, seed)
+    except _Told:
+        pass
+    finally:
+        driver.detach()
+    return np.array(recorder.timesteps)
+
+
+class _Told(Exception):
+    """Ends a call of the pipeline whose timesteps are known."""
+
+
+class _First(Recorder):
+    """Leaves the run at its first step, if that tells all timesteps."""
+
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
+        if timesteps is not None:
+            self.timesteps = timesteps.tolist()
+            raise _Told
 
 
 class Kind(NamedTuple):
@@ -137,9 +182,10 @@ def record_kernels(
                 name: torch.stack(rows).reshape(len(timesteps), -1).numpy()
                 for name, rows in kept[kind[:2]].items()
             }
+            sampler = recorder.of_sampler() if kind.tap == "output" else {}
             kernel = Kernel.of_run(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
-                model=model, source=source or {},
+                model=model, source=source or {}, **sampler,
             )  # fmt: skip
             kernels[i] = kernels[i] + kernel if i in kernels else kernel
     return [kernels[i] for i in range(len(kinds))]

@@ -1,18 +1,20 @@
 """Sampling one image, or video, with a diffusers pipeline: its noise, its time, its memory."""
 
+import difflib
 import os
 import resource
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eigencache._device import default_device
-from eigencache.calibration.simulator import quiet, takes
+from eigencache.calibration._calls import quiet, seeded, takes
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 
@@ -43,24 +45,68 @@ class Sample:
         return self.frames[0]
 
 
-def load_pipeline(
-    path: str | os.PathLike, dtype: str, device: str | None = None, low_memory: bool = False,
-) -> Any:  # fmt: skip
-    """Return the diffusers pipeline in the folder `path`, quiet and ready on `device`.
+def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[DiffusionPipeline]:
+    """Return the class of a pipeline, without loading its weights.
 
     Args:
-        path: of the pipeline.
+        model: the pipeline's folder, or its id on the Hugging Face hub.
+        name: of another class of diffusers that the same parts make, such as
+            "FluxImg2ImgPipeline"; by default the one that the pipeline's model_index.json states.
+
+    Raises:
+        OSError: there is no such folder and no such model.
+        ValueError: diffusers has no such class, or the pipeline lacks a part that it needs.
+    """
+    try:
+        index = dict(DiffusionPipeline.load_config(model, local_files_only=_is_folder(model)))
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{model}: neither the folder of a diffusers pipeline, which has a model_index.json, "
+            "nor the id of one on the Hugging Face hub, such as black-forest-labs/FLUX.1-dev; a "
+            "clone of the project fetches the models of data/models.tsv by `snakemake "
+            f"models/NAME/manifest.json --cores 1` ({type(error).__name__})"
+        ) from error
+    chosen = name or str(index.get("_class_name"))
+    made = getattr(diffusers, chosen, None)
+    if not (isinstance(made, type) and issubclass(made, DiffusionPipeline)):
+        near = difflib.get_close_matches(chosen, [n for n in dir(diffusers) if "Pipeline" in n], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}")
+    parts, _ = made._get_signature_keys(made)
+    lacking = sorted({*parts} - {*index} - {*made._optional_components} - {"self"})
+    if lacking:
+        raise ValueError(
+            f"{chosen}: {model} has no {', '.join(lacking)}, it is a {index['_class_name']}"
+        )
+    return made
+
+
+def _is_folder(model: str | os.PathLike) -> bool:
+    """Return whether a model is a folder, or at least no id of the hub."""
+    parts = os.fspath(model).split("/")
+    return os.path.isdir(model) or len(parts) != 2 or not all(parts) or parts[0].startswith(".")
+
+
+def load_pipeline(
+    path: str | os.PathLike, dtype: str, device: str | None = None, low_memory: bool = False,
+    pipeline: str | None = None,
+) -> Any:  # fmt: skip
+    """Return a diffusers pipeline, quiet and ready on `device`.
+
+    Args:
+        path: of the pipeline's folder, or its id on the Hugging Face hub.
         dtype: of its weights.
         device: by default `default_device`.
         low_memory: whether each model is moved there when it is called, and back to main memory
             when the next one is (diffusers' `enable_model_cpu_offload`).
+        pipeline: its class, as for `pipeline_class`.
 
     Raises:
-        OSError: a file is missing or unreadable.
+        OSError, ValueError: a file is missing or unreadable, or as `pipeline_class` says.
     """
     device = device or default_device()  # an error, if it is one, before loading
-    pipe = DiffusionPipeline.from_pretrained(
-        path, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+    pipe = pipeline_class(path, pipeline).from_pretrained(
+        path, dtype=getattr(torch, dtype), local_files_only=_is_folder(path), use_safetensors=True
     )
     pipe.set_progress_bar_config(disable=True)
     if not low_memory:
@@ -95,13 +141,12 @@ def sample(
     kind = {"output_type": "pil"} if takes(pipe, "output_type") else {}
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
         noise = torch.Generator("cpu").manual_seed(seed)
-        made = pipe(**{**kind, **call}, generator=noise)
+        with seeded(seed):
+            made = pipe(**{**kind, **call}, generator=noise)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()
-    return Sample(
-        frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device)
-    )
+    return Sample(frames_of(made), stats.full, stats.loop_seconds, decoded, _peak_memory_mb(device))
 
 
 def frames_of(made: Any) -> list[Image.Image]:

@@ -7,23 +7,27 @@ scheduler, so that the networks run only from where the sampling departs from an
 """
 
 import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from eigencache.calibration._calls import forked, quiet, sample_of, seeded
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
-from eigencache.runtime._driver import Driver, Policy, StepCall
+from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._hooks import forecast
 from eigencache.runtime._taps import fingerprint, network_of
 
-# How far outputs are moved to see how the scheduler answers. Small, so that no scheduler clips.
-_PROBE = 1e-4
+# How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
+# more than single precision, in which many schedulers step, rounds away.
+_PROBE = 2**-6
+# What a call of `step` hands on to the next, beside the latents.
+_CARRIED = ("generator", "old_pred_original_sample", "timestep_back")
 
 
 @dataclass
@@ -36,6 +40,10 @@ class Batch:
         encoded: what networks returned before the first step, by name and order of the call.
         shapes: of what denoisers are called with and return (`Driver.shapes`).
         samples: the latents before each step of the full run and after the last: `[N, ...]` each.
+        timesteps: of each step, as the pipeline passes it.
+        beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
+            for sound), what the copies were given at the step of each feature.
+        copies: how many copies there are.
     """
 
     arguments: dict[str, Any]
@@ -43,6 +51,11 @@ class Batch:
     encoded: dict[tuple[str, int], Any] = field(default_factory=dict)
     shapes: dict[tuple[str, int], Any] = field(default_factory=dict)
     samples: list[torch.Tensor] = field(default_factory=list)
+    timesteps: list[Any] = field(default_factory=list)
+    beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
+        default_factory=WeakTensorKeyDictionary
+    )
+    copies: int = 0
 
 
 class Gap(NamedTuple):
@@ -61,6 +74,7 @@ class Gap(NamedTuple):
     toward: np.ndarray
 
 
+Passes = tuple[Pass, ...]  # the calls of networks at a step
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
 
 
@@ -83,7 +97,7 @@ class Simulator:
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output, if the other outputs stay as they are.
         grams: float64 `[T, T]` of each call: the mean products of its outputs at any two steps.
-        passes: of each step, which networks were called how often.
+        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
         computed: how many images times steps the networks have computed.
 
     Raises:
@@ -95,23 +109,50 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[tuple[tuple[str, int], ...]] = []
+        self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
+        self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
+        self.batches: list[Batch] = []
         size = batch if _can_batch(calls, arguments) else 1
+        try:
+            self._record(calls, seeds, arguments, size)
+        except Exception as error:
+            if size == 1 or len(calls) == 1 or isinstance(error, PlanError):
+                raise
+            # What is wrong with the call itself, one prompt alone will show.
+            warnings.warn(
+                f"{type(pipe).__name__} does not take {min(size, len(calls))} prompts at once "
+                f"({error}): it is called with one after the other",
+                stacklevel=3,
+            )
+            self._record(calls, seeds, arguments, 1)
+        self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
+
+    def _record(
+        self, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
+        arguments: Mapping[str, Any], size: int,
+    ) -> None:  # fmt: skip
+        """Make the full runs, `size` calls at once."""
         chunks = [range(i, min(i + size, len(calls))) for i in range(0, len(calls), size)]
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        for batch_ in self.batches:
+        self.grams, self.passes = [], []
+        for index, batch in enumerate(self.batches):
             record = _Record()
-            self._call(batch_, record)
-            if len(record.samples[0]) != len(batch_.seeds):
+            self._call(batch, record)
+            if size > 1 and len(record.samples[0]) != len(batch.seeds):
+                raise ValueError(f"its latents are of {len(record.samples[0])} images")
+            timesteps = np.array([float(torch.as_tensor(t).flatten()[0]) for t in record.timesteps])
+            if index == 0:
+                self.timesteps, self.step_sizes = timesteps, record.step_sizes()
+            elif not np.array_equal(timesteps, self.timesteps):
                 raise PlanError(
-                    f"{type(pipe).__name__} gave latents of {len(record.samples[0])} images for "
-                    f"{len(batch_.seeds)} prompts: calibrate with batch=1"
+                    f"calls 0 and {chunks[index][0]} sample at other timesteps ({_few(timesteps)} "
+                    f"and {_few(self.timesteps)}): calibrate on calls of the same number of steps, "
+                    "strength and size"
                 )
-            batch_.samples, self.passes = record.samples, record.passes
+            batch.samples, batch.timesteps = record.samples, record.timesteps
+            batch.copies, self.passes = record.copies, record.passes
             self.grams += record.grams()
-            self.timesteps, self.step_sizes = np.array(record.timesteps), record.step_sizes
-        self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""
@@ -119,17 +160,13 @@ class Simulator:
 
     @property
     def switches(self) -> tuple[int, ...]:
-        """The steps at which the pipeline begins to call other networks, or others as often."""
-        found = [self._of_denoisers(passes) for passes in self.passes]
-        return tuple(s for s in range(2, len(found)) if found[s] != found[s - 1])
+        """The steps at which networks are called otherwise than at the step before."""
+        return switches_of(self.passes)
 
     @property
     def denoisers(self) -> set[str] | None:
         """The networks that are called after the first step; None while that is not known."""
-        return {name for passes in self.passes[1:] for name, _ in passes} or None
-
-    def _of_denoisers(self, passes: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-        return tuple(part for part in passes if part[0] in (self.denoisers or ()))
+        return denoisers_of(self.passes) or None
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -170,10 +207,10 @@ class Simulator:
         Returns:
             The final latents of each batch, and the features of all full steps.
         """
-        follows = [_Follow(full, weights, [f[i] for f in features])
-                   for i in range(len(self.batches))]  # fmt: skip
-        for batch, follow in zip(self.batches, follows, strict=True):
-            self._call(batch, follow)
+        follows = []
+        for i, batch in enumerate(self.batches):
+            follows.append(_Follow(batch, full, weights, [f[i] for f in features]))
+            self._call(batch, follows[-1])
         return [follow.final for follow in follows], _by_step([f.features for f in follows])
 
     def growth(
@@ -190,13 +227,15 @@ class Simulator:
             share: by how much, of their size.
             final: where `run` ends otherwise.
         """
-        follows = [_Follow(full, weights, [f[i] for f in features], push=(step, share))
-                   for i in range(len(self.batches))]  # fmt: skip
-        for batch, follow in zip(self.batches, follows, strict=True):
-            self._call(batch, follow)
+        follows = []
+        for i, batch in enumerate(self.batches):
+            known = [f[i] for f in features]
+            follows.append(_Follow(batch, full, weights, known, push=(step, share)))
+            self._call(batch, follows[-1])
         pairs = zip((f.final for f in follows), final, strict=True)
         moved = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-        return float(np.sqrt(moved / sum(follow.pushed for follow in follows)))
+        pushed = sum(follow.pushed for follow in follows)
+        return float(np.sqrt(moved / pushed)) if pushed else 1.0
 
     def gap(
         self, full: np.ndarray, weights: np.ndarray, features: Features, k: int,
@@ -219,9 +258,8 @@ class Simulator:
         end = step + 1 + int(later[0]) if len(later) else len(full)
         made, gaps = [], []
         for i, batch in enumerate(self.batches):
-            target = batch.samples[end]
-            stop = (step, end, target, anchors)
-            follow = _Follow(full, weights, [f[i] for f in features], stop=stop)
+            stop = (step, end, batch.samples[end], anchors)
+            follow = _Follow(batch, full, weights, [f[i] for f in features], stop=stop)
             self._call(batch, follow)
             made.append(follow.features)
             gaps += [follow.gap] if follow.gap else []
@@ -234,17 +272,19 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = self.denoisers
-        policy.begins_alike = len(self.passes) > 1 and self._of_denoisers(
-            self.passes[0]
-        ) == self._of_denoisers(self.passes[1])
+        names = denoisers_of(self.passes)
+        policy.begins_alike = len(self.passes) > 1 and (
+            _among(names, self.passes[0]) == _among(names, self.passes[1])
+        )
         driver.attach()
         try:
-            with quiet(self.pipe):
+            with quiet(self.pipe), seeded(batch.seeds[0]):
                 self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
         except _Stop:
             pass
         finally:
             driver.detach()
+            policy.done()
         self.computed += policy.computed * len(batch.seeds)
         if policy.index == 0:
             raise PlanError(f"{type(self.pipe).__name__} never called its scheduler's step")
@@ -256,7 +296,7 @@ class _Simulated(Policy):
     begins_alike = False  # whether the first step calls the networks as the second does
 
     def __init__(self) -> None:
-        self.computed = self.index = 0
+        self.computed = self.index = self.copies = 0
         self.final: Any = None
 
     def given(self, call: StepCall) -> None:
@@ -271,7 +311,31 @@ class _Simulated(Policy):
         self.final = sample_of(result)
 
     def sibling(self) -> Policy:
-        return Policy()
+        return _Copy(self)
+
+    def done(self) -> None:
+        """The call of the pipeline has ended."""
+
+
+class _Copy(Policy):
+    """Of a copy of the scheduler: it is given what the plan says of its own outputs."""
+
+    def __init__(self, original: _Simulated) -> None:
+        self.original, self.number = original, -1
+        self.features: list[torch.Tensor] = []
+
+    def given(self, call: StepCall) -> None:
+        if call.index == 0:
+            self.number = self.original.copies
+            self.original.copies += 1
+            if isinstance(self.original, _Follow):
+                self.original.beside.append(self)
+                self.features = self.original.known_beside(self.number)
+        if isinstance(self.original, _Follow):
+            call.output = self.original.given_to(call.index, call.output, self.features)
+
+    def sibling(self) -> Policy:
+        return _Copy(self.original)
 
 
 class _Record(_Simulated):
@@ -281,22 +345,16 @@ class _Record(_Simulated):
         super().__init__()
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
-        self.timesteps: list[float] = []
-        self.passes: list[tuple[tuple[str, int], ...]] = []
-        self.step_sizes = np.empty(0)
-        self.visited: np.ndarray | None = None
-        self.sizes: np.ndarray | None = None
-
-    def begin(self, timesteps: np.ndarray | None) -> None:
-        self.visited = timesteps
+        self.timesteps: list[Any] = []
+        self.passes: list[Passes] = []
 
     def given(self, call: StepCall) -> None:
         super().given(call)
         if call.index == 0:
-            self.first, self.begun = Stepper(call), call
+            self.first = Stepper(call, self.timesteps)
             self.samples.append(call.sample.clone())
         self.passes.append(call.passes)
-        self.timesteps.append(float(torch.as_tensor(call.timestep).flatten()[0]))
+        self.timesteps.append(call.timestep)
         self.outputs.append(call.output.clone())
 
     def moved(self, call: StepCall, result: Any) -> Any:
@@ -307,13 +365,16 @@ class _Record(_Simulated):
         super().repeated(call, result)
         self.samples[-1] = self.final.clone()
 
+    def step_sizes(self) -> np.ndarray:
+        """Return what `Stepper.step_sizes` says of the run."""
+        return self.first.step_sizes(len(self.timesteps))
+
     def grams(self) -> list[np.ndarray]:
         """Return the mean products of outputs at any two steps, float64 `[T, T]`, by image."""
         found = []
         for i in range(len(self.outputs[0])):
             rows = torch.stack([output[i].flatten() for output in self.outputs]).double()
             found.append((rows @ rows.T / rows.shape[1]).cpu().numpy())
-        self.step_sizes = self.first.step_sizes(len(self.outputs))
         self.outputs.clear()
         return found
 
@@ -322,15 +383,20 @@ class _Follow(_Simulated):
     """Samples by full steps and weights; features that are known are not computed."""
 
     def __init__(
-        self, full: np.ndarray, weights: np.ndarray, features: list[torch.Tensor],
+        self, batch: Batch, full: np.ndarray, weights: np.ndarray, features: list[torch.Tensor],
         push: tuple[int, float] | None = None, stop: tuple | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.full, self.weights, self.features = full, weights, list(features)
+        if batch.copies:  # a sampling that was stopped may have missed its last step's
+            whole = [len(batch.beside.get(f, ())) == batch.copies for f in features]
+            features = features[: whole.index(False)] if False in whole else features
+        self.batch, self.full, self.weights, self.features = batch, full, weights, list(features)
+        self.beside: list[_Copy] = []
         self.steps = len(full)
         self.known = set(np.flatnonzero(full)[: len(features)].tolist())
         self.position = {int(s): k for k, s in enumerate(np.flatnonzero(full))}
-        self.push, self.stop, self.gap, self.pushed = push, stop, None, 0.0
+        self.push, self.stop, self.pushed = push, stop, 0.0
+        self.gap: Gap | None = None
 
     def computes(self, step: int) -> bool:
         if step == 0 and not self.begins_alike:
@@ -338,39 +404,54 @@ class _Follow(_Simulated):
         return bool(self.full[step]) and step not in self.known
 
     def given(self, call: StepCall) -> None:
-        step = call.index
         super().given(call)
-        if step in self.known:
-            call.output = self.features[self.position[step]]
-        elif self.full[step]:
-            self.features.append(call.output.clone())
-        else:
-            if self.stop and step == self.stop[0] + 1:
-                self.gap = self._fit(call)
-                raise _Stop
-            call.output = self._forecast(self.weights[step])
+        if self.stop and call.index == self.stop[0] + 1:
+            self.gap = self._fit(call, *self.stop)
+            raise _Stop
+        call.output = self.given_to(call.index, call.output, self.features)
+
+    def given_to(self, step: int, output: Any, features: list[torch.Tensor]) -> Any:
+        """Return what a scheduler is given at a step, and keep what is new among the features."""
+        if not self.full[step]:
+            return self._forecast(self.weights[step], features)
+        if step not in self.known:
+            features.append(output.clone())
+        return features[self.position[step]].clone()  # schedulers may write into it
+
+    def known_beside(self, number: int) -> list[torch.Tensor]:
+        """Return the known features of a copy of the scheduler."""
+        return [self.batch.beside[f][number] for f in self.features[: len(self.known)]]
+
+    def done(self) -> None:
+        for k, feature in enumerate(self.features):
+            found = [other.features[k] for other in self.beside if k < len(other.features)]
+            if found:
+                self.batch.beside[feature] = found
 
     def moved(self, call: StepCall, result: Any) -> Any:
         if self.push and call.index + 1 == self.push[0]:
             latents, change = sample_of(result), self.features[-1] - self.features[-2]
             sizes = [x.flatten(1).norm(dim=1) for x in (latents, change)]
-            factor = self.push[1] * sizes[0] / sizes[1]
-            before = latents.double()
-            latents += (factor.reshape(-1, *[1] * (latents.ndim - 1)) * change).to(latents.dtype)
-            self.pushed = float((latents.double() - before).square().sum())
+            factor = self.push[1] * sizes[0] / sizes[1].clamp(min=1e-30)
+            by = factor.reshape(-1, *[1] * (latents.ndim - 1)) * change
+            pushed = (latents + by).to(latents.dtype)
+            self.pushed = float((pushed.double() - latents.double()).square().sum())
+            result = with_sample(result, pushed)
         super().moved(call, result)
         if self.stop and call.index == self.stop[0] and self.stop[1] == call.index + 1:
             raise _Stop  # no gap behind this full step
         return result
 
-    def _forecast(self, row: np.ndarray) -> torch.Tensor:
-        terms = [(self.features[self.position[int(a)]], float(row[a])) for a in row.nonzero()[0]]
-        return forecast(terms)
+    def _forecast(self, row: np.ndarray, features: list[torch.Tensor]) -> torch.Tensor:
+        anchors = [int(a) for a in row.nonzero()[0]]
+        return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
-    def _fit(self, call: StepCall) -> Gap:
-        step, end, target, anchors = self.stop
-        stepper = Stepper(call)
-        outputs = [self._forecast(self.weights[s]) for s in range(step + 1, end)]
+    def _fit(
+        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None
+    ) -> Gap:
+        stepper = Stepper(call, self.batch.timesteps)
+        rows = self.weights[step + 1 : end]
+        outputs = [self._forecast(row, self.features) for row in rows]
         base = stepper.end(call.sample, outputs)
         latest = self.features[-1]
         # The scheduler is linear in the outputs, and treats all numbers of them alike.
@@ -388,31 +469,36 @@ class Stepper:
 
     Args:
         call: of the step.
+        timesteps: of all steps, as the pipeline passes them.
     """
 
-    def __init__(self, call: StepCall) -> None:
+    def __init__(self, call: StepCall, timesteps: Sequence[Any]) -> None:
         self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
-        self.extra = {k: v for k, v in call.again(None, None, None).items() if k == "generator"}
-        generator = self.extra.get("generator")
-        self.state = generator and map_generators(generator, lambda g: g.get_state())
+        self.timesteps = timesteps
+        self.arguments = call.again(None, None, None)
+        self.generator = self.arguments.get("generator")
+        if self.generator is not None:  # as it is now
+            self.generator = map_generators(self.generator, _clone)
 
     def end(self, sample: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the latents after as many steps as there are outputs."""
-        scheduler, extra = copy.deepcopy(self.scheduler), dict(self.extra)
-        if self.state is not None:
-            extra["generator"] = map_generators(extra["generator"], _clone)
-        first = self.call.position
-        if first is None and len(outputs) > 1:
-            raise PlanError(
-                "the pipeline steps its scheduler at timesteps that are not the scheduler's own, "
-                "so that what comes next cannot be told: use a method without a kernel"
-            )
-        for i, output in enumerate(outputs):
-            timestep = self.call.timestep if i == 0 else scheduler.timesteps[first + i]
-            result = type(scheduler).step(
-                scheduler, **self.call.again(output, timestep, sample) | extra
-            )
-            sample = sample_of(result)
+        """Return the latents after as many steps as there are outputs.
+
+        Noise that the scheduler adds is the same at every call.
+        """
+        scheduler, arguments = copy.deepcopy(self.scheduler), dict(self.arguments)
+        if self.generator is not None:
+            arguments["generator"] = map_generators(self.generator, _clone)
+        timesteps = self.timesteps[self.call.index :]
+        with forked():
+            for timestep, output in zip(timesteps, outputs, strict=False):
+                given = self.call.again(output, timestep, sample)
+                kept = {k: v for k, v in arguments.items() if k in _CARRIED}
+                result = type(scheduler).step(scheduler, **given | kept)
+                sample = sample_of(result)
+                if "old_pred_original_sample" in arguments:  # CogVideoX's DPM
+                    arguments |= {
+                        "old_pred_original_sample": result[1], "timestep_back": timestep,
+                    }  # fmt: skip
         return sample
 
     def step_sizes(self, count: int) -> np.ndarray:
@@ -420,12 +506,14 @@ class Stepper:
 
         All steps at once: the latents are `T` numbers, and number `s` sees the output of step `s`.
 
+        Args:
+            count: the number of steps; the scheduler is at the first.
+
         Raises:
             PlanError: the scheduler does not answer with finite numbers.
         """
-        generator = self.extra.get("generator")
-        if isinstance(generator, list):
-            self.extra["generator"], self.state = generator[0], self.state and self.state[0]
+        if isinstance(self.generator, list):
+            self.generator = self.generator[0]
         device = self.call.sample.device
         nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64, device=device)
         nudges = _PROBE * torch.eye(count, dtype=torch.float64, device=device)
@@ -450,9 +538,32 @@ def _clone(generator: torch.Generator) -> torch.Generator:
     return clone
 
 
-def sample_of(result: Any) -> torch.Tensor:
-    """Return the latents in what a scheduler's `step` returned."""
-    return result[0] if isinstance(result, tuple) else result.prev_sample
+def denoisers_of(passes: Sequence[Passes]) -> set[str]:
+    """Return the networks that are called after the first step, by name."""
+    return {name for step in passes[1:] for name, *_ in step}
+
+
+def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
+    """Return the steps at which networks are called otherwise than at the step before."""
+    found = [_among(denoisers_of(passes), step) for step in passes]
+    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
+
+
+def _among(names: set[str], passes: Passes) -> Passes:
+    return tuple(part for part in passes if part[0] in names)
+
+
+def with_sample(result: Any, sample: torch.Tensor) -> Any:
+    """Return what a scheduler's `step` returned with other latents."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    changed = copy.copy(result)
+    changed.prev_sample = sample
+    return changed
+
+
+def _few(timesteps: np.ndarray) -> str:
+    return f"{len(timesteps)} steps from {timesteps[0]:g} to {timesteps[-1]:g}"
 
 
 def _rows(latents: torch.Tensor) -> np.ndarray:
@@ -469,33 +580,19 @@ def _batch(
     chunk: range,
 ) -> Batch:  # fmt: skip
     chosen = [calls[i] for i in chunk]
-    own = dict(chosen[0]) if len(chunk) == 1 else {"prompt": [call["prompt"] for call in chosen]}
+    own: dict[str, Any] = dict(chosen[0])
+    if len(chunk) > 1:
+        # Pipelines want as many negative prompts as prompts.
+        own = {k: [v] * len(chunk) for k, v in arguments.items() if _is_prompt(k, v)}
+        own["prompt"] = [call["prompt"] for call in chosen]
     return Batch({**arguments, **own}, [seeds[i] for i in chunk])
+
+
+def _is_prompt(name: str, value: Any) -> bool:
+    return "prompt" in name and isinstance(value, str)
 
 
 def _can_batch(calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
     """Return whether calls can be joined: they differ in a text alone, and share plain values."""
     texts = all(call.keys() == {"prompt"} and isinstance(call["prompt"], str) for call in calls)
     return texts and all(isinstance(v, int | float | str | bool | None) for v in arguments.values())
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
-    pipe.set_progress_bar_config(**{**before, "disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**before)
-
-
-def takes(pipe: Any, name: str) -> bool:
-    """Return whether a pipeline can be called with an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
-
-
-def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Call a pipeline, and let it leave out decoding if it can."""
-    latent = {"output_type": "latent"} if takes(pipe, "output_type") else {}
-    return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))

@@ -1,42 +1,51 @@
-"""What several subcommands share: the model, its settings, the method and its options."""
+"""What several subcommands share: the model, how it is called, the method and its options."""
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from eigencache.commands.prompts import read_calls
+from eigencache.kernel import Kernel
+from eigencache.plan import Plan, remembered
 
-    from eigencache.calibration.sampler import Settings
-
-# Flag, attribute of `eigencache.calibration.sampler.Settings`, type, help.
-SETTINGS = (
-    ("--steps", "num_steps", int, "sampler steps of an image"),
+# Short flags for what many pipelines take: flag, argument of the call, type, help.
+SHORT = (
+    ("--steps", "num_inference_steps", int, "sampler steps of an image"),
     ("--height", "height", int, "of images in pixels"),
     ("--width", "width", int, "of images in pixels"),
-    ("--guidance-scale", "guidance_scale", float, "of guidance-distilled models"),
+    ("--guidance-scale", "guidance_scale", float, "of the pipeline's guidance"),
     ("--max-sequence-length", "max_sequence_length", int, "tokens of the long text encoder"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
+# What a plan keeps of its kernel's calibration (`calibration.Calibration.source`).
+KEPT = ("dtype", "seed")
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the model, its prompts and how it is run to a command line."""
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", required=required,
-        help="folder of a FLUX pipeline of diffusers: it has a model_index.json",
+        "--model", metavar="MODEL", required=required,
+        help="folder of a diffusers pipeline, or its id on the Hugging Face hub, such as "
+        "black-forest-labs/FLUX.1-dev",
     )  # fmt: skip
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", required=required, help="text file, a prompt a line"
-    )
+        "--pipeline", metavar="CLASS",
+        help="class of diffusers that the model's parts make, such as FluxImg2ImgPipeline; by "
+        "default the model's own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", required=required,
+        help="text file, a prompt a line; or .jsonl or .tsv, whose fields are arguments of the "
+        "pipeline's call: prompt, negative_prompt, image (a path from the file's folder) ...",
+    )  # fmt: skip
     parser.add_argument(
         "--num-prompts", type=int, metavar="N", help="use the first N prompts; by default all"
     )
     parser.add_argument(
-        "--low-memory", action="store_true", help="transformer and VAE take turns on the GPU"
+        "--low-memory", action="store_true", help="the pipeline's models take turns on the GPU"
     )
     parser.add_argument(
         "--threads", type=int, metavar="N",
@@ -44,25 +53,33 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )  # fmt: skip
 
 
-def add_settings(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the settings of a pipeline to a command line.
+def add_call(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add how the pipeline is called to a command line.
 
     Args:
         parser: of the command line.
-        default: what holds where none is stated.
+        default: what holds where nothing is stated.
     """
     group = parser.add_argument_group("how the pipeline is called", f"By default {default}.")
-    for flag, name, kind, told in SETTINGS:
+    group.add_argument(
+        "--arguments", metavar="JSON",
+        help='any arguments of its call, such as \'{"true_cfg_scale": 4, "strength": 0.6}\'',
+    )  # fmt: skip
+    for flag, name, kind, told in SHORT:
         group.add_argument(flag, dest=name, type=kind, metavar="N", help=told)
-    group.add_argument("--dtype", choices=DTYPES, help="of weights and features")
+    group.add_argument(
+        "--dtype", choices=DTYPES,
+        help="of weights and features; by default bfloat16 on a GPU, float32 on a CPU",
+    )  # fmt: skip
 
 
-def add_method(parser: argparse.ArgumentParser) -> None:
+def add_method(parser: argparse.ArgumentParser, default: str | None = "EigenCache-design") -> None:
     """Add a method and its options to a command line."""
+    told = "; by default %(default)s" if default else ""
     parser.add_argument(
-        "--method", default="EigenCache-design", metavar="NAME",
-        help="of eigencache.METHODS, such as EigenCache, EigenCache-design, TaylorSeer or FORA; "
-        "by default %(default)s",
+        "--method", default=default, metavar="NAME",
+        help="of eigencache.METHODS, such as EigenCache, EigenCache-design, TaylorSeer or FORA"
+        + told,
     )  # fmt: skip
     parser.add_argument(
         "--tap", metavar="TAP",
@@ -95,75 +112,103 @@ def parsed_options(pairs: Iterable[str]) -> dict[str, object]:
     return options
 
 
-def settings_from(arguments: argparse.Namespace, remembered: str | None = None) -> "Settings":
-    """Return the settings of the command line, of a file where it states none, or defaults.
+def call_arguments(
+    arguments: argparse.Namespace, made: Plan | Kernel | None = None
+) -> dict[str, Any]:
+    """Return what the pipeline is called with beside each prompt's own.
 
     Args:
-        arguments: of a command line with `add_settings`.
-        remembered: what a kernel or plan says of its settings, JSON; None if it says nothing.
+        arguments: of a command line with `add_call`.
+        made: a plan or kernel, whose arguments hold where the command line states none.
 
     Raises:
-        ValueError: a number is not above zero, or what is remembered cannot be read.
+        ValueError: --arguments is no JSON object, an argument is stated twice, or a number is out
+            of range.
     """
-    from eigencache.calibration.sampler import Settings, default_device
-
-    if remembered is None:
-        dtype = "bfloat16" if default_device() == "cuda" else "float32"
-        settings = Settings(dtype=dtype)
-    else:
-        try:
-            settings = Settings(**json.loads(remembered))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"its settings {remembered!r} cannot be read: {error}") from error
-    names = [name for _, name, _, _ in SETTINGS]
-    stated: dict[str, Any] = {name: getattr(arguments, name, None) for name in [*names, "dtype"]}
-    for flag, name, _, _ in SETTINGS:
-        value = stated[name]
-        if value is not None and value <= 0:
+    kept = made.arguments if made else {}
+    stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
+    for flag, name, _, _ in SHORT:
+        value = getattr(arguments, name, None)
+        if value is None:
+            continue
+        if value < 0 or (value == 0 and name != "guidance_scale"):
             raise ValueError(f"{flag} must be above 0, got {value}")
-    return replace(settings, **{k: v for k, v in stated.items() if v is not None})
+        if name in stated:
+            raise ValueError(f"{flag}: --arguments states {name} too")
+        stated[name] = value
+    return {**kept, **stated}
 
 
-def remembered_settings(source: Mapping[str, str]) -> str | None:
-    """Return the settings that a kernel's or plan's `source` states, as JSON, or None."""
-    from eigencache.calibration.recording import SETTINGS as KEY
+def _object(text: str, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: not JSON: {error}: {text}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{what}: write a JSON object, {{"NAME": VALUE}}, not {text}')
+    return found
 
-    return source.get(KEY) or source.get(f"kernel {KEY}")
 
-
-def prompts_of(arguments: argparse.Namespace) -> list[str]:
-    """Return the prompts that a command line with `add_model` states.
+def calls_from(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return each prompt's own arguments of a command line with `add_model`, and check its numbers.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or faulty.
+        FileNotFoundError, ValueError: the file is missing or faulty, or a number is out of range.
     """
-    from eigencache.commands.prompts import read_prompts
+    for flag, value in (("--num-prompts", arguments.num_prompts), ("--threads", arguments.threads)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag} must be at least 1, got {value}")
+    return read_calls(arguments.prompts, arguments.num_prompts)
 
-    if arguments.num_prompts is not None and arguments.num_prompts < 1:
-        raise ValueError(f"--num-prompts must be at least 1, got {arguments.num_prompts}")
-    return read_prompts(arguments.prompts, arguments.num_prompts)
+
+def check_file(path: Path) -> None:
+    """Raise an OSError if a file cannot be written there, before any work is done for it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path}: it is a folder; name a file")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise an OSError if files cannot be written into a folder, which need not be there yet."""
+    there = next(parent for parent in [folder, *folder.parents] if parent.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"--out: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out: no permission to write into {there}")
+
+
+def dtype_of(arguments: argparse.Namespace, source: Mapping[str, str] | None = None) -> str:
+    """Return the dtype of a command line, of a kernel or plan, or of the device."""
+    from eigencache._device import default_device
+
+    stated = getattr(arguments, "dtype", None) or remembered(source or {}, "dtype")
+    return stated or ("bfloat16" if default_device() == "cuda" else "float32")
 
 
 def loaded(
-    arguments: argparse.Namespace, prompts: list[str], settings: "Settings"
-) -> "tuple[Any, list[dict[str, Tensor]]]":
-    """Return the pipeline of the command line, and the embeddings of prompts.
+    arguments: argparse.Namespace, calls: Sequence[Mapping[str, Any]], shared: Mapping[str, Any],
+    dtype: str,
+) -> Any:  # fmt: skip
+    """Return the pipeline of a command line, after checking that it can be called so.
+
+    Args:
+        arguments: of a command line with `add_model`.
+        calls: the arguments that are each call's own.
+        shared: those of all calls.
+        dtype: of the weights.
 
     Raises:
-        FileNotFoundError: there is no pipeline in the folder.
-        OSError: one of its files is missing or unreadable.
-        ValueError: the number of threads is not above zero.
+        OSError: there is no such model, or one of its files is missing or unreadable.
+        ValueError: the pipeline takes no such argument.
     """
     import torch
 
-    from eigencache.calibration.sampler import load_encoded
+    from eigencache.calibration import check_arguments
+    from eigencache.calibration.sampler import load_pipeline, pipeline_class
 
-    if not (arguments.model / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{arguments.model}: not the folder of a diffusers pipeline; it has no model_index.json"
-        )
     if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
-    return load_encoded(arguments.model, prompts, settings, arguments.low_memory)
+    check_arguments(pipeline_class(arguments.model, arguments.pipeline), calls, shared)
+    return load_pipeline(
+        arguments.model, dtype, low_memory=arguments.low_memory, pipeline=arguments.pipeline
+    )

@@ -9,23 +9,27 @@ import argparse
 from pathlib import Path
 
 from eigencache.commands._common import (
+    add_call,
     add_method,
     add_model,
-    add_settings,
+    call_arguments,
+    calls_from,
+    check_file,
+    dtype_of,
     loaded,
     parsed_options,
-    prompts_of,
-    settings_from,
 )
+from eigencache.methods import method_of
 
 EXAMPLES = """\
 examples:
-  eigencache calibrate --model models/flux-dev --prompts data/prompts/scenes-calibration.txt \\
-      --out kernel.safetensors
+  eigencache calibrate --model black-forest-labs/FLUX.1-dev --prompts calibration.txt \\
+      --steps 28 --height 1024 --width 1024 --out kernel.safetensors
 
   the small model of this repository, which makes images of 64 x 64 pixels:
   eigencache calibrate --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt \\
-      --num-prompts 32 --height 64 --width 64 --max-sequence-length 16 --out kernel.safetensors
+      --num-prompts 32 --steps 50 --height 64 --width 64 --max-sequence-length 16 \\
+      --out kernel.safetensors
 
   a kernel for a method of another tap:
   eigencache calibrate --method EigenCache-published ...
@@ -43,21 +47,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", required=True, help="kernel to write, .safetensors"
     )
-    add_settings(parser, "as FLUX.1-dev is: 50 steps, 1024 x 1024 pixels, guidance 3.5, 512 tokens")
+    add_call(parser, "with the pipeline's own defaults")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Record the kernel that the method wants, and write it."""
-    from eigencache.calibration import kind_of, method_of
-    from eigencache.calibration.recording import record_kernels
-
     method, options = method_of(arguments.method), parsed_options(arguments.options)
-    kind = kind_of(method, arguments.tap, options)
-    prompts, settings = prompts_of(arguments), settings_from(arguments)
-    if kind.runs is not None and kind.runs > len(prompts):
-        raise ValueError(f"runs={kind.runs}: there are only {len(prompts)} prompts")
-    pipe, texts = loaded(arguments, prompts, settings)
-    (kernel,) = record_kernels(pipe, texts, settings, arguments.seed, [kind])
+    use = method.parts(1, **options).use
+    calls, shared = calls_from(arguments), call_arguments(arguments)
+    if use and use.runs is not None and use.runs > len(calls):
+        raise ValueError(f"runs={use.runs}: there are only {len(calls)} prompts")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
+    check_file(arguments.out)
+
+    from eigencache.calibration import Calibration, kind_of
+    from eigencache.commands.prompts import opened
+
+    pipe = loaded(arguments, calls, shared, dtype_of(arguments))
+    calibration = Calibration(pipe, [opened(call) for call in calls], shared, arguments.seed)
+    kernel = calibration.kernel(kind_of(method, arguments.tap, options), method.needs_kernel)
     kernel.save(arguments.out)
     print(
         f"{arguments.out}: kernel of tap {kernel.tap}, {len(kernel.streams)} streams, "

@@ -2,27 +2,28 @@
 
 Most methods need the kernel alone and take seconds. EigenCache, the method in closed loop, tries
 its plans on the model, and so does --psnr with any method: state the --model and the calibration
---prompts then. Seed and settings are those that the kernel was calibrated with.
+--prompts then. The seed and the arguments of the call are those of the kernel's calibration.
 """
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eigencache.commands._common import (
+    KEPT,
     add_method,
     add_model,
+    call_arguments,
+    calls_from,
+    check_file,
+    dtype_of,
     loaded,
     parsed_options,
-    prompts_of,
-    remembered_settings,
-    settings_from,
 )
-
-if TYPE_CHECKING:
-    from eigencache.kernel import Kernel
-    from eigencache.methods import Method
-    from eigencache.plan import Plan
+from eigencache.kernel import Kernel
+from eigencache.methods import Method, check_wish, method_of
+from eigencache.plan import Plan, predicted_latent_error, predicted_psnr, remembered
 
 EXAMPLES = """\
 examples:
@@ -58,64 +59,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the plan, write it, and say what is predicted of it."""
-    from eigencache.calibration import check_wish, method_of
-    from eigencache.kernel import Kernel
-
     kernel, method = Kernel.load(arguments.kernel), method_of(arguments.method)
     options, full_steps = parsed_options(arguments.options), arguments.full_steps
     steps = len(kernel.timesteps)
-    check_wish(method, full_steps, arguments.psnr, arguments.tap, steps, options)
+    check_wish(method, full_steps, arguments.psnr, arguments.tap, options)
+    if full_steps is not None and full_steps > steps:
+        raise ValueError(f"--full-steps {full_steps}: the kernel is of {steps} steps")
+    check_file(arguments.out)
     if method.closed_loop or arguments.psnr is not None:
         plan = _with_model(arguments, method, kernel, options)
     else:
         plan = method.plan(full_steps, kernel.timesteps, kernel, arguments.tap, **options)
-    _remembering(plan, kernel).save(arguments.out)
-    print(f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}{_predictions(plan)}")
+    remembering(plan, kernel).save(arguments.out)
+    print(f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}{predictions(plan)}")
 
 
 def _with_model(
-    arguments: argparse.Namespace, method: "Method", kernel: "Kernel", options: dict
-) -> "Plan":
-    """Return the plan of a method that has to try its plans on the model."""
-    from eigencache.calibration import plan_with
-    from eigencache.calibration.recording import SEED
+    arguments: argparse.Namespace, method: Method, kernel: Kernel, options: dict
+) -> Plan:
+    """Return a plan that is tried out on the model.
 
+    Raises:
+        ValueError: no model or prompts are stated, or the kernel does not say how it was made.
+    """
     if arguments.model is None or arguments.prompts is None:
         raise ValueError(
             "state --model and --prompts: the plan is tried on the model with the calibration "
             "prompts"
         )
-    settings, seed = remembered_settings(kernel.source), kernel.source.get(SEED)
-    if settings is None or seed is None:
+    seed = kernel.source.get("seed")
+    if seed is None or kernel.pipeline is None:
         raise ValueError(
-            f"{arguments.kernel}: does not say with which settings it was calibrated, as older "
+            f"{arguments.kernel}: does not say with which arguments it was calibrated, as older "
             "kernels do not; calibrate again"
         )
-    kept = settings_from(arguments, settings)
-    pipe, texts = loaded(arguments, prompts_of(arguments), kept)
+    calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
+    loop = method.parts(1, **options).closed_loop
+    if loop:
+        loop.judges(len(calls))
+
+    from eigencache.calibration import Calibration, plan_with
+    from eigencache.commands.prompts import opened
+
+    pipe = loaded(arguments, calls, shared, dtype_of(arguments, kernel.source))
+    calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
-        pipe, texts, kept, int(seed), method, kernel, full_steps=arguments.full_steps,
-        psnr=arguments.psnr, tap=arguments.tap, options=options,
+        calibration, method, arguments.full_steps, psnr=arguments.psnr, options=options,
+        tap=arguments.tap, kernel=kernel,
     )  # fmt: skip
 
 
-def _remembering(plan: "Plan", kernel: "Kernel") -> "Plan":
-    """Return the plan with the kernel's settings in its `source`, also if it needed no kernel."""
-    from dataclasses import replace
-
-    from eigencache.calibration.recording import SETTINGS
-
-    settings = remembered_settings(kernel.source)
-    if settings is None or remembered_settings(plan.source) is not None:
-        return plan
-    return replace(plan, source={**plan.source, SETTINGS: settings})
+def remembering(plan: Plan, kernel: Kernel) -> Plan:
+    """Return the plan with what the kernel says of its calibration, also if it needed no kernel."""
+    kept = {k: kernel.source[k] for k in KEPT if k in kernel.source}
+    missing = {k: text for k, text in kept.items() if remembered(plan.source, k) is None}
+    return replace(
+        plan, source={**plan.source, **missing}, arguments=kernel.arguments,
+        scheduler=kernel.scheduler, pipeline=kernel.pipeline,
+    )  # fmt: skip
 
 
-def _predictions(plan: "Plan") -> str:
-    import math
-
-    from eigencache.plan import predicted_latent_error, predicted_psnr
-
+def predictions(plan: Plan) -> str:
+    """Return what is predicted of a plan, to go on with after it; empty if nothing is."""
     told = ""
     if not math.isnan(predicted_psnr(plan)):
         told += f"; predicted PSNR {predicted_psnr(plan):.1f} dB"

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eigencache._frames import frames_of
+from eigencache.commands._common import check_file
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics import CLIP, METRICS
 
@@ -36,13 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folders, the prompts, the metrics and where to write the scores."""
     parser.add_argument("--reference", required=True, metavar="DIR", help="what to compare with")
     parser.add_argument(
-        "--images", required=True, nargs="+", metavar="NAME=DIR", help="what to score, and its name"
-    )
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="one a line")
+        "--images", required=True, nargs="+", action="extend", metavar="NAME=DIR",
+        help="what to score, and its name; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="as of `sample`")
     parser.add_argument("--metrics", nargs="+", default=list(DEFAULT), choices=list(METRICS))
     parser.add_argument("--clip", default="CLIP-ViT-B-32", help="the model of clip_score")
     parser.add_argument(
-        "--model", nargs="*", default=[], metavar="NAME=DIR",
+        "--model", nargs="*", action="extend", default=[], metavar="NAME=DIR",
         help="the folder of a metric's model, where it is not models/NAME",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, default=1)
@@ -55,6 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         FolderError: the folders or the prompts do not go together, or a model is missing.
     """
+    if arguments.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
+    check_file(Path(arguments.out))
     prompts, folders = read_prompts(arguments.prompts), _named(arguments.images, "--images")
     records = pair(arguments.reference, folders, prompts)
     models = model_folders(arguments.metrics, arguments.clip, _named(arguments.model, "--model"))
@@ -140,22 +146,28 @@ def model_folders(
                 raise FolderError(
                     f"{folder}: no such folder, and {name} needs the model {model}; "
                     f"`--model {model}=DIR` names where it is. In a clone of the project, "
-                    f"`snakemake models/{model}/manifest.json --cores 1` fetches it"
+                    f"`snakemake models/{model}/manifest.json --cores 1` fetches it; psnr and "
+                    "ssim need no model"
                 )
     return found
 
 
-def _images(folder: str) -> dict[str, tuple[int, int]]:
-    """Return the images of a folder, in the order of their names, each with its size in pixels."""
+def _images(folder: str) -> dict[str, tuple[int, ...]]:
+    """Return the images of a folder, in the order of their names, each with its size in pixels.
+
+    A folder of frames is a video; behind its size is its number of frames.
+    """
     from PIL import Image
 
     if not Path(folder).is_dir():
         raise FolderError(f"{folder}: no such folder")
-    sizes = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            with Image.open(path) as image:
-                sizes[path.name] = image.size
+        video = path.is_dir() and any(path.glob("*.png"))
+        if video or path.suffix.lower() in SUFFIXES:
+            frames = frames_of(path)
+            with Image.open(frames[0]) as image:
+                sizes[path.name] = (*image.size, *([len(frames)] if video else []))
     return sizes
 
 
@@ -179,5 +191,5 @@ def _some(names: Collection[str]) -> str:
     )
 
 
-def _size(size: tuple[int, int]) -> str:
-    return "{}x{}".format(*size)
+def _size(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))

@@ -9,7 +9,7 @@ import torch
 from eigencache.metrics.images import to_pil
 
 
-def scorer(folder: Path, device: str):
+def scorer(folder: Path, device: str) -> "ClipScore":
     """Return the CLIP score by the open_clip model in `folder`."""
     return ClipScore(folder, device)
 

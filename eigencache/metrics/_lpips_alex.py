@@ -12,7 +12,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 
 
-def scorer(folder: Path, device: str):
+def scorer(folder: Path, device: str) -> "LpipsAlex":
     """Return LPIPS with AlexNet; `folder` is that of the model LPIPS-alex."""
     return LpipsAlex(folder, device)
 

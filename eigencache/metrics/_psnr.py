@@ -1,10 +1,12 @@
 """The peak signal-to-noise ratio."""
 
+from collections.abc import Callable
+
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 
-def scorer(device: str):
+def scorer(device: str) -> Callable[..., float]:
     """Return `psnr`, which is the same on any device."""
     return psnr
 

@@ -1,10 +1,12 @@
 """The structural similarity."""
 
+from collections.abc import Callable
+
 import torch
 from skimage.metrics import structural_similarity
 
 
-def scorer(device: str):
+def scorer(device: str) -> Callable[..., float]:
     """Return `ssim`, which runs on the CPU alone."""
     return ssim
 

@@ -19,7 +19,7 @@ LEAST = 32  # pixels
 COMPARED = {2: 64, 6: 192, 10: 384, 12: 256, 14: 256}
 
 
-def scorer(folder: Path, device: str):
+def scorer(folder: Path, device: str) -> "StLpipsAlex":
     """Return ST-LPIPS with AlexNet; `folder` is that of the model ST-LPIPS-alex."""
     return StLpipsAlex(folder, device)
 
@@ -69,7 +69,7 @@ class _Network(nn.Module):
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             [

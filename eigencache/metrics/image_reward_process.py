@@ -14,9 +14,10 @@ import csv
 import os
 import sys
 import tempfile
+from typing import Any
 
 
-def load(checkpoint: str, med_config: str, tokenizer: str, device: str):
+def load(checkpoint: str, med_config: str, tokenizer: str, device: str) -> Any:
     """Return the model. The package names its tokenizer `bert-base-uncased`, relative to here."""
     import ImageReward  # its messages go to stderr, since scores are to stand alone
 

@@ -16,7 +16,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ class Scorers:
             }
 
 
-def scorer(name: str, folders: Sequence[Path], device: str = "cpu"):
+def scorer(name: str, folders: Sequence[Path], device: str = "cpu") -> Any:
     """Return what computes a metric: a `Score`, or a `SetScore` if it is of a whole set.
 
     Args:

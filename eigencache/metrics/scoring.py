@@ -1,6 +1,7 @@
 """The scores of images: each against reference images, and against its prompt.
 
-An image is loaded once, and with it the images of the same prompt that it is compared with.
+An image is loaded once, and with it the images of the same prompt that it is compared with. The
+scores of a video are means over its frames, each compared with the same frame of the reference.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache._frames import frames_of
 from eigencache.metrics import METRICS
 from eigencache.metrics.images import load_image
 from eigencache.metrics.scorers import Scorers
@@ -41,24 +43,35 @@ def score_records(
             raise ValueError(f"{name}: no reference image of prompts {sorted(strangers)}")
     rows, features = [], _Features(scorers)
     for row in tqdm(records.to_dict("records"), desc="score", unit="image"):
-        image, unpaired = load_image(row["image"]), {}
-        features.add(row["run"], row["image"], image)
-        for name in names:
-            other = known.loc[name, row["prompt_index"]]
+        others = {name: known.loc[name, row["prompt_index"]] for name in names}
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+        for other in others.values():
             if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
                 raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
-            same = other["image"] == row["image"]
-            reference = image if same else load_image(other["image"])
-            if reference.shape != image.shape:
-                raise ValueError(f"{row['image']} and {other['image']}: sizes differ")
+        frames = frames_of(row["image"])
+        for position, frame in enumerate(frames):
+            image, unpaired = load_image(frame), dict[str, float]()
+            features.add(row["run"], str(frame), image)
+            for name, other in others.items():
+                theirs = frames_of(other["image"])
+                if len(theirs) != len(frames):
+                    raise ValueError(
+                        f"{row['image']} and {other['image']}: {len(frames)} and {len(theirs)} "
+                        "frames"
+                    )
+                same = theirs[position] == frame
+                reference = image if same else load_image(theirs[position])
+                if reference.shape != image.shape:
+                    raise ValueError(f"{row['image']} and {other['image']}: sizes differ")
+                for metric, score in scorers.images.items():
+                    if METRICS[metric].paired or metric not in unpaired:
+                        unpaired[metric] = score(reference, image, row["prompt"])
+                    found[name].setdefault(metric, []).append(unpaired[metric])
+                features.add_pair(row["run"], name, str(theirs[position]), reference)
+        for name in names:
             scores: dict[str, Any] = {k: row[k] for k in ("run", "prompt_index")}
-            scores["reference"] = name
-            for metric, score in scorers.images.items():
-                if METRICS[metric].paired or metric not in unpaired:
-                    unpaired[metric] = score(reference, image, row["prompt"])
-                scores[metric] = unpaired[metric]
-            rows.append(scores)
-            features.add_pair(row["run"], name, other["image"], reference)
+            means = {metric: float(np.mean(values)) for metric, values in found[name].items()}
+            rows.append({**scores, "reference": name, **means})
     return pd.DataFrame(rows), features.table()
 
 

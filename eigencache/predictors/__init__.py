@@ -14,59 +14,29 @@ the feature is `sum_i weights[i] * f[past[i]]`. When fewer than `window` full st
 predictor does the best that it can with those; a `window` of None takes them all.
 """
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import ArrayLike
+from eigencache._lazy import lazily
 
-from eigencache.predictors._chebyshev import Chebyshev
-from eigencache.predictors._hicache import HiCache
-from eigencache.predictors._kriging import Kriging
-from eigencache.predictors._newton import Newton
-from eigencache.predictors._reuse import Reuse
-from eigencache.predictors._taylor import Taylor, TaylorScaled
+if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
+    from eigencache.predictors._chebyshev import Chebyshev as Chebyshev
+    from eigencache.predictors._hicache import HiCache as HiCache
+    from eigencache.predictors._kriging import Kriging as Kriging
+    from eigencache.predictors._newton import Newton as Newton
+    from eigencache.predictors._predictor import Predictor as Predictor
+    from eigencache.predictors._reuse import Reuse as Reuse
+    from eigencache.predictors._taylor import Taylor as Taylor
+    from eigencache.predictors._taylor import TaylorScaled as TaylorScaled
 
-__all__ = [
-    "Chebyshev",
-    "HiCache",
-    "Kriging",
-    "Newton",
-    "Predictor",
-    "Reuse",
-    "Taylor",
-    "TaylorScaled",
-]
-
-
-class Predictor(Protocol):
-    """What every predictor offers.
-
-    Attributes:
-        kernel: whether it needs the matrix of a kernel.
-    """
-
-    kernel: ClassVar[bool]
-
-    @property
-    def window(self) -> int | None:
-        """How many full steps it draws on at most; None for all of them."""
-
-    def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Return the weights of a forecast over the full steps that it is made from.
-
-        Args:
-            past: int `[..., m]`, the last `m` full steps, ascending.
-            step: int `[...]`, the step to forecast, later than all of `past`.
-            timesteps: float `[T]`, the sampler's.
-            matrix: float64 `[T, T]`, the kernel of the stream; None where none is needed.
-
-        Returns:
-            float64 `[..., m]`, broadcast over the leading dimensions.
-        """
-        ...
+_HOMES = {
+    "Chebyshev": "_chebyshev",
+    "HiCache": "_hicache",
+    "Kriging": "_kriging",
+    "Newton": "_newton",
+    "Predictor": "_predictor",
+    "Reuse": "_reuse",
+    "Taylor": "_taylor",
+    "TaylorScaled": "_taylor",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -31,7 +31,8 @@ together, in either order.
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ from diffusers.hooks.hooks import StateManager
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from eigencache.plan import Plan, PlanError
-from eigencache.runtime._driver import Driver, Policy, check_no_cache
+from eigencache.plan import Plan, PlanError, PlanWarning
+from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import refreshing_hooks
@@ -92,7 +93,7 @@ class _StepHook(ModelHook):
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         self.stats.end()
-        if state.step == len(self.plan) - 1:
+        if state is not None and state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
 
@@ -154,8 +155,7 @@ def transformer_of(model: Any) -> nn.Module:
 
 
 def enable_cache(
-    model: DiffusionPipeline | nn.Module, plan: Plan,
-    anchor_device: str | torch.device | None = None,
+    model: Any, plan: Plan, anchor_device: str | torch.device | None = None,
 ) -> CacheStats:  # fmt: skip
     """Make a diffusers pipeline sample by a plan until `disable_cache`.
 
@@ -179,9 +179,14 @@ def enable_cache(
     device = None if anchor_device is None else torch.device(anchor_device)
     if isinstance(model, nn.Module):
         return _enable_bare(model, plan, device)
-    if getattr(model, _DRIVER, None):
+    if not issubclass(type(model), DiffusionPipeline):
+        raise ValueError(
+            f"{type(model).__name__} is not a diffusers pipeline, nor a transformer of one"
+        )
+    if model.__dict__.get(_DRIVER):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
     _check_model(plan, network_of(model))
+    _check_scheduler(plan, getattr(model, "scheduler", None))
     stats, pairs = CacheStats(plan), []
     if plan.tap == "output":
         policy: Policy = OutputPolicy(plan, device)
@@ -199,7 +204,10 @@ def enable_cache(
             )
         pairs = _inner_hooks(plan, transformer, call)
         name = next(k for k, part in model.components.items() if part is transformer)
-        policy = InnerPolicy(plan, call, name, lambda: _check_in_place(transformer, pairs))
+        places = _places(transformer, pairs)
+        policy = InnerPolicy(
+            plan, call, transformer, name, lambda: _check_in_place(transformer, places)
+        )
     driver = Driver(model, policy, stats)
     driver.attach()
     _register(pairs)
@@ -207,9 +215,7 @@ def enable_cache(
     return stats
 
 
-def _enable_bare(
-    transformer: nn.Module, plan: Plan, device: torch.device | None
-) -> CacheStats:
+def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     if registry.get_hook(_STEP_HOOK):
@@ -219,9 +225,10 @@ def _enable_bare(
     stats, call = CacheStats(plan), Call(device)
     _check_compiled(transformer, {transformer})
     pairs = _inner_hooks(plan, transformer, call)
+    places = _places(transformer, pairs)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, pairs))
+        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, places))
         registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
@@ -236,10 +243,23 @@ def _check_model(plan: Plan, network: nn.Module) -> None:
         )
 
 
+def _check_scheduler(plan: Plan, scheduler: Any) -> None:
+    """Warn by a PlanWarning if a plan was made with another scheduler."""
+    found = type(scheduler).__name__
+    if plan.scheduler is not None and scheduler is not None and plan.scheduler != found:
+        warnings.warn(
+            f"the plan was made with {plan.scheduler}, the pipeline has {found}: what is predicted "
+            "of it does not hold; make a plan with this scheduler",
+            PlanWarning, stacklevel=4,
+        )  # fmt: skip
+
+
 def _inner_hooks(
     plan: Plan, transformer: nn.Module, call: Call
 ) -> list[tuple[nn.Module, ModelHook]]:
     """Return the modules to hook for a plan, each with its hook."""
+    if is_compiled_module(transformer):
+        raise _compiled("the transformer")
     found = tapped(transformer, plan.tap, bool(plan.refresh))
     if plan.refresh:
         pairs = refreshing_hooks(plan, transformer, found, call)
@@ -254,18 +274,29 @@ def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _STREAM_HOOK)
 
 
-def _check_in_place(transformer: nn.Module, pairs: list[tuple[nn.Module, ModelHook]]) -> None:
-    """Raise a PlanError if a hooked module has left the transformer, as when a LoRA is loaded."""
-    present = {
-        id(module)
-        for module in transformer.modules()
-        if hasattr(module, "_diffusers_hook") and module._diffusers_hook.get_hook(_STREAM_HOOK)
-    }
-    if any(id(module) not in present for module, _ in pairs):
-        raise PlanError(
-            "modules of the transformer were replaced while the cache is enabled, for instance by "
-            "loading or unloading a LoRA: disable the cache first and enable it again after that"
-        )
+def _check_in_place(transformer: nn.Module, places: Mapping[str, nn.Module]) -> None:
+    """Raise a PlanError if a hooked module is not where it was, as when a LoRA is loaded.
+
+    PEFT puts a module of its own in the place of one that it adapts, which is then inside of it.
+
+    Args:
+        transformer: whose modules have hooks.
+        places: name to the module that was there when the cache was enabled.
+    """
+    found = dict(transformer.named_modules())
+    for name, module in places.items():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if found.get(name) is not module or hooks is None or not hooks.get_hook(_STREAM_HOOK):
+            raise PlanError(
+                f"{name} was replaced while the cache is enabled, for instance by loading or "
+                "unloading a LoRA: disable the cache first and enable it again after that"
+            )
+
+
+def _places(transformer: nn.Module, pairs: Sequence[tuple[nn.Module, ModelHook]]) -> dict:
+    """Return the modules that have hooks, by name."""
+    hooked = {id(module) for module, _ in pairs}
+    return {name: part for name, part in transformer.named_modules() if id(part) in hooked}
 
 
 def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
@@ -287,13 +318,18 @@ def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
         if around or hasattr(module.forward, "_torchdynamo_orig_callable"):
             inside = {inner for inner in module.modules() if inner in hooked}
             if inside - (set() if around else {module}):
-                raise ValueError(
-                    f"{name or 'the transformer'} is compiled, and the cache would be compiled "
-                    "with it: before the cache is enabled, compile what it switches off instead, "
-                    "`block.forward = torch.compile(block.forward)` for every block (at tap "
-                    "'modules' for every attention, MLP and projection); or cache a pipeline at "
-                    "tap 'output', which takes any compiled network"
-                )
+                raise _compiled(name or "the transformer")
+
+
+def _compiled(name: str) -> ValueError:
+    """Return the error that says what to compile instead."""
+    return ValueError(
+        f"{name} is compiled, and the cache would be compiled with it: before the cache is "
+        "enabled, compile what it switches off instead, "
+        "`block.forward = torch.compile(block.forward)` for every block (at tap 'modules' for "
+        "every attention, MLP and projection); or cache a pipeline at tap 'output', which takes "
+        "any compiled network"
+    )
 
 
 def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
@@ -307,9 +343,9 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         if driver is None:
             return
         driver.detach()
-        if driver.policy.__class__ is OutputPolicy:
+        if not isinstance(driver.policy, InnerPolicy):
             return
-        model = transformer_of(model)
+        model = driver.policy.transformer
     registry = HookRegistry.check_if_exists_or_initialize(model)
     with _offloading_apart(model):
         for name in (_STEP_HOOK, _STREAM_HOOK):
@@ -397,3 +433,19 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
         yield driver.stats  # type: ignore[misc]
     finally:
         driver.detach()
+
+
+@contextlib.contextmanager
+def following(pipe: Any, follow: Callable[[Any], None]) -> Iterator[None]:
+    """Call a function after every step of a pipeline, inside a `with` block.
+
+    Args:
+        pipe: a diffusers pipeline that is cached, watched or recorded in the block around.
+        follow: called with what the scheduler's `step` returned.
+    """
+    followers = pipe.scheduler.__dict__[ATTACHED].driver.followers
+    followers.append(follow)
+    try:
+        yield
+    finally:
+        followers.remove(follow)

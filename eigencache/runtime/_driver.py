@@ -30,12 +30,19 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
 from eigencache.plan import PlanError
-from eigencache.runtime._taps import map_tensors, tensors
+from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
-_ATTACHED = "_eigencache"
+ATTACHED = "_eigencache"
+# Where a switch may be met on a module: offloading puts what it wraps in the second.
+_PLACES = ("forward", "_old_forward", "_compiled_call_impl")
+
+
+Pass = tuple[str, int, tuple]
 
 
 @dataclass
@@ -50,7 +57,8 @@ class StepCall:
         sample: the latents before the step.
         computed: whether the denoisers ran at this step.
         position: of the step among the scheduler's timesteps; None if it is not one of them.
-        passes: the networks that the pipeline called at this step, each with how often.
+        passes: the calls of networks at this step: of each its name, its number among the calls of
+            that network, and what tells one kind of call from another.
     """
 
     index: int
@@ -58,7 +66,7 @@ class StepCall:
     bound: inspect.BoundArguments
     computed: bool
     position: int | None
-    passes: tuple[tuple[str, int], ...]
+    passes: tuple[Pass, ...]
 
     def _name(self, name: str, position: int) -> str:
         """Return what the scheduler calls one of its arguments."""
@@ -108,12 +116,13 @@ class Policy:
         """Return whether a step counts as full; `computed` is whether the denoisers ran."""
         return computed
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
-        """An image begins.
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
+        """The scheduler is about to be stepped for the first time in an image.
 
         Args:
             timesteps: float64 `[T]`, those that the scheduler will be stepped through; None if
                 they cannot be told beforehand.
+            pipe: the pipeline; None for the copy of a scheduler.
 
         Raises:
             PlanError: the policy is not for these timesteps.
@@ -125,6 +134,9 @@ class Policy:
 
     def enter(self, step: int, denoiser: str, call: int) -> None:
         """A denoiser is about to run, for the `call`-th time in this step."""
+
+    def leave(self) -> None:
+        """The denoiser that was entered last is done."""
 
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
@@ -170,7 +182,19 @@ class Attachment:
             return None
         return Attachment(self.policy.sibling(), None, self.leader or self)
 
+    @property
+    def apart(self) -> bool:
+        """Whether this is a copy that is used elsewhere than in the pipeline of its original."""
+        if self.leader is None:
+            return False
+        driver = self.leader.driver
+        return driver is None or not driver.attached or _calling()[0] is not driver.pipe
+
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.apart:
+            return original(*args, **kwargs)
+        if self.driver:
+            self.driver.check_networks()
         result = original(*args, **kwargs)
         self.policy.end()
         self.index, self.last = 0, None
@@ -181,6 +205,8 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
+        if self.apart:
+            return original(*args, **kwargs)
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
         driver, passes, ran = self.driver, (), (self.leader or self).ran
         call = StepCall(self.index, scheduler, bound, True, None, passes)
@@ -190,7 +216,7 @@ class Attachment:
                 result = original(*args, **kwargs)
                 self.policy.repeated(call, result)
                 return result
-            call.passes = tuple(sorted(driver.calls.items()))
+            call.passes = tuple(sorted(driver.passes))
             ran.append(driver.computed)
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
@@ -206,7 +232,7 @@ class Attachment:
             )
         try:
             if self.index == 0:
-                self.policy.begin(self._visited(call))
+                self.policy.begin(self._visited(call), driver and driver.pipe)
             self.policy.given(call)
             result = self.policy.moved(call, original(*bound.args[1:], **bound.kwargs))
         except BaseException:
@@ -217,7 +243,14 @@ class Attachment:
             self.finish()
         if driver:
             driver.stepped()
+            for follow in driver.followers:
+                follow(result)
         return result
+
+    def is_foreign(self) -> bool:
+        """Return whether a pipeline steps the scheduler that was only made from the driven one."""
+        caller = _calling()[0] if self.driver else None
+        return caller is not None and self.driver is not None and caller is not self.driver.pipe
 
     def _repeats(self, call: StepCall) -> bool:
         """Return whether a call is at the timestep of the last one."""
@@ -230,6 +263,8 @@ class Attachment:
         """The image is over."""
         self.index = -1
         self.policy.end()
+        if self.driver:
+            self.driver.frame = None
 
     def _visited(self, call: StepCall) -> np.ndarray | None:
         """Return the timesteps from the present one to the last that the pipeline will visit."""
@@ -268,8 +303,8 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        attachment = self.__dict__.get(_ATTACHED)
-        if attachment is None:  # of a copied pipeline
+        attachment = self.__dict__.get(ATTACHED)
+        if attachment is None or attachment.is_foreign():  # of a copied pipeline, or by another
             return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
 
@@ -288,6 +323,7 @@ class Driver:
         encoded: where the simulator keeps what networks returned before the denoising began, by
             name and order of the call, to hand it out again; None runs them every time.
         denoisers: the names of those that denoise; None while that is not known.
+        followers: called with what `scheduler.step` returned, after every step.
         shapes: what each denoiser is called with and returns, by name and order in a step.
 
     Raises:
@@ -295,14 +331,17 @@ class Driver:
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, policy: Policy, stats: CacheStats | None = None
+        self, pipe: Any, policy: Policy, stats: CacheStats | None = None
     ) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
+        self.frame: types.FrameType | None = None  # of the pipeline's call that makes the image
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
+        self.followers: list[Callable[[Any], None]] = []
         self.calls: dict[str, int] = {}
-        self.shapes: dict[tuple[str, int], tuple[list, Any]] = {}
+        self.passes: list[Pass] = []
+        self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
         self.computed = True
         self._original: Any = None
         self._switches: dict[str, _Switch] = {}
@@ -327,21 +366,23 @@ class Driver:
 
     def attach(self) -> None:
         """Put the driver between the pipeline and its scheduler and denoisers."""
-        scheduler = getattr(self.pipe, "scheduler", None)
+        scheduler: Any = getattr(self.pipe, "scheduler", None)
         if not (hasattr(scheduler, "step") and hasattr(scheduler, "set_timesteps")):
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if _ATTACHED in scheduler.__dict__:
+        if getattr(scheduler.__dict__.get(ATTACHED), "driver", None):
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
         for name, module in modules.items():
             check_no_cache(name, module)
-        self.attachment, self.begun, self.before = Attachment(self.policy, self), False, {}
+        self.aside = {name for name, module in modules.items() if not _may_denoise(module)}
+        self.attachment, self.begun = Attachment(self.policy, self), False
+        self.before: dict[str, int] = {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
-        attached.__dict__[_ATTACHED] = self.attachment
+        attached.__dict__[ATTACHED] = self.attachment
         attached.step = _method(attached, "step")
         attached.set_timesteps = _method(attached, "set_timesteps")
         self.scheduler = self.pipe.scheduler = attached
@@ -355,11 +396,13 @@ class Driver:
         if not self.attached:
             return
         self.attachment.finish()
-        own = {_ATTACHED, "step", "set_timesteps"}
+        own = {ATTACHED, "step", "set_timesteps"}
         kept = {k: v for k, v in self.scheduler.__dict__.items() if k not in own}
         if self.pipe.scheduler is self.scheduler:
             self._original.__dict__.update(kept)  # where the last image has left it
             self.pipe.scheduler = self._original
+        for name in own:  # a pipeline made from this one may have it
+            self.scheduler.__dict__.pop(name, None)
         self._original = None
         for switch in self._switches.values():
             switch.leave(self)
@@ -368,7 +411,9 @@ class Driver:
     def begin(self) -> None:
         """An image begins, in the present thread."""
         self.thread, self.begun = threading.get_ident(), True
+        self.frame = _calling()[1]
         self.calls.clear()
+        self.passes.clear()
         self.computed = self.policy.computes(0)
         for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
@@ -378,7 +423,32 @@ class Driver:
         if self.stats:
             self.stats.end()
         self.calls.clear()
+        self.passes.clear()
         self.computed = self.step < 0 or self.policy.computes(self.step)
+
+    def abandon(self, frame: types.FrameType | None) -> None:
+        """Forget an image that its pipeline has left half way, as by an exception or an interrupt.
+
+        Args:
+            frame: of the call of the pipeline that is under way.
+        """
+        if self.step < 0 or self.frame is None or frame is self.frame:
+            return
+        if self.thread == threading.get_ident() or _is_over(self.frame):
+            self.attachment.finish()
+            self.computed = True
+
+    def check_networks(self) -> None:
+        """Raise a PlanError if the pipeline has other networks than when it was attached to."""
+        called = {name for name, _ in self.shapes}
+        for name, module in denoisers(self.pipe):
+            switch = self._switches.get(name)
+            missed = switch is None or switch.module is not module
+            if missed and (name in called or name.startswith(DENOISERS)):
+                raise PlanError(
+                    f"the pipeline's {name} was replaced while the cache is enabled: disable the "
+                    "cache first and enable it again after that"
+                )
 
     def check_owner(self) -> None:
         """Raise a PlanError if another thread has begun an image meanwhile."""
@@ -398,13 +468,14 @@ class Driver:
         encodes = self.step == 0 and self.denoisers is not None and name not in self.denoisers
         if encodes or not self.begun:
             return self._encode(name, run, args, kwargs)
-        if self.step < 0:
+        if self.step < 0 or name in self.aside:
             return run(*args, **kwargs)
         self.check_owner()
         check_no_cache(name, module)
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
         key, shapes = (name, index), _shape_of(args, kwargs)
+        self.passes.append((name, index, shapes))
         known = self.shapes.get(key)
         if len(self.calls) == 1 and index == 0:
             # A network or a batch that no earlier step had: only a full step can tell its output.
@@ -417,9 +488,15 @@ class Driver:
             if known is not None:
                 return known[1]
         self.policy.enter(self.step, name, index)
-        output = run(*args, **kwargs)
+        try:
+            output = run(*args, **kwargs)
+        except BaseException:
+            self.attachment.finish()
+            raise
+        finally:
+            self.policy.leave()
         if known is None or known[0] != shapes:
-            self.shapes[key] = shapes, map_tensors(_empty, output)
+            self.shapes[key] = shapes, pytree.tree_map(_empty, output)
         return output
 
     def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
@@ -432,7 +509,7 @@ class Driver:
             self.encoded[key] = run(*args, **kwargs)
         return map_tensors(torch.clone, self.encoded[key])
 
-    def _alike(self, name: str, shapes: list) -> tuple[list, Any] | None:
+    def _alike(self, name: str, shapes: tuple) -> tuple[tuple, Any] | None:
         """Return what is known of a call of a denoiser with inputs of these shapes."""
         for (other, _), known in self.shapes.items():
             if other == name and known[0] == shapes:
@@ -449,15 +526,19 @@ class _Switch:
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
+        self.nested = False  # whether offloading has wrapped the switch once more
 
         def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            switch = module.__dict__.get(_ATTACHED)
+            switch = module.__dict__.get(ATTACHED)
             if switch is None:  # a deep copy of the module
                 return type(module).forward(module, *args, **kwargs)
             return switch.call(args, kwargs)
 
+        method.__dict__[ATTACHED] = True
         self.method = types.MethodType(method, module)
-        self.name, self.below, self.run = "forward", None, module.forward
+        self.name, self.found = "forward", module.__dict__.get("forward")
+        self.run: Callable = module.forward
+        self.inner = self.run  # what is below the switch wherever it is met for the second time
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied module is nobody's."""
@@ -465,64 +546,94 @@ class _Switch:
     @classmethod
     def of(cls, module: nn.Module) -> "_Switch":
         """Return the switch of a module, made now if it has none."""
-        return module.__dict__.setdefault(_ATTACHED, cls(module))
+        found = module.__dict__.get(ATTACHED)
+        if found is not None:
+            return found
+        for name in _PLACES:  # on the copy of a module that had a switch
+            function = getattr(module.__dict__.get(name), "__func__", None)
+            if hasattr(function, ATTACHED):
+                del module.__dict__[name]
+        switch = module.__dict__[ATTACHED] = cls(module)
+        return switch
 
     def place(self) -> None:
         """Put the switch in front of the module, unless it is there."""
         name = "forward" if self.module._compiled_call_impl is None else "_compiled_call_impl"
-        found = self.module.__dict__.get(name)
+        found, nested = self.module.__dict__.get(name), False
+        if name == "forward":
+            nested = self.module.__dict__.get("_old_forward") is self.method
         if found is self.method:
+            if self.nested and not nested:  # offloading was taken away, and has put it back
+                self.run, self.found, self.nested = self.inner, None, False
             return
-        self.name, self.below, self.run = name, found, getattr(self.module, name)
-        self.method.__func__.__wrapped__ = self.run  # for those who ask for the signature
+        self.name, self.found, self.run = name, found, getattr(self.module, name)
+        if not nested:
+            self.inner = self.run
+        self.nested = nested
+        # For those who ask for the signature.
+        self.method.__func__.__wrapped__ = self.run  # type: ignore[attr-defined]
         self.module.__dict__[name] = self.method
 
     def call(self, args: tuple, kwargs: dict) -> Any:
         """Call the module, or let the driver of the pipeline that calls it decide."""
         thread = threading.get_ident()
-        if thread not in self.inside:  # where offloading has wrapped the switch once more it is
-            caller = _calling_pipeline()
+        if thread in self.inside:
+            return self.inner(*args, **kwargs)
+        self.inside.add(thread)
+        try:
+            caller, frame = _calling()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
-                    self.inside.add(thread)
-                    try:
-                        return driver.call(name, self.module, self.run, args, kwargs)
-                    finally:
-                        self.inside.discard(thread)
-        return self.run(*args, **kwargs)
+                    driver.abandon(frame)
+                    return driver.call(name, self.module, self.run, args, kwargs)
+            return self.run(*args, **kwargs)
+        finally:
+            self.inside.discard(thread)
 
     def leave(self, driver: "Driver") -> None:
         """Forget a driver; take the switch away if it was the last."""
         self.drivers.pop(driver, None)
         if self.drivers:
             return
-        del self.module.__dict__[_ATTACHED]
-        for name in (self.name, "_old_forward"):  # the latter is where offloading puts what it met
-            if self.module.__dict__.get(name) is self.method:
-                if self.below is None and name == self.name:
-                    del self.module.__dict__[name]
-                else:
-                    self.module.__dict__[name] = self.below or types.MethodType(
-                        type(self.module).forward, self.module
-                    )
+        own = self.module.__dict__
+        del own[ATTACHED]
+        for name in _PLACES:
+            if own.get(name) is self.method:
+                del own[name]
+                if name == self.name and self.found is not None:
+                    own[name] = self.found
+                elif name == "_old_forward":
+                    own[name] = self.inner
 
 
-def _calling_pipeline() -> DiffusionPipeline | None:
-    """Return the pipeline that is being called, the innermost one; None if there is none.
+def _calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:
+    """Return the pipeline that is being called, the innermost one, and the frame of its call.
 
     Pipelines share networks (`from_pipe`), and only one of them may be cached.
+
+    Returns:
+        None twice if no pipeline is being called.
     """
-    frame = sys._getframe(2)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             owner = frame.f_locals.get("self")
             if isinstance(owner, DiffusionPipeline):
-                return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+                return owner, frame
+        frame = frame.f_back
+    return None, None
 
 
-def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
+def _is_over(frame: types.FrameType) -> bool:
+    """Return whether a call has returned or raised; its local variables are dropped if so."""
+    try:
+        frame.clear()
+    except RuntimeError:  # it is executing
+        return False
+    return True
+
+
+def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
     """Yield the networks of a pipeline that may be called at every step, with their names.
 
     Text encoders and the like are among them: they are called before the first step, where
@@ -531,6 +642,12 @@ def denoisers(pipe: DiffusionPipeline) -> Iterator[tuple[str, nn.Module]]:
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             yield name, part
+
+
+def _may_denoise(module: nn.Module) -> bool:
+    """Return whether a network may be one that denoises; a callback may call others at any step."""
+    is_autoencoder = hasattr(module, "encode") and hasattr(module, "decode")
+    return not is_autoencoder and not isinstance(module, PreTrainedModel)
 
 
 def check_no_cache(name: str, module: nn.Module) -> None:
@@ -542,10 +659,22 @@ def check_no_cache(name: str, module: nn.Module) -> None:
         )
 
 
-def _shape_of(args: tuple, kwargs: dict) -> list[Any]:
+def _shape_of(args: tuple, kwargs: dict) -> tuple:
     """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
-    told = [(k, v if isinstance(v, str | bool | None) else ...) for k, v in kwargs.items()]
-    return [*(x.shape for x in tensors([args, kwargs])), *told]
+    return (*map(_told, args), *((name, _told(value)) for name, value in kwargs.items()))
+
+
+def _told(value: Any) -> Any:
+    """Return what `_shape_of` tells of one argument; it runs at every step, and so is plain."""
+    if isinstance(value, torch.Tensor):
+        return value.shape
+    if isinstance(value, str | bool | None):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    if isinstance(value, dict):
+        return tuple((name, _told(part)) for name, part in value.items())
+    return ...
 
 
 def _empty(leaf: Any) -> Any:
@@ -554,5 +683,8 @@ def _empty(leaf: Any) -> Any:
 
 
 def _device(args: tuple, kwargs: dict) -> torch.device:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor):
+            return value.device
     found = tensors([args, kwargs])
     return found[0].device if found else torch.device("cpu")

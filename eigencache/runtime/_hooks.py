@@ -53,11 +53,11 @@ class Call:
 
     Attributes:
         anchor_device: where anchors are kept from one call to the next; None: where they are made.
-        state: what its hooks work on.
+        state: what its hooks work on; None where nobody samples by the plan.
     """
 
     anchor_device: torch.device | None = None
-    state: State = None  # type: ignore[assignment]  # the step's hook sets it before all others
+    state: State | None = None
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -80,13 +80,15 @@ class StreamHook(ModelHook):
             max([a, *(int(s) for s in weights[:, a].nonzero()[0])]) for a in range(len(weights))
         ]
 
-    def new_forward(self, module: nn.Module, *args, **kwargs):
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
+        if state is None:
+            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         if self.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
 
-    def compute(self, state: State, args: tuple, kwargs: dict):
+    def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module returns; at the stream's last one, remember its feature."""
         needed = self.last_use[state.step] > state.step
         if needed and self.index == 0:
@@ -99,7 +101,7 @@ class StreamHook(ModelHook):
             state.devices[self.name] = tensors(feature)[0].device
         return output
 
-    def stand_in(self, state: State, args: tuple, kwargs: dict):
+    def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module would return if the stream's feature were its forecast."""
         if self.index == 0:
             feature = self.predict(state, args)
@@ -110,11 +112,11 @@ class StreamHook(ModelHook):
             left = state.passing.pop(self.name) if self.last else state.passing[self.name]
         return self.stream.output(self.index, left)
 
-    def predict(self, state: State, args: tuple):
+    def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
         return forecast(self.terms(state), state.devices[self.name])
 
-    def terms(self, state: State) -> list[tuple[object, float]]:
+    def terms(self, state: State) -> list[tuple[Any, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
         anchors = state.anchors[self.name]
         row = [(anchors[a], weight) for a, weight in self.rows[state.step]]
@@ -130,22 +132,24 @@ class SilentHook(ModelHook):
         super().__init__()
         self.fed = fed
 
-    def new_forward(self, module: nn.Module, *args, **kwargs):
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.fed.call.state
+        if state is None:
+            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         if self.fed.rows[state.step]:
             return self.stand_in(state, args)
         output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
         state.silence[self] = map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
         return output
 
-    def stand_in(self, state: State, args: tuple):
+    def stand_in(self, state: State, args: tuple) -> Any:
         """Return zeros of the shape that the module last returned."""
         return state.silence[self]
 
 
 def forecast(
-    terms: list[tuple[object, float]], device: torch.device | None = None, wide: bool = False
-):
+    terms: list[tuple[Any, float]], device: torch.device | None = None, wide: bool = False
+) -> Any:
     """Return the weighted sum of features, summed in float32 or better.
 
     Features that are elsewhere are brought to the device of the sum one at a time.

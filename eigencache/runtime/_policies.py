@@ -1,15 +1,49 @@
 """Policies of the driver: what sampling by a plan does at each step."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
 from eigencache.runtime._hooks import HELD, Call, State, forecast
 from eigencache.runtime._taps import map_tensors
+
+
+def is_guidance(name: str) -> bool:
+    """Return whether an argument of a pipeline is about guidance, by how diffusers names them."""
+    return "guidance" in name or "cfg" in name
+
+
+def check_guidance(plan: Plan, pipe: Any) -> None:
+    """Warn by a PlanWarning if a pipeline is called with other guidance than the plan was made at.
+
+    Most pipelines say what they were called with: `pipe.guidance_scale`.
+    """
+    if pipe is None:
+        return
+    for name, made in plan.arguments.items():
+        if not is_guidance(name) or isinstance(made, bool) or not isinstance(made, int | float):
+            continue
+        called = getattr(pipe, name, None)
+        if not isinstance(called, int | float):
+            text = (
+                f"the plan was made at {name} {made:g}; whether {type(pipe).__name__} is called "
+                "with that is not checked, since it does not say"
+            )
+        elif math.isclose(called, made, rel_tol=1e-6):
+            continue
+        else:
+            text = (
+                f"the plan was made at {name} {made:g}, called with {called:g}: what is predicted "
+                f"of it does not hold; calibrate with {name}={called:g}"
+            )
+        warnings.warn(text, PlanWarning, stacklevel=2)
 
 
 class OutputPolicy(Policy):
@@ -28,9 +62,10 @@ class OutputPolicy(Policy):
         self.last_use = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(plan))]
         self.anchors: dict[int, Any] = {}
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.plan.check_timesteps(timesteps)
+        check_guidance(self.plan, pipe)
 
     def computes(self, step: int) -> bool:
         return bool(self.plan.full[step])
@@ -56,9 +91,8 @@ class OutputPolicy(Policy):
         return OutputPolicy(self.plan, self.anchor_device)
 
     def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor to keep: on the anchors' device, and no memory alive but its own."""
-        tensor = tensor.to(self.anchor_device)
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        """Return a copy, since pipelines, schedulers and CUDA graphs write into what they have."""
+        return tensor.to(self.anchor_device or tensor.device, copy=True)
 
 
 class InnerPolicy(Policy):
@@ -70,17 +104,23 @@ class InnerPolicy(Policy):
     Args:
         plan: at any tap but the output.
         call: which the hooks share.
-        network: the name of the network that has the hooks.
+        transformer: the network that has the hooks.
+        network: its name in the pipeline.
         check: raises an error if the hooks are not all in place any more.
     """
 
-    def __init__(self, plan: Plan, call: Call, network: str, check: Callable[[], None]) -> None:
-        self.plan, self.steps, self.call, self.network = plan, len(plan), call, network
+    def __init__(
+        self, plan: Plan, call: Call, transformer: nn.Module, network: str,
+        check: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self.plan, self.steps, self.call = plan, len(plan), call
+        self.transformer, self.network = transformer, network
         self.check, self.states = check, dict[int, State]()
 
-    def begin(self, timesteps: np.ndarray | None) -> None:
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.plan.check_timesteps(timesteps)
+        check_guidance(self.plan, pipe)
 
     def is_full(self, step: int, computed: bool) -> bool:
         return bool(self.plan.full[step])
@@ -106,6 +146,9 @@ class InnerPolicy(Policy):
         if self.plan.full[step]:
             state.seen.clear()
             state.refreshed.clear()
+
+    def leave(self) -> None:
+        self.call.state = None  # where others call the network, it runs as it is
 
     def end(self) -> None:
         for state in self.states.values():

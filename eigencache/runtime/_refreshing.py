@@ -1,6 +1,7 @@
 """Hooks of the runtime that recompute some tokens at skipped steps (`eigencache.tokens`)."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from eigencache.plan import Plan
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._taps import Mlp, Ports, Tapped, blocks_of
-from eigencache.tokens import Moment, attention_received
+from eigencache.tokens import Moment, Rule, attention_received
 
 _HIDDEN = "hidden"
 
@@ -19,11 +20,11 @@ _HIDDEN = "hidden"
 class AttentionHook(StreamHook):
     """On an attention: show the rule what attention each token receives."""
 
-    def __init__(self, plan: Plan, *stream) -> None:
+    def __init__(self, plan: Plan, *stream: Any) -> None:
         super().__init__(plan, *stream)
-        self.rule, self.observed = plan.refresh, _observed(plan)
+        self.rule, self.observed = _rule(plan), _observed(plan)
 
-    def compute(self, state: State, args: tuple, kwargs: dict):
+    def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         if not self.observed[state.step]:
             return super().compute(state, args, kwargs)
         with _Attending() as attending:
@@ -42,15 +43,15 @@ class HiddenHook(ModelHook):
 
     def __init__(self, plan: Plan, call: Call) -> None:
         super().__init__()
-        self.rule, self.observed, self.call = plan.refresh, _observed(plan), call
+        self.rule, self.observed, self.call = _rule(plan), _observed(plan), call
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.ports = Ports.of(module)
         return module
 
-    def post_forward(self, module: nn.Module, output):
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
-        if self.observed[state.step]:
+        if state is not None and self.observed[state.step]:
             state.seen[_HIDDEN] = self.rule.observe(self.ports.leaving(output)[0])
         return output
 
@@ -58,9 +59,9 @@ class HiddenHook(ModelHook):
 class MlpHook(StreamHook):
     """On an MLP, or the projection of a fused block: recompute some tokens of a forecast."""
 
-    def __init__(self, plan: Plan, mlp: Mlp, *stream) -> None:
+    def __init__(self, plan: Plan, mlp: Mlp, *stream: Any) -> None:
         super().__init__(plan, *stream)
-        self.rule, self.place, self.moments = plan.refresh, mlp.place, _moments(plan)
+        self.rule, self.place, self.moments = _rule(plan), mlp.place, _moments(plan)
         self.source = mlp.attention if self.rule.observes == "attention" else _HIDDEN
         # What is added to a forecast is of use while skipped steps follow.
         self.followed = [*~plan.full[1:], False]
@@ -70,8 +71,9 @@ class MlpHook(StreamHook):
         """Return the forecast with the recomputed tokens blended into it."""
         terms = self.terms(state)
         plain, dtype = forecast(terms, state.devices[self.name], True), terms[0][0].dtype
-        added, age = state.refreshed.pop(self.name, (None, None))
-        if added is None:
+        if self.name in state.refreshed:
+            added, age = state.refreshed.pop(self.name)
+        else:
             added = plain.new_zeros(())
             age = torch.zeros(plain.shape[:2], dtype=torch.int64, device=plain.device)
         seen, moment = state.seen[self.source], self.moments[state.step]
@@ -83,22 +85,24 @@ class MlpHook(StreamHook):
             state.refreshed[self.name] = self.call.keep(added), age
         return blended.to(dtype)
 
-    def _recompute(self, state: State, entered: torch.Tensor, tokens: torch.Tensor):
+    def _recompute(
+        self, state: State, entered: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
         """Return the MLP's output for `tokens` `[B, k]`, from all that entered it `[B, L, ...]`."""
         entered = _gather(entered, tokens)
         if self.inner:
             hidden = _gather(state.passing.pop(self.name), tokens)
             for hook in self.inner:
-                hidden = hook.fn_ref.original_forward(hidden)
+                hidden = hook.fn_ref.original_forward(hidden)  # type: ignore[misc]
             attention = entered[..., : -hidden.shape[-1]]
             entered = torch.cat([attention, hidden], dim=-1)
-        return self.fn_ref.original_forward(entered)
+        return self.fn_ref.original_forward(entered)  # type: ignore[misc]
 
 
 class FeedingHook(SilentHook):
     """On the first module of a fused block's MLP: leave its tokens for the projection's hook."""
 
-    def stand_in(self, state: State, args: tuple):
+    def stand_in(self, state: State, args: tuple) -> Any:
         state.passing[self.fed.name] = args[0]
         return super().stand_in(state, args)
 
@@ -108,14 +112,19 @@ class _Attending(TorchFunctionMode):
 
     received: torch.Tensor | None = None
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is scaled_dot_product_attention:
             self.received = _received(*args, **kwargs)
         return function(*args, **kwargs)
 
 
-def _received(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
+def _received(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **_: Any,
+) -> torch.Tensor:  # fmt: skip
     """Return what attention each token receives, from the arguments of torch's attention."""
     if attn_mask is not None or is_causal:
         raise ValueError("tokens cannot be scored by an attention that is masked")
@@ -126,24 +135,34 @@ def refreshing_hooks(
     plan: Plan, transformer: nn.Module, found: Tapped, call: Call
 ) -> list[tuple[nn.Module, ModelHook]]:
     """Return the modules to hook for a plan that recomputes tokens, each with its hook."""
+    rule = _rule(plan)
     attentions = {mlp.attention for mlp in found.mlps.values()}
-    hooks = {}
+    hooks: dict[str, StreamHook] = {}
     for name, stream in found.streams.items():
         mlp = found.mlps.get(name)
-        if mlp and (plan.refresh.text or not mlp.place.text):
+        if mlp and (rule.text or not mlp.place.text):
             hooks[name] = MlpHook(plan, mlp, name, stream, 0, call)
-        elif name in attentions and plan.refresh.observes == "attention":
+        elif name in attentions and rule.observes == "attention":
             hooks[name] = AttentionHook(plan, name, stream, 0, call)
         else:
             hooks[name] = StreamHook(plan, name, stream, 0, call)
+    pairs: list[tuple[nn.Module, ModelHook]]
     pairs = [(found.streams[name].modules[0], hook) for name, hook in hooks.items()]
     for name, mlp in found.mlps.items():
         kinds = (FeedingHook, SilentHook)[: len(mlp.fused)]
-        hooks[name].inner = [kind(hooks[name]) for kind in kinds]
-        pairs += zip(mlp.fused, hooks[name].inner, strict=True)
-    if plan.refresh.observes == "hidden":
+        hook = hooks[name]
+        inner = [kind(hook) for kind in kinds]
+        if isinstance(hook, MlpHook):
+            hook.inner = inner
+        pairs += zip(mlp.fused, inner, strict=True)
+    if rule.observes == "hidden":
         pairs.append((blocks_of(transformer)[-1][1], HiddenHook(plan, call)))
     return pairs
+
+
+def _rule(plan: Plan) -> Rule:
+    assert plan.refresh is not None, "the plan has no token-wise rule"
+    return plan.refresh
 
 
 def _observed(plan: Plan) -> list[bool]:

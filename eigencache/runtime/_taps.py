@@ -52,7 +52,7 @@ class Ports:
         found = [self.metadata._get_parameter_from_args_kwargs(n, args, kwargs) for n in names]
         return tuple(state for state in found if state is not None)
 
-    def leaving(self, output) -> tuple[torch.Tensor, ...]:
+    def leaving(self, output: Any) -> tuple[torch.Tensor, ...]:
         """Return the states in what the block returned."""
         if isinstance(output, torch.Tensor):
             return (output,)
@@ -60,7 +60,7 @@ class Ports:
         text = self.metadata.return_encoder_hidden_states_index
         return (image,) if text is None or output[text] is None else (image, output[text])
 
-    def output(self, states: tuple[torch.Tensor, ...]):
+    def output(self, states: tuple[torch.Tensor, ...]) -> Any:
         """Return states as the block returns them; the inverse of `leaving`."""
         text = self.metadata.return_encoder_hidden_states_index
         if text is None:
@@ -77,16 +77,16 @@ class Whole:
     def __init__(self, module: nn.Module) -> None:
         self.modules = (module,)
 
-    def entering(self, args: tuple, kwargs: dict):
+    def entering(self, args: tuple, kwargs: dict) -> Any:
         return None
 
-    def feature(self, entered, output):
+    def feature(self, entered: Any, output: Any) -> Any:
         return output
 
-    def leaving(self, entered, feature):
+    def leaving(self, entered: Any, feature: Any) -> Any:
         return feature
 
-    def output(self, index: int, left):
+    def output(self, index: int, left: Any) -> Any:
         return left
 
 
@@ -105,7 +105,7 @@ class Blocks:
         """Return the states with which the first block is called."""
         return self.ports[0].entering(args, kwargs)
 
-    def feature(self, entered: tuple, output) -> tuple[torch.Tensor, ...]:
+    def feature(self, entered: tuple, output: Any) -> tuple[torch.Tensor, ...]:
         """Return the feature, from the states that entered and what the last block returned."""
         left = self.ports[-1].leaving(output)
         if not self.residual:
@@ -118,7 +118,7 @@ class Blocks:
             return feature + entered[1:]
         return tuple(before + added for before, added in zip(entered, feature, strict=False))
 
-    def output(self, index: int, left: tuple):
+    def output(self, index: int, left: tuple) -> Any:
         """Return the states after the last block as the block at `index` returns its own."""
         return self.ports[index].output(left)
 
@@ -287,10 +287,10 @@ def watching(stream: Stream, keep: Callable) -> Iterator[None]:
     """
     entered: list[Any] = []
 
-    def enter(module, args, kwargs):
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
         entered[:] = [stream.entering(args, kwargs)]
 
-    def leave(module, args, output):
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
         keep(stream.feature(entered.pop(), output))
 
     with contextlib.ExitStack() as stack:
@@ -300,29 +300,36 @@ def watching(stream: Stream, keep: Callable) -> Iterator[None]:
         yield
 
 
-def tensors(output) -> list[torch.Tensor]:
+def tensors(output: Any) -> list[torch.Tensor]:
     """Return the tensors of a module's output: a tensor, a tuple or a diffusers output."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
-def map_tensors(function: Callable, output, *others):
-    """Return `output` with every tensor replaced by `function` of it (and of those of `others`)."""
+def map_tensors(function: Callable, output: Any, *others: Any) -> Any:
+    """Return `output` with every tensor replaced by `function` of it (and of those of `others`).
+
+    What is no tensor, such as None or the cache of a language model, is left as it is.
+    """
     if isinstance(output, torch.Tensor):  # by far the most frequent
         return function(output, *others)
-    return pytree.tree_map(function, output, *others)
+
+    def mapped(leaf: Any, *rest: Any) -> Any:
+        return function(leaf, *rest) if isinstance(leaf, torch.Tensor) else leaf
+
+    return pytree.tree_map(mapped, output, *others)
 
 
-def full_features(output) -> torch.Tensor:
+def full_features(output: Any) -> torch.Tensor:
     """Every number of a module's output, for one image: float32 `[D]`."""
     return torch.cat([tensor.float().flatten() for tensor in tensors(output)])
 
 
-def token_mean(output) -> torch.Tensor:
+def token_mean(output: Any) -> torch.Tensor:
     """The mean over tokens of `[1, tokens, channels]` outputs: float32 `[channels]` each."""
     return torch.cat([tensor.float().mean(dim=1).flatten() for tensor in tensors(output)])
 
 
-def every_eighth(output) -> torch.Tensor:
+def every_eighth(output: Any) -> torch.Tensor:
     """Every eighth number of a module's output, for one image: float32 `[D / 8]`."""
     return full_features(output)[::8]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eigencache.plan import Plan, predicted_latent_error, predicted_psnr
+from eigencache.plan import Plan
 
 # Times of so many of the latest steps of each kind are kept, that a server's memory does not grow.
 KEPT = 1000
@@ -34,8 +34,8 @@ class CacheStats:
 
     def __init__(self, plan: Plan | None = None) -> None:
         self.full = self.skipped = 0
-        self.predicted_psnr = predicted_psnr(plan) if plan else math.nan
-        self.predicted_error = predicted_latent_error(plan) if plan else math.nan
+        self.predicted_psnr = plan.predicted_psnr if plan else math.nan
+        self.predicted_error = plan.predicted_error if plan else math.nan
         self._first: float | torch.Event | None = None
         self._loop: Span | None = None
         self._device = torch.device("cpu")
@@ -75,26 +75,26 @@ class CacheStats:
         return _seconds((self._loop[1], _now(self._device))) if self._loop else math.nan
 
     def begin(self, full: bool, device: torch.device, first: bool = False) -> None:
-        """Count a step and start its time.
+        """Start the time of a step, which counts once it has ended.
 
         Args:
             full: whether it is full.
             device: where it will be computed.
             first: whether an image begins with it.
         """
-        if full:
-            self.full += 1
-        else:
-            self.skipped += 1
         now = _now(device)
         self._begun = self._full if full else self._skipped, now, device
         if first:
             self._first, self._device = now, device
 
     def end(self) -> None:
-        """Stop the time of the step that `begin` counted, if one was begun."""
+        """Count the step that was begun, if one was, and stop its time."""
         if self._begun is not None:
             spans, start, device = self._begun
+            if spans is self._full:
+                self.full += 1
+            else:
+                self.skipped += 1
             now = _now(device)
             spans.append((start, now))
             self._begun = None

@@ -8,45 +8,25 @@ which may look at the predictor that will fill the gaps and at the kernel (`eige
 None unless the schedule's own `kernel` is True). A budget, `full_steps`, is kept to the step.
 """
 
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import ArrayLike
+from eigencache._lazy import lazily
 
-from eigencache.kernel import Kernel
-from eigencache.predictors import Predictor
-from eigencache.schedules._greedy import Greedy
-from eigencache.schedules._interval import Interval
-from eigencache.schedules._optimal import Optimal
-from eigencache.schedules._steps import Steps
-from eigencache.schedules._variance import Variance
+if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
+    from eigencache.schedules._greedy import Greedy as Greedy
+    from eigencache.schedules._interval import Interval as Interval
+    from eigencache.schedules._optimal import Optimal as Optimal
+    from eigencache.schedules._schedule import Schedule as Schedule
+    from eigencache.schedules._steps import Steps as Steps
+    from eigencache.schedules._variance import Variance as Variance
 
-__all__ = ["Greedy", "Interval", "Optimal", "Schedule", "Steps", "Variance"]
-
-
-class Schedule(Protocol):
-    """What every schedule offers.
-
-    Attributes:
-        kernel: whether it needs a kernel.
-    """
-
-    kernel: ClassVar[bool]
-
-    def full(
-        self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
-    ) -> np.ndarray:
-        """Return which steps are computed in full; step 0 always is.
-
-        Args:
-            timesteps: float `[T]`, the sampler's.
-            predictor: what will fill the gaps.
-            kernel: of the model; None where none is needed.
-
-        Returns:
-            bool `[T]`.
-
-        Raises:
-            ValueError: the budget cannot be met, or a kernel is needed and missing.
-        """
-        ...
+_HOMES = {
+    "Greedy": "_greedy",
+    "Interval": "_interval",
+    "Optimal": "_optimal",
+    "Schedule": "_schedule",
+    "Steps": "_steps",
+    "Variance": "_variance",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

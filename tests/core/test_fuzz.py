@@ -23,19 +23,17 @@ from eigencache._files import read_arrays, write_arrays
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import KernelError
 from eigencache.methods import METHODS
-from eigencache.plan import PREDICTED, PlanError, predicted_psnr
+from eigencache.plan import PlanError
 from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.models.check import FetchError, verified
-from reproduction.provenance import code as provenance
-from reproduction.provenance import manifest
+from reproduction.provenance import facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.tables.tables import read_table
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 STEPS = 6
 
 shared = {
@@ -78,7 +76,7 @@ json_values = st.recursive(
 )
 # JSON as text: valid, cut, or nested deeper than any reader goes.
 json_texts = json_values.map(json.dumps) | st.text(max_size=20) | st.just("[" * 2000)
-sources = st.dictionaries(st.sampled_from([PREDICTED, "x"]), leaves).map(json.dumps)
+sources = st.dictionaries(st.sampled_from(["predicted psnr", "x"]), leaves).map(json.dumps)
 
 
 def spots(tree):
@@ -169,7 +167,7 @@ TRAJECTORY = Trajectory(
 
 def plan_is_usable(plan):
     assert len(plan.full_steps) == plan.full.sum() >= 1
-    assert isinstance(predicted_psnr(plan), float)
+    assert isinstance(plan.predicted_psnr, float)
     plan.check_timesteps(plan.timesteps)
 
 
@@ -282,20 +280,20 @@ def test_wild_configurations(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         try:
-            experiment = Experiment(config, SCHEMA)
+            experiment = Experiment(config)
         except (ConfigError, OSError):
             return
         except ValueError as error:
             assert "prompt" in str(error), error  # what is wrong with a prompt file
             return
     assert Path.cwd() == before
-    files = [*experiment.targets, *(f"kernels/{name}" for name in experiment.kernels)]
+    files = [*experiment.tables, *(f"kernels/{name}" for name in experiment.kernels)]
     for label in experiment.labels:
         files += [f"records/{label}.csv", *experiment.plans(label)]
         json.dumps(experiment.sampling(label))
     for name in ("model", "clip"):
-        files.append(f"models/{experiment.config[name]}/manifest.json")
-    files += [experiment.config["prompts"], experiment.config["calibration"]["prompts"]]
+        files.append(f"models/{getattr(experiment.config, name)}/manifest.json")
+    files += [experiment.config.prompts, experiment.config.calibration.prompts]
     for file in files:
         assert not Path(file).is_absolute() and ".." not in Path(file).parts, file
 
@@ -303,7 +301,7 @@ def test_wild_configurations(data):
 def test_a_configuration_that_holds_itself_is_refused():
     config = yaml.safe_load("experiment: &a {b: *a}")
     with pytest.raises(ConfigError):
-        Experiment(config, SCHEMA)
+        Experiment(config)
 
 
 # ---- Prompts, tables, manifests
@@ -338,7 +336,7 @@ ABOUT = {
     "format": manifest.FORMAT, "sha256": HASH, "bytes": len(RESULT), "stage": "s", "code": "c",
     "config": HASH, "settings": {"seed": 3}, "inputs": {"a": HASH}, "sources": {"b": HASH},
     "models": {"m/manifest.json": {"sha256": HASH, "revision": None}}, "seeds": {"s": 3},
-    "devices": ["d"], "package": provenance.package(), "libraries": {"python": "3"},
+    "devices": ["d"], "package": facts.package(), "libraries": {"python": "3"},
 }  # fmt: skip
 
 
@@ -349,7 +347,7 @@ def test_wild_records_with_a_right_manifest(folder, contents):
     path = place / "records.csv"
     path.write_bytes(contents)
     about = {name: value for name, value in ABOUT.items() if name not in ("sha256", "bytes")}
-    manifest.write(path, about)
+    record.write(path, about)
     assert verify([str(place)]).results == 1
 
 

@@ -1,8 +1,10 @@
 """The kernel: it is the second moment it says, runs merge in any split; what is made of it."""
 
+import copy
 import dataclasses
 import re
 from itertools import pairwise, permutations
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -291,6 +293,136 @@ def test_smoothing_leaves_polynomials_as_they_are():
 def test_a_share_of_smoothness_is_a_share(share):
     with pytest.raises(KernelError, match="must be in 0 to 1"):
         TWO.smoothed(share)
+
+
+# ---- At other timesteps
+
+
+def waves(timesteps, runs=6, size=40):
+    """Features that are smooth in the timestep, float64 `[runs, T, size]`."""
+    return random_trajectories(timesteps, runs, size, roughness=0)
+
+
+def smooth_kernel(timesteps, **kept):
+    return kernel_of(waves(timesteps), timesteps, **kept)
+
+
+def test_at_its_own_timesteps_a_kernel_is_itself():
+    kernel = smooth_kernel(flow_timesteps(50), step_sizes=np.arange(50.0), switches=(3,))
+    same = kernel.at(flow_timesteps(50))
+    assert np.array_equal(same.matrix(), kernel.matrix())
+    assert np.array_equal(same.step_sizes, kernel.step_sizes) and same.switches == (3,)
+    assert np.array_equal(kernel.at(kernel.timesteps, np.ones(50)).step_sizes, np.ones(50))
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [flow_timesteps(28), flow_timesteps(20), flow_timesteps(100), flow_timesteps(50, shift=1.5),
+     flow_timesteps(50)[-30:], flow_timesteps(4)],
+    ids=["28", "20", "100", "shift", "tail", "4"],
+)  # fmt: skip
+def test_read_at_other_timesteps_it_is_as_calibrated_there(timesteps):
+    read = smooth_kernel(flow_timesteps(50)).at(timesteps)
+    expected = smooth_kernel(timesteps)
+    assert np.array_equal(read.timesteps, timesteps)
+    largest = np.abs(expected.matrix()).max()
+    assert np.allclose(read.matrix(), expected.matrix(), atol=2e-3 * largest)
+    assert np.linalg.eigvalsh(read.matrix()).min() > -1e-12 * largest
+    assert read.runs == expected.runs
+
+
+def test_a_rough_kernel_stays_positive_semi_definite():
+    draw = np.random.default_rng(0)
+    root = draw.normal(size=(20, 20))
+    kernel = Kernel({"a": root @ root.T}, 1, flow_timesteps(20), "output")
+    for timesteps in (flow_timesteps(33), flow_timesteps(7, shift=1.0)):
+        values = np.linalg.eigvalsh(kernel.at(timesteps).matrix())
+        assert values.min() >= -1e-10 * values.max()
+
+
+def test_step_sizes_of_euler_are_read_as_they_are():
+    def sizes(timesteps):
+        return np.diff(np.append(timesteps / 1000, 0))
+
+    kernel = smooth_kernel(flow_timesteps(50), step_sizes=sizes(flow_timesteps(50)))
+    for other in (flow_timesteps(28), flow_timesteps(50)[-20:], flow_timesteps(50, shift=1.2)):
+        assert np.allclose(kernel.at(other).step_sizes, sizes(other), rtol=1e-6, atol=1e-9)
+    assert smooth_kernel(flow_timesteps(50)).at(flow_timesteps(28)).step_sizes is None
+    given = kernel.at(flow_timesteps(28), np.arange(28.0))
+    assert np.array_equal(given.step_sizes, np.arange(28.0))
+
+
+def test_the_last_step_size_is_kept_where_the_timesteps_end_at_zero():
+    """Many samplers of noise prediction end at timestep 0, and their last step moves too."""
+    timesteps = np.linspace(980, 0, 50)
+    kernel = smooth_kernel(timesteps, step_sizes=-np.linspace(1, 0.5, 50))
+    read = kernel.at(timesteps[::2])
+    assert read.step_sizes[-1] < -0.4
+    assert read.step_sizes.sum() == pytest.approx(kernel.step_sizes.sum(), rel=0.02)
+
+
+def test_switches_move_to_the_first_step_beyond():
+    kernel = smooth_kernel(flow_timesteps(50), switches=(10, 30))
+    other = flow_timesteps(28)
+    found = kernel.at(other).switches
+    assert found == tuple(
+        next(s for s, t in enumerate(other) if t <= kernel.timesteps[switch]) for switch in (10, 30)
+    )
+    assert kernel.at(flow_timesteps(50)[35:]).switches == ()  # the tail begins beyond
+
+
+@pytest.mark.parametrize(
+    ("own", "new", "message"),
+    [
+        (flow_timesteps(3), flow_timesteps(5), "a kernel of 3 timesteps, 3 of them different"),
+        (np.repeat(flow_timesteps(4), 2), flow_timesteps(5), r"8 timesteps, 4 of them .*\(Heun\)"),
+        (flow_timesteps(8), [1.0, np.nan], "must be a vector of finite numbers"),
+        (flow_timesteps(8), np.ones((2, 2)), "must be a vector of finite numbers"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(own, new, message):
+    with pytest.raises(KernelError, match=message):
+        smooth_kernel(own).at(new)
+
+
+BELONGS = {
+    "arguments": {"guidance_scale": 3.5, "flag": True, "text": "x"},
+    "scheduler": "DDIMScheduler", "pipeline": "FluxPipeline",
+    "step_sizes": np.linspace(-1, -0.1, LONG), "switches": (4,),
+}  # fmt: skip
+
+
+def test_what_a_kernel_belongs_to_is_saved(tmp_path):
+    before = smooth_kernel(LONGER, **BELONGS)
+    before.save(tmp_path / "kernel.safetensors")
+    for after in (
+        Kernel.load(tmp_path / "kernel.safetensors"), copy.deepcopy(before),
+        ForkingPickler.loads(ForkingPickler.dumps(before)),
+    ):  # fmt: skip
+        for name, value in BELONGS.items():
+            assert np.all(getattr(after, name) == value)
+        assert np.array_equal(after.matrix(), before.matrix())
+        assert not after.step_sizes.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"step_sizes": np.ones(3)}, f"`step_sizes` must be {LONG} finite numbers"),
+        ({"step_sizes": np.full(LONG, np.inf)}, "`step_sizes` must be"),
+        ({"switches": (LONG,)}, f"not all among {LONG} steps"),
+        ({"arguments": {"image": (1,)}}, "`arguments` must be"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(changes, message):
+    with pytest.raises(KernelError, match=message):
+        smooth_kernel(LONGER, **BELONGS | changes)
+
+
+@pytest.mark.parametrize("changes", [{"switches": (5,)}, {"scheduler": "Other"}])
+def test_kernels_of_other_samplers_do_not_merge(changes):
+    with pytest.raises(KernelError, match=f"kernels differ in {next(iter(changes))}"):
+        smooth_kernel(LONGER, **BELONGS) + smooth_kernel(LONGER, **BELONGS | changes)
 
 
 # ---- Which kernel a method wants

@@ -13,7 +13,15 @@ from eigencache.design import fill
 from eigencache.kernel import KernelError, KernelUse
 from eigencache.methods import METHODS, Gate, make_plan
 from eigencache.plan import BASELINES, TAPS, PlanError
-from eigencache.predictors import Chebyshev, HiCache, Kriging, Reuse, Taylor, TaylorScaled
+from eigencache.predictors import (
+    Chebyshev,
+    HiCache,
+    Kriging,
+    Newton,
+    Reuse,
+    Taylor,
+    TaylorScaled,
+)
 from eigencache.schedules import Greedy, Interval, Optimal, Steps, Variance
 from eigencache.tokens import ClusCa, ToCa
 
@@ -40,7 +48,7 @@ def kernel_for(name, timesteps=TIMESTEPS, **changes):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_keeps_its_budget(name):
     method = METHODS[name]
-    plan = method.plan(9, TIMESTEPS, kernel_for(name) if method.needs_kernel else None)
+    plan = method.open_loop(9, TIMESTEPS, kernel_for(name) if method.needs_kernel else None)
     assert len(plan) == 50
     assert len(plan.full_steps) == 9
     assert plan.tap == method.tap
@@ -59,7 +67,7 @@ def test_every_method_is_cited_and_at_a_known_tap(name):
 def test_an_unknown_option_lists_the_allowed(name):
     allowed = re.escape(f"unknown options ['wnidow']; allowed are {list(METHODS[name].options)}")
     with pytest.raises(ValueError, match=allowed):
-        METHODS[name].plan(9, TIMESTEPS, wnidow=3)
+        METHODS[name].open_loop(9, TIMESTEPS, wnidow=3)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_the_closed_loop_is_a_part_of_eigencache_alone():
 )
 def test_a_gate_and_a_rule_are_parts_too(name, options, parts):
     assert METHODS[name].parts(9, **options)[:4] == parts
-    plan = METHODS[name].plan(9, TIMESTEPS, **options)
+    plan = METHODS[name].open_loop(9, TIMESTEPS, **options)
     assert plan.refresh == parts[3]
     assert plan.streams == (("front", "back") if parts[2] else ())
     assert plan.source[("gate" if parts[2] else "refresh")] == str(parts[2] or parts[3])
@@ -188,7 +196,7 @@ def test_options_of_a_gate_or_a_rule_are_checked(name, options, message):
 @pytest.mark.parametrize(("name", "tap"), [("Delta-DiT", "blocks"), ("ToCa", "output")])
 def test_a_gate_or_a_rule_at_another_tap_is_refused(name, tap):
     with pytest.raises(PlanError, match=f"at '{tap}'"):
-        METHODS[name].plan(9, TIMESTEPS, tap=tap)
+        METHODS[name].open_loop(9, TIMESTEPS, tap=tap)
 
 
 def test_a_gate_lies_between_the_halves_of_a_kernel():
@@ -204,21 +212,55 @@ def test_a_gate_lies_between_the_halves_of_a_kernel():
 @pytest.mark.parametrize("name", NEED_KERNEL)
 def test_a_missing_kernel_is_asked_for(name):
     with pytest.raises(PlanError, match="needs a kernel: calibrate"):
-        METHODS[name].plan(9, TIMESTEPS)
+        METHODS[name].open_loop(9, TIMESTEPS)
 
 
 @pytest.mark.parametrize("name", NEED_KERNEL)
 def test_a_kernel_of_another_tap_is_refused(name):
     other = {"output": "modules", "modules": "output"}[METHODS[name].tap]
     with pytest.raises(PlanError, match=f"at tap '{other}', not at '{METHODS[name].tap}'"):
-        METHODS[name].plan(9, TIMESTEPS, kernel_for(name, tap=other))
+        METHODS[name].open_loop(9, TIMESTEPS, kernel_for(name, tap=other))
 
 
 @pytest.mark.parametrize("name", NEED_KERNEL)
 @pytest.mark.parametrize("timesteps", [flow_timesteps(50, shift=2.0), flow_timesteps(40)])
-def test_a_kernel_for_other_timesteps_is_refused(name, timesteps):
-    with pytest.raises(PlanError, match="other timesteps"):
-        METHODS[name].plan(9, TIMESTEPS, kernel_for(name, timesteps))
+def test_a_kernel_of_other_timesteps_is_read_at_the_sampler_s(name, timesteps):
+    kernel = kernel_for(name, timesteps)
+    plan = METHODS[name].open_loop(9, TIMESTEPS, kernel)
+    same = METHODS[name].open_loop(9, TIMESTEPS, kernel.at(TIMESTEPS))
+    assert np.array_equal(plan.timesteps, TIMESTEPS) and len(plan.full_steps) == 9
+    assert np.array_equal(plan.full, same.full) and np.array_equal(plan.weights, same.weights)
+
+
+def test_a_plan_of_the_closed_loop_needs_a_pipeline():
+    with pytest.raises(ValueError, match=r"make them with eigencache\.calibrate, or take Eig"):
+        METHODS["EigenCache"].plan(9, TIMESTEPS, kernel_for("EigenCache"))
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"EigenCache"}))
+def test_other_plans_are_made_in_open_loop(name):
+    method = METHODS[name]
+    kernel = kernel_for(name) if method.needs_kernel else None
+    plan, same = (make(9, TIMESTEPS, kernel) for make in (method.plan, method.open_loop))
+    assert is_same(plan, same) and plan.method == same.method == name
+
+
+def test_a_plan_knows_what_its_kernel_belongs_to():
+    belongs = {"arguments": {"guidance_scale": 3.5}, "scheduler": "Euler", "pipeline": "Flux"}
+    plan = METHODS["EigenCache-design"].plan(
+        9, TIMESTEPS, kernel_for("EigenCache-design", **belongs)
+    )
+    assert {name: getattr(plan, name) for name in belongs} == belongs
+    assert plan.predicted_error > 0 and np.isnan(plan.predicted_psnr)
+
+
+def test_predictors_by_timestep_are_refused_where_timesteps_repeat():
+    """A Heun sampler visits each timestep twice."""
+    twice = np.repeat(flow_timesteps(5), 2)
+    with pytest.raises(PlanError, match=r"Newton.* has no finite weights for step 2 .*\(Heun\)"):
+        make_plan(Steps([0, 1, 4]), Newton(1), twice)
+    with pytest.raises(PlanError, match="no finite weights"):
+        METHODS["Newton"].plan(5, twice)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +292,7 @@ def test_the_plan_is_made_from_the_kernel_as_it_is_used(name, option, value, cha
     method, kernel = METHODS[name], kernel_for(name)
     schedule, predictor, *_ = method.parts(9)
     used = change(kernel)
-    plan = method.plan(9, TIMESTEPS, kernel, **{option: value})
+    plan = method.open_loop(9, TIMESTEPS, kernel, **{option: value})
     assert np.array_equal(plan.full, schedule.full(TIMESTEPS, predictor, used))
     for stream in kernel.streams:
         expected = fill(plan.full, predictor, TIMESTEPS, used.matrix(stream))
@@ -297,7 +339,7 @@ def test_fill_gives_each_skipped_step_its_predictor_over_the_last_full_steps():
 
 @pytest.mark.parametrize("name", NEED_KERNEL)
 def test_a_plan_from_a_kernel_belongs_to_its_model_and_says_so(name):
-    plan = METHODS[name].plan(9, TIMESTEPS, kernel_for(name))
+    plan = METHODS[name].open_loop(9, TIMESTEPS, kernel_for(name))
     assert plan.model == "Flux-1"
     assert "3 runs" in plan.source["kernel"]
     assert plan.source["kernel prompts"] == "3"
@@ -353,7 +395,7 @@ def is_same(plan, other):
 def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option):
     method = METHODS[name]
     kernel = kernel_for(name) if method.needs_kernel else None
-    plan, use = method.plan(9, TIMESTEPS, kernel), method.parts(9).use
+    plan, use = method.open_loop(9, TIMESTEPS, kernel), method.parts(9).use
     if option in ("features", "normalisation", "runs"):
         other = {
             "features": "stride-8",
@@ -361,9 +403,9 @@ def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option
             "runs": 2,
         }[option]
         with pytest.raises(KernelError, match=f"the method wants.*{other}"):
-            method.plan(9, TIMESTEPS, kernel, **{option: other})
+            method.open_loop(9, TIMESTEPS, kernel, **{option: other})
     elif option == "shared" and len(kernel.streams) == 1:
-        assert is_same(plan, method.plan(9, TIMESTEPS, kernel, shared=True))
+        assert is_same(plan, method.open_loop(9, TIMESTEPS, kernel, shared=True))
     else:
         other = OTHERS[option] if option != "ordinary" else not method.parts(9).predictor.ordinary
-        assert not is_same(plan, method.plan(9, TIMESTEPS, kernel, **{option: other}))
+        assert not is_same(plan, method.open_loop(9, TIMESTEPS, kernel, **{option: other}))

@@ -10,9 +10,18 @@ import torch
 from helpers import tiny_pipeline
 
 from benchmarks import carry_over
-from benchmarks.carry_over import CLOSED, OPEN, Setting, calibrated, images, pipeline, settings_of
-from eigencache.calibration.recording import recording
-from eigencache.calibration.sampler import Settings, image_seed
+from benchmarks.carry_over import (
+    CLOSED,
+    OPEN,
+    Setting,
+    calibration_of,
+    images,
+    pipeline,
+    settings_of,
+)
+from eigencache.calibration import OUTPUT
+from eigencache.calibration.recording import timesteps_of as steps_of
+from eigencache.calibration.sampler import image_seed
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton
@@ -20,22 +29,21 @@ from eigencache.runtime import cached
 from eigencache.schedules import Steps
 
 STEPS = 8
-SAMPLER = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")
-BASE = Setting("base", ["a", "b"], {3: "c", 5: "d", 8: "e"}, SAMPLER)
-GUIDED = replace(BASE, name="guided", sampler=replace(SAMPLER, true_cfg_scale=3.0))
-LARGER = replace(BASE, name="larger", sampler=replace(SAMPLER, height=32, width=32))
+ARGUMENTS = {"num_inference_steps": STEPS, "height": 16, "width": 16}
+BASE = Setting("base", ["a", "b"], {3: "c", 5: "d", 8: "e"}, ARGUMENTS)
+GUIDED = replace(BASE, name="guided", arguments={**ARGUMENTS, "true_cfg_scale": 3.0})
+LARGER = replace(BASE, name="larger", arguments={**ARGUMENTS, "height": 32, "width": 32})
 SHIFTED = replace(BASE, name="shifted", scheduler=carry_over.LARGE)
 
 
-def encode(pipe, prompt, settings):
+def call_of(prompt):
     """Return made-up text embeddings, each prompt its own, and those of no words for guidance."""
-    text = {}
+    call = {}
     for sign, words in {"": prompt, "negative_": ""}.items():
-        if not sign or settings.true_cfg_scale > 1:
-            draw = torch.Generator().manual_seed(zlib.crc32(words.encode()))
-            text[f"{sign}prompt_embeds"] = torch.randn(1, 3, 12, generator=draw)
-            text[f"{sign}pooled_prompt_embeds"] = torch.randn(1, 10, generator=draw)
-    return text
+        draw = torch.Generator().manual_seed(zlib.crc32(words.encode()))
+        call[f"{sign}prompt_embeds"] = torch.randn(1, 3, 12, generator=draw)
+        call[f"{sign}pooled_prompt_embeds"] = torch.randn(1, 10, generator=draw)
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +53,18 @@ def tiny():
 
 @pytest.fixture(autouse=True)
 def model(tiny, monkeypatch):
-    monkeypatch.setattr(carry_over, "loaded", lambda model, dtype: tiny)
-    monkeypatch.setattr(carry_over, "encode", encode)
+    monkeypatch.setattr(carry_over, "loaded", lambda model: tiny)
+    monkeypatch.setattr(carry_over, "call_of", call_of)
 
 
-def sampled(pipe, setting, num_steps=None) -> np.ndarray:
+def sampled(pipe, setting) -> np.ndarray:
     """Return final latents `[N, tokens, channels]` of the evaluation prompts."""
-    made = images(pipe, setting, setting.evaluation, 1, num_steps, output="latent")
+    made = images(pipe, setting, setting.evaluation, 1, output="latent")
     return torch.stack(list(made)).double().numpy()
 
 
 def timesteps_of(setting) -> np.ndarray:
-    pipe = pipeline("", setting)
-    sampled(pipe, setting)
-    return pipe.scheduler.timesteps.double().numpy()
+    return steps_of(pipeline("", setting), {**setting.arguments, **call_of("a")})
 
 
 def plan_of(setting, full=(0, 1, 2, 5)):
@@ -73,27 +79,28 @@ def test_settings_differ_from_the_first_in_one_respect():
     calibration = ["ham", "a cat", "a dog", "pie"]
     evaluation = ["a fox", "rice", "an owl", "ice", "a cow", "tea"]
     food = {"ham", "pie", "rice", "ice", "tea", "jam"}
-    base, *others = settings_of(calibration, evaluation, food, Settings(height=64, width=64), 2)
+    base, *others = settings_of(calibration, evaluation, food, {"height": 64, "width": 64}, 2)
     assert base.evaluation == {0: "a fox", 2: "an owl"}
     assert base.calibration == ["a cat", "a dog"] * (carry_over.RUNS // 2)
-    names = ("calibration", "evaluation", "sampler", "scheduler")
+    names = ("calibration", "evaluation", "arguments", "scheduler")
     changed = {s.name: [n for n in names if getattr(s, n) != getattr(base, n)] for s in others}
     assert changed == {
         "food": ["calibration", "evaluation"],
-        "48 px": ["sampler"],
-        "96 px": ["sampler"],
+        "48 px": ["arguments"],
+        "96 px": ["arguments"],
         "timesteps of 1024 px": ["scheduler"],
-        "guidance 2.0": ["sampler"],
-        "guidance 3.0": ["sampler"],
+        "guidance 2.0": ["arguments"],
+        "guidance 3.0": ["arguments"],
     }
-    assert others[-1].sampler == replace(base.sampler, true_cfg_scale=3.0)
+    guided = {"true_cfg_scale": 3.0, "negative_prompt": ""}
+    assert others[-1].arguments == {**base.arguments, **guided}
     assert others[0].evaluation == {1: "rice", 3: "ice"}
     assert others[0].calibration[:3] == ["ham", "pie", "ham"]
 
 
 def test_too_few_prompts_are_refused():
     with pytest.raises(ValueError, match="3 evaluation prompts of 'food', there are 1"):
-        settings_of(["ham", "a cat"], ["a fox", "tea", "b", "c"], {"ham", "tea"}, SAMPLER, 3)
+        settings_of(["ham", "a cat"], ["a fox", "tea", "b", "c"], {"ham", "tea"}, ARGUMENTS, 3)
 
 
 def test_an_image_is_of_its_prompt_and_its_seed_and_not_of_its_batch(monkeypatch):
@@ -102,9 +109,8 @@ def test_an_image_is_of_its_prompt_and_its_seed_and_not_of_its_batch(monkeypatch
     monkeypatch.setattr(carry_over, "BATCH", 2)
     assert error(sampled(pipe, GUIDED), together) < 1e-5
     alone = pipe(
-        **encode(pipe, "e", SAMPLER), height=16, width=16, num_inference_steps=STEPS,
+        **call_of("e"), height=16, width=16, num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(image_seed(1, 8)), output_type="latent",
-        **{f"negative_{name}": value for name, value in encode(pipe, "", SAMPLER).items()},
         true_cfg_scale=3.0,
     ).images[0]  # fmt: skip
     assert error(together[2], alone.numpy()) < 1e-5
@@ -114,17 +120,16 @@ def test_an_image_is_of_its_prompt_and_its_seed_and_not_of_its_batch(monkeypatch
 def test_a_plan_of_every_step_full_changes_nothing(setting):
     pipe = pipeline("", setting)
     uncached = sampled(pipe, setting)
-    with cached(pipe.transformer, plan_of(setting, range(STEPS))) as stats:
+    with cached(pipe, plan_of(setting, range(STEPS))) as stats:
         np.testing.assert_array_equal(sampled(pipe, setting), uncached)
-    assert (stats.full, stats.skipped) == (setting.passes * STEPS, 0)
+    assert (stats.full, stats.skipped) == (STEPS, 0)
 
 
-def test_each_pass_is_forecast_from_its_own_past():
-    """Forecasting both passes by the same plan is forecasting what they are guided to."""
+def test_a_plan_forecasts_what_both_passes_are_guided_to():
     pipe, plan = pipeline("", GUIDED), plan_of(BASE)
-    with cached(pipe.transformer, plan) as stats:
+    with cached(pipe, plan) as stats:
         really = sampled(pipe, GUIDED)
-    assert (stats.full, stats.skipped) == (2 * 4, 2 * (STEPS - 4))
+    assert (stats.full, stats.skipped) == (4, STEPS - 4)
     step, velocities = pipe.scheduler.step, []
 
     def forecast(velocity, *args, **kwargs):
@@ -140,38 +145,30 @@ def test_each_pass_is_forecast_from_its_own_past():
     assert error(really, expected) < 1e-5 < error(really, uncached)
 
 
-def test_the_kernel_is_that_of_the_output_tap():
-    pipe = pipeline("", BASE)
-    kernel = calibrated(pipe, BASE)
-    one = {0: BASE.calibration[0]}
-    with recording(pipe.transformer, "output", "full") as recorded:
-        images(pipe, BASE, one, carry_over.CALIBRATION_SEED)
-    features = torch.stack(recorded["output"]).double().numpy()
-    alone = calibrated(pipe, replace(BASE, calibration=["a"]))
-    np.testing.assert_allclose(alone.matrix(), features @ features.T / features.shape[1], 1e-5)
-    assert kernel.runs == 2
-    np.testing.assert_array_equal(kernel.timesteps, timesteps_of(BASE))
-    assert "step" not in vars(pipe.scheduler)
+@pytest.mark.parametrize("setting", [BASE, GUIDED], ids=lambda s: s.name)
+def test_the_kernel_is_of_what_the_scheduler_is_given(setting):
+    pipe = pipeline("", setting)
+    kernel = calibration_of(pipe, replace(setting, calibration=["a"])).kernel(OUTPUT)
+    step, velocities = pipe.scheduler.step, []
 
+    def keep(velocity, *args, **kwargs):
+        velocities.append(velocity.flatten())
+        return step(velocity, *args, **kwargs)
 
-def test_the_kernel_of_guidance_is_of_both_passes_together():
-    pipe = pipeline("", GUIDED)
-    setting = replace(GUIDED, calibration=["a"])
-    with recording(pipe.transformer, "output", "full") as recorded:
-        images(pipe, setting, {0: "a"}, carry_over.CALIBRATION_SEED)
-    features = torch.stack(recorded["output"]).double().numpy()
-    with_prompt, without = features[::2], features[1::2]
-    guided = without + 3.0 * (with_prompt - without)
-    expected = guided @ guided.T / guided.shape[1]
-    np.testing.assert_allclose(calibrated(pipe, setting).matrix(), expected, 1e-5)
+    pipe.scheduler.step = keep
+    images(pipe, setting, {0: "a"}, carry_over.CALIBRATION_SEED, output="latent")
+    features = torch.stack(velocities).double().numpy()
+    np.testing.assert_allclose(kernel.matrix(), features @ features.T / features.shape[1], 1e-5)
+    np.testing.assert_array_equal(kernel.timesteps, timesteps_of(setting))
+    assert calibration_of(pipe, setting).kernel(OUTPUT).runs == 2
 
 
 @pytest.mark.parametrize("setting", [LARGER, SHIFTED], ids=lambda s: s.name)
 def test_a_plan_is_refused_at_other_timesteps_unless_it_is_retimed(setting):
     pipe, plan = pipeline("", setting), plan_of(BASE)
-    with cached(pipe.transformer, plan), pytest.raises(PlanError, match="resolution"):
+    with cached(pipe, plan), pytest.raises(PlanError, match="resolution"):
         sampled(pipe, setting)
-    with cached(pipe.transformer, plan.retimed(timesteps_of(setting))) as stats:
+    with cached(pipe, plan.retimed(timesteps_of(setting))) as stats:
         sampled(pipe, setting)
     assert (stats.full, stats.skipped) == (4, STEPS - 4)
     # Each setting has a scheduler of its own.
@@ -180,7 +177,7 @@ def test_a_plan_is_refused_at_other_timesteps_unless_it_is_retimed(setting):
 
 def test_the_table(monkeypatch):
     monkeypatch.setattr(carry_over, "RUNS", 3)
-    monkeypatch.setattr(carry_over, "LOOP", replace(carry_over.LOOP, held_out=1))
+    monkeypatch.setattr(carry_over, "LOOP", {**carry_over.LOOP, "held_out": 1})
     settings = [replace(s, calibration=["a", "b", "f"]) for s in (BASE, LARGER, GUIDED)]
     with ThreadPoolExecutor(1) as pool:
         table = carry_over.carry_over("", settings, [3, 5], pool)

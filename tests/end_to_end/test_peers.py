@@ -11,14 +11,13 @@ from helpers import tiny_pipeline
 from benchmarks.peers import diffusers_hooks, ours, solvers
 from benchmarks.peers.compare import Footprint, compare, cost, counted, footprint, sampled, search
 from benchmarks.peers.contestant import Contestant, Study
-from eigencache.calibration.sampler import Settings
 from eigencache.methods import make_plan
 from eigencache.predictors import Taylor
 from eigencache.runtime import cached
 from eigencache.schedules import Interval, Steps
 
 STEPS = 10
-SETTINGS = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")
+SETTINGS = {"num_inference_steps": STEPS, "height": 16, "width": 16}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def cases():
 
 
 def contestants(pipe, cases):
-    calibrate = partial(sampled, cases=cases, settings=SETTINGS)
+    calibrate = partial(sampled, cases=cases, arguments=SETTINGS)
     made = diffusers_hooks.contestants(Study(STEPS, None, calibrate))
     return {contestant.method: contestant for contestant in made}
 
@@ -95,7 +94,7 @@ def test_a_threshold_trades_full_steps(pipe, cases, method):
 
 
 def test_magcache_is_calibrated_by_its_own_mode(pipe, cases):
-    calibrate = partial(sampled, cases=cases, settings=SETTINGS)
+    calibrate = partial(sampled, cases=cases, arguments=SETTINGS)
     ratios = diffusers_hooks.mag_ratios(pipe, STEPS, calibrate)
     assert len(ratios) == STEPS and ratios[0] == 1 and min(ratios) > 0
 
@@ -121,7 +120,7 @@ def test_our_taylorseer_agrees_with_that_of_diffusers(pipe, cases, options, tap,
 
 @contextlib.contextmanager
 def applied(pipe, plan):
-    with cached(pipe.transformer, plan):
+    with cached(pipe, plan):
         yield None
 
 

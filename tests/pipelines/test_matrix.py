@@ -3,27 +3,14 @@
 import pytest
 import torch
 from zoo import ZOO
-from zoo.runs import check_same, counting, half_of, kept, recorded, reuse_weights, reused
+from zoo.runs import Measured, check_same, counting, kept
 
 import eigencache
 
 
-class Measured:
-    """One configuration, and what its plain runs did."""
-
-    def __init__(self, name):
-        self.case = ZOO[name]()
-        self.plain = recorded(self.case)
-        self.full = half_of(self.plain)
-
-    def plan(self, full=None):
-        full = self.full if full is None else full
-        return eigencache.Plan(full, reuse_weights(full), self.plain.timesteps, "output")
-
-
 @pytest.fixture(scope="module", params=ZOO)
 def measured(request):
-    return Measured(request.param)
+    return Measured(ZOO[request.param]())
 
 
 def test_plain_runs_repeat_and_prompts_differ(measured):
@@ -49,7 +36,7 @@ def test_every_denoiser_runs_at_full_steps_and_at_no_other(measured):
 
 
 def test_a_reuse_plan_is_what_a_few_lines_do(measured):
-    expected = reused(measured.case, measured.full)
+    expected = measured.expected()
     # The plan does change the result, so that the comparison says something.
     assert not any(map(torch.equal, expected, measured.plain.result))
     with eigencache.cached(measured.case.pipe, measured.plan()):

@@ -1,9 +1,11 @@
 """The command `eigencache`: from a model to images, the workflow's images, and plain errors."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ import pytest
 import torch
 
 from eigencache import cli
-from eigencache.calibration.sampler import Settings, load_encoded
+from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands._common import parsed_options
-from eigencache.commands.prompts import read_prompts
+from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import Plan, predicted_latent_error, predicted_psnr
@@ -22,7 +24,7 @@ from reproduction.stages.sample import Run, sample_shard
 ROOT = Path(__file__).parents[2]
 MODEL, EVALUATION = ROOT / "data/emoji-flux", ROOT / "data/prompts/emoji-evaluation.txt"
 CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
-SETTINGS = Settings(num_steps=8, height=64, width=64, max_sequence_length=16, dtype="float32")
+ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
 SMALL = ["--steps", 8, "--height", 64, "--width", 64, "--max-sequence-length", 16]
 SMALL += ["--dtype", "float32"]
 
@@ -57,6 +59,10 @@ def made(tmp_path_factory):
     return folder
 
 
+def records(folder):
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
 def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -79,16 +85,24 @@ def test_images_are_those_of_the_workflow(made, tmp_path, plan, capsys):
     path = made / "plan.safetensors"
     sample(tmp_path / "ours", "--seed", 5, *(["--plan", path] if plan else SMALL))
     torch.set_num_threads(1)
-    prompts = read_prompts(EVALUATION, 3)
-    pipe, texts = load_encoded(MODEL, prompts, SETTINGS)
-    runs = [Run("theirs", 8, Plan.load(path) if plan else None)]
-    list(sample_shard(pipe, prompts, texts, range(3), runs, SETTINGS, 5, tmp_path, timed=0))
-    assert files(tmp_path / "ours") == ["00000.png", "00001.png"]
-    for name in files(tmp_path / "ours"):
+    calls, pipe = read_calls(EVALUATION, 3), load_pipeline(MODEL, "float32")
+    runs = [Run("theirs", Plan.load(path) if plan else None)]
+    list(sample_shard(pipe, calls, range(3), runs, ARGUMENTS, 5, tmp_path, timed=0))
+    assert files(tmp_path / "ours") == ["00000.png", "00001.png", "records.jsonl"]
+    for name in files(tmp_path / "ours")[:2]:
         ours, theirs = (tmp_path / run / name for run in ("ours", "theirs"))
         assert ours.read_bytes() == theirs.read_bytes()
     said = capsys.readouterr().out
-    assert ("8 steps in full, 8 skipped; " in said) == plan
+    assert "2 images, 2 of them new, 0." in said
+    assert f"{4 if plan else 8} steps computed in full" in said
+    for index, row in enumerate(records(tmp_path / "ours")):
+        assert row["prompt"] == calls[index]["prompt"] and row["seed"] == 5
+        assert row["full_steps"] == (4 if plan else 8) and row["seconds"] > 0
+        assert row["plan"] == (Plan.load(path).digest if plan else None)
+        assert row["method"] == ("EigenCache-design" if plan else "full")
+        # The plan knows with which guidance the pipeline was called by default.
+        assert row["arguments"] == ARGUMENTS | ({"guidance_scale": 3.5} if plan else {})
+        assert row["versions"]["torch"] == version("torch")
 
 
 def test_a_formula_s_plan_knows_the_settings_too(made, tmp_path, capsys):
@@ -98,7 +112,7 @@ def test_a_formula_s_plan_knows_the_settings_too(made, tmp_path, capsys):
     assert "full steps [0, 1, 2, 4, 6] of 8" in capsys.readouterr().out
     assert Plan.load(plan).source["predictor"] == "Taylor(order=2)"
     sample(tmp_path / "images", "--plan", plan, prompts=1)
-    assert files(tmp_path / "images") == ["00000.png"]
+    assert files(tmp_path / "images") == ["00000.png", "records.jsonl"]
 
 
 def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
@@ -127,6 +141,147 @@ def test_options_are_read_as_json_or_else_as_text():
             parsed_options(pairs)
 
 
+# ---- Methods without a plan, folders, devices
+
+
+HICACHE = ["--method", "HiCache", "--option", "order=2", "--option", "scale=0.6", *SMALL]
+
+
+def test_a_method_that_needs_no_kernel_takes_one_line(tmp_path, made):
+    sample(tmp_path / "a", *HICACHE, "--interval", 3)
+    (row, _) = records(tmp_path / "a")
+    timesteps = Plan.load(made / "plan.safetensors").timesteps
+    expected = METHODS["HiCache"].at_interval(3, timesteps, order=2, scale=0.6)
+    assert (row["plan"], row["full_steps"]) == (expected.digest, 4)
+    assert list(expected.full_steps) == [0, 1, 2, 5]
+    sample(tmp_path / "b", *HICACHE, "--full-steps", 4)
+    assert records(tmp_path / "b")[0]["sha256"] == row["sha256"]
+
+
+def test_a_kernel_designs_for_other_steps(tmp_path, made):
+    small = list(SMALL)
+    small[small.index("--steps") + 1] = 12
+    sample(tmp_path / "a", "--method", "EigenCache-design", "--kernel", made / "kernel.safetensors",
+           "--full-steps", 5, *small)  # fmt: skip
+    (row, _) = records(tmp_path / "a")
+    assert (row["steps"], row["full_steps"]) == (12, 5)
+
+
+def test_devices_share_the_prompts_and_give_the_same_images(tmp_path):
+    sample(tmp_path / "one", *HICACHE, "--interval", 3, prompts=3)
+    sample(tmp_path / "two", *HICACHE, "--interval", 3, "--gpus", "cpu,cpu", prompts=3)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    for name in files(tmp_path / "one")[:3]:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert [row["prompt_index"] for row in records(tmp_path / "two")] == [0, 1, 2]
+
+
+def test_a_device_that_fails_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="sampling on device 99 failed"):
+        sample(tmp_path / "x", "--gpus", "99,cpu", *SMALL)
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    folder = tmp_path / "x"
+    sample(folder, *SMALL)
+    before = records(folder)
+    for more, message in (
+        ([], "holds images already, 2 of them; choose another folder, or state --resume"),
+        (["--resume", "--seed", 9], "2 images are of another run, 00000.png among them"),
+        (["--resume", "--steps", 9], "2 images are of another run"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            sample(folder, *SMALL, *more)
+    (folder / "00001.png").unlink()
+    with (folder / "records.jsonl").open("a") as file:
+        file.write('{"prompt_index": 1, "prom')  # killed while it wrote
+    sample(folder, *SMALL, "--resume", prompts=3)
+    after = records(folder)
+    assert len(after) == 3 and after[0] == before[0]
+    assert after[1]["sha256"] == before[1]["sha256"] and after[1] != before[1]
+    (folder / "00007.png").write_bytes(b"")
+    with pytest.raises(SystemExit, match=r"00007\.png is none of this run"):
+        sample(folder, *SMALL, "--resume")
+
+
+def test_prompts_may_come_with_other_arguments(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / "red.png")
+    (tmp_path / "calls.jsonl").write_text(
+        '{"prompt": "a red apple", "true_cfg_scale": 2, "negative_prompt": "green"}\n'
+        '{"prompt": "a red apple", "image": "red.png"}\n'
+    )
+    (tmp_path / "calls.tsv").write_text(
+        "prompt\ttrue_cfg_scale\tnegative_prompt\timage\na red apple\t2\tgreen\t\n"
+        "a red apple\t\t\tred.png\n"
+    )
+    calls = read_calls(tmp_path / "calls.jsonl")
+    assert calls == read_calls(tmp_path / "calls.tsv")
+    assert [text_of(call) for call in calls] == ["a red apple"] * 2
+    assert opened(calls[1])["image"].getpixel((0, 0)) == (255, 0, 0)
+    guided = tmp_path / "one.tsv"
+    guided.write_text("\n".join((tmp_path / "calls.tsv").read_text().splitlines()[:2]) + "\n")
+    run("sample", "--model", MODEL, "--prompts", guided, "--threads", 1, "--out", tmp_path / "g",
+        *SMALL)  # fmt: skip
+    sample(tmp_path / "plain", *SMALL, prompts=1)
+    assert records(tmp_path / "g")[0]["sha256"] != records(tmp_path / "plain")[0]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"prompt": "a"', r"a.jsonl, line 1: not JSON"),
+        ("a.jsonl", '["a"]\n', r"line 1: write the arguments of one call"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt": "a"}\n', "line 2: the same prompt as line 1"),
+        ("a.jsonl", '{"prompt": "a", "image": "b.png"}\n', "line 1: no such image: .*b.png"),
+        ("a.tsv", "prompt\tprompt\na\tb\n", "line 1: the names of the arguments must differ"),
+        ("a.tsv", "prompt\timage\na\n", "line 2: 1 cells, 2 are named"),
+        ("a.tsv", "prompt\n", "no prompts"),
+    ],
+)
+def test_a_faulty_file_of_calls_is_named(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_calls(tmp_path / name)
+
+
+def test_show_says_what_a_plan_is(made, capsys):
+    plan = Plan.load(made / "plan.safetensors")
+    run("show", made / "plan.safetensors")
+    said = capsys.readouterr().out
+    steps = " ".join(map(str, plan.full_steps))
+    for line in (
+        "method     EigenCache-design", f"full steps 4: {steps}", "tap        output",
+        f"model      {plan.model}", f"hash       {plan.digest}", "error of latents 0.",
+        '"num_inference_steps": 8', "dtype      float32", "FlowMatchEulerDiscreteScheduler",
+    ):  # fmt: skip
+        assert line in said
+    assert repr(plan) == "Plan(4 of 8 steps full, tap='output', method='EigenCache-design')"
+    with pytest.raises(SystemExit, match="its format is 'eigencache-kernel-1'"):
+        run("show", made / "kernel.safetensors")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["sample", "--model", "x", "--prompts", EVALUATION, "--out", "x", "--method", "HiCache"],
+        ["calibrate", "--model", "x", "--prompts", "none.txt", "--out", "x"],
+        ["plan", "--kernel", "KERNEL", "--full-steps", 99, "--out", "x"],
+        ["score", "--reference", "none", "--images", "a=b", "--prompts", EVALUATION, "--out", "x"],
+        ["show", "KERNEL"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_mistakes_are_found_before_torch_is_imported(made, line):
+    line = [str({"KERNEL": made / "kernel.safetensors"}.get(part, part)) for part in line]
+    command = [sys.executable, "-X", "importtime", "-m", "eigencache.cli", *line]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "eigencache: " in done.stderr
+    assert not any(f"| {name}\n" in done.stderr for name in ("torch", "diffusers"))
+
+
 # ---- What it refuses
 
 
@@ -135,21 +290,37 @@ def test_options_are_read_as_json_or_else_as_text():
     [
         (["plan", "--kernel", "none", "--full-steps", 4], "none: no such file"),
         (["plan", "--full-steps", 4, "--method", "Eigen"], "no method 'Eigen'; there are FORA"),
-        (["plan", "--full-steps", 9], "full_steps must lie between 1 and the 8 steps"),
+        (["plan", "--full-steps", 9], "--full-steps 9: the kernel is of 8 steps"),
         (["plan", "--full-steps", 4, "--option", "order=1"], r"unknown options \['order'\]"),
         (["plan", "--full-steps", 4, "--option", "window=x"], "window must be a whole number"),
         (["plan", "--full-steps", 4, "--method", "EigenCache"], "state --model and --prompts"),
         (["plan", "--full-steps", 4, "--method", "EigenCache-published"], "calibrate one of that"),
         (["plan", "--psnr", 50, "--method", "FORA"], "an interval does not give"),
-        (["calibrate", "--model", ROOT], "no model_index.json"),
+        (["calibrate", "--model", ROOT], "model_index.json.*FLUX.1-dev.*snakemake models/NAME"),
         (["calibrate", "--num-prompts", 0], "--num-prompts must be at least 1"),
         (["calibrate", "--steps", 0], "--steps must be above 0"),
         (["calibrate", "--prompts", "none.txt"], "no such prompt file"),
         (["calibrate", "--option", "runs=9"], "runs=9: there are only 1 prompts"),
-        (["sample", "--plan", "PLAN", "--steps", 9], "made for 8 steps, not for 9"),
-        (["sample", "--plan", "PLAN", "--height", 96], "expects timestep"),
+        (["sample", "--plan", "PLAN", "--steps", 9], "made for 8 steps, called with 9"),
+        (["sample", "--plan", "PLAN", "--height", 96], "the sampler is at"),
         (["sample", "--plan", "KERNEL"], "its format is 'eigencache-kernel-1'"),
         (["sample", "--threads", 0], "--threads must be at least 1"),
+        (["sample", "--arguments", '{"hight": 64}'], "no argument 'hight'; did you mean 'height'"),
+        (["sample", "--arguments", "[1]"], "--arguments: write a JSON object"),
+        (["sample", "--arguments", "{"], "--arguments: not JSON"),
+        (["sample", "--arguments", '{"height": 64}', "--height", 64], "states height too"),
+        (["sample", "--full-steps", 4], "--full-steps: state the --method too"),
+        (["sample", "--method", "FORA"], "state either --full-steps or --interval"),
+        (["sample", "--method", "FORA", "--full-steps", 4, "--interval", 2], "state either"),
+        (["sample", "--method", "FORA", "--plan", "PLAN"], "either --plan or --method"),
+        (["sample", "--method", "HiCache", "--interval", 2, "--option", "scale=-1"], "scale must"),
+        (["sample", "--method", "EigenCache-design", "--full-steps", 4], "needs a kernel"),
+        (["sample", "--method", "EigenCache", "--full-steps", 4], "eigencache plan"),
+        (["sample", "--gpus", "0,0"], "write different devices"),
+        (["sample", "--out", MODEL / "model_index.json"], "is a file, not a folder"),
+        (["sample", "--out", MODEL], "holds images already, 1 of them"),
+        (["sample", "--pipeline", "FluxFillPipelin"], "did you mean 'FluxFillPipeline'"),
+        (["calibrate", "--out", MODEL], "it is a folder; name a file"),
     ],
 )
 def test_errors_are_one_plain_line_and_leave_nothing(made, tmp_path, arguments, message, capsys):

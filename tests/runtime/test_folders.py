@@ -45,7 +45,8 @@ def score(folder, *arguments):
 
 def test_folders_are_scored_as_the_metrics_score_their_images(folders):
     done = score(
-        folders, "--reference", "full", "--images", "x=one", "y=two", "--prompts", "prompts.txt",
+        folders, "--reference", "full", "--images", "x=one", "--images", "y=two", "--prompts",
+        "prompts.txt",
         "--metrics", "psnr", "ssim", "--out", "out/scores.csv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

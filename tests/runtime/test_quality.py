@@ -7,8 +7,8 @@ from helpers import flow_timesteps
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from eigencache.calibration.quality import FEWEST, cheapest, psnr
-from eigencache.methods import METHODS
+from eigencache.calibration.quality import cheapest, psnr
+from eigencache.methods import FEWEST, METHODS
 from eigencache.plan import Plan, predicted_psnr
 
 TIMESTEPS = flow_timesteps(50)
@@ -27,8 +27,7 @@ class Planner:
         full[:budget] = True
         weights = np.zeros((50, 50))
         weights[budget:, 0] = 1
-        source = {"predicted psnr": str(self.quality(budget))}
-        return Plan(full, weights, TIMESTEPS, "output", source=source)
+        return Plan(full, weights, TIMESTEPS, "output", predicted_psnr=self.quality(budget))
 
 
 @pytest.mark.parametrize("wanted", [30, 41.9, 42, 42.1, 50, 64.9, 65])
@@ -63,9 +62,9 @@ def test_psnr_is_that_of_torchmetrics(noise):
     tensors = [torch.from_numpy(values / 255) for values in (other, one)]
     expected = float(peak_signal_noise_ratio(*tensors, data_range=1.0))
     # torchmetrics takes the logarithm of 10 in float32.
-    assert psnr(*images) == pytest.approx(expected, rel=1e-7)
+    assert psnr(*map(np.asarray, images)) == pytest.approx(expected, rel=1e-7)
 
 
 def test_psnr_of_equal_images_is_infinite():
     image = Image.new("RGB", (8, 8), (1, 2, 3))
-    assert psnr(image, image) == float("inf")
+    assert psnr(np.asarray(image), np.asarray(image)) == float("inf")

@@ -514,7 +514,7 @@ def test_enabling_twice_is_refused(flux, tap):
 
 def test_enabling_over_a_cache_of_diffusers_is_refused(flux):
     flux.enable_cache(TaylorSeerCacheConfig())
-    with pytest.raises(ValueError, match="already enabled"):
+    with pytest.raises(ValueError, match="a cache of diffusers is enabled on the transformer"):
         enable_cache(flux, plan_of())
 
 

@@ -2,21 +2,24 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from eigencache.calibration.recording import Kind, record_kernels, recording
-from eigencache.calibration.sampler import Settings, encode, image_seed, load_pipeline, sample
-from eigencache.commands.prompts import read_prompts
-from eigencache.kernel import Kernel
+from eigencache.calibration import Calibration
+from eigencache.calibration._calls import latent_only
+from eigencache.calibration.recording import Kind, recording, timesteps_of
+from eigencache.calibration.sampler import image_seed, load_pipeline, sample
+from eigencache.commands.prompts import read_calls
 from eigencache.methods import METHODS
 from eigencache.plan import PlanError
 from reproduction.prompts import shard_indices
 from reproduction.stages.sample import Run, sample_run, sample_shard
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings(num_steps=8, height=64, width=64, max_sequence_length=16, dtype="float32")
-PROMPTS = read_prompts(ROOT / "data/prompts/emoji-evaluation.txt", 4)
+ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+CALLS = read_calls(ROOT / "data/prompts/emoji-evaluation.txt", 4)
+FULL = Run("full")
 
 
 @pytest.fixture(scope="module")
@@ -24,28 +27,32 @@ def pipe():
     return load_pipeline(ROOT / "data/emoji-flux", "float32")
 
 
-def encoded(pipe, prompts):
-    return [encode(pipe, prompt, SETTINGS) for prompt in prompts]
+def call_of(index):
+    return {**ARGUMENTS, **CALLS[index]}
 
 
-def sampled_shard(pipe, shard, *rest, **options):
-    texts = encoded(pipe, [PROMPTS[index] for index in shard])
-    return list(sample_shard(pipe, PROMPTS, texts, shard, *rest, **options))
+def sampled_shard(pipe, shard, runs, *rest, **options):
+    return list(sample_shard(pipe, CALLS, shard, runs, ARGUMENTS, *rest, **options))
+
+
+def calibration_of(pipe, **changed):
+    calls = read_calls(ROOT / "data/prompts/emoji-calibration.txt", 3)
+    return Calibration(pipe, calls, {**ARGUMENTS, **changed}, 7)
 
 
 @pytest.fixture(scope="module")
 def kernels(pipe):
-    prompts = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 3)
     kinds = map(Kind.of, ["output.full.second-moment", "modules.token-mean.cosine"])
-    return record_kernels(pipe, encoded(pipe, prompts), SETTINGS, 7, list(kinds))
+    return calibration_of(pipe).kernels(list(kinds))
 
 
 @pytest.fixture(scope="module")
 def runs(kernels):
     output, modules = kernels
-    ours = METHODS["EigenCache"].plan(4, output.timesteps, output)
+    ours = METHODS["EigenCache-design"].plan(4, output.timesteps, output)
     theirs = METHODS["EigenCache-published"].plan(4, modules.timesteps, modules)
-    return [Run("full", 8), Run("fewer", 4), Run("ours", 8, ours), Run("theirs", 8, theirs)]
+    fewer = Run("fewer", changed={"num_inference_steps": 4})
+    return [FULL, fewer, Run("ours", ours), Run("theirs", theirs)]
 
 
 def hashes(records):
@@ -55,7 +62,7 @@ def hashes(records):
 def test_images_do_not_depend_on_shards_or_order(pipe, runs, tmp_path):
     def sampled(*shards):
         parts = [
-            sampled_shard(pipe, shard, runs, SETTINGS, 5, tmp_path / str(i), timed=0)
+            sampled_shard(pipe, shard, runs, 5, tmp_path / str(i), timed=0)
             for i, shard in enumerate(shards)
         ]
         return hashes(record for part in parts for record in part)
@@ -67,7 +74,7 @@ def test_images_do_not_depend_on_shards_or_order(pipe, runs, tmp_path):
 
 
 def test_records_state_what_was_done(pipe, runs, tmp_path):
-    records = sampled_shard(pipe, range(2), runs, SETTINGS, 5, tmp_path, timed=1)
+    records = sampled_shard(pipe, range(2), runs, 5, tmp_path, timed=1)
     by_run = {record["run"]: record for record in records if record["prompt_index"] == 0}
     assert [by_run[name]["full_steps"] for name in ("full", "fewer", "ours", "theirs")] == [
         8,
@@ -82,56 +89,79 @@ def test_records_state_what_was_done(pipe, runs, tmp_path):
 
 
 def test_seed_and_prompt_both_matter(pipe):
-    run = Run("full", 8)
-    texts = [encode(pipe, prompt, SETTINGS) for prompt in PROMPTS[:2]]
     images = [
-        sample_run(pipe, text, SETTINGS, image_seed(5, index), run)[0].image.tobytes()
-        for text in texts
+        sample_run(pipe, call_of(prompt), image_seed(5, index), FULL).image.tobytes()
+        for prompt in (0, 1)
         for index in (0, 1)
     ]
     assert len(set(images)) == 4
 
 
 def test_every_step_full_is_bit_identical_to_no_cache(pipe, kernels):
-    text = encode(pipe, PROMPTS[0], SETTINGS)
-    plain = sample(pipe, text, SETTINGS, 1).image.tobytes()
+    plain = sample(pipe, call_of(0), 1).image.tobytes()
     for tap in ("output", "modules"):
         plan = METHODS["FORA"].plan(8, kernels[0].timesteps, tap=tap)
         assert plan.full.all()
-        made, full = sample_run(pipe, text, SETTINGS, 1, Run("x", 8, plan))
-        assert full == 8 and made.image.tobytes() == plain
+        made = sample_run(pipe, call_of(0), 1, Run("x", plan))
+        assert made.full_steps == 8 and made.image.tobytes() == plain
 
 
 def test_plan_for_other_steps_is_refused_and_leaves_no_cache(pipe, runs):
-    text = encode(pipe, PROMPTS[0], SETTINGS)
-    plain = sample(pipe, text, SETTINGS, 1).image.tobytes()
-    with pytest.raises(PlanError, match=r"made for 8 steps.*sampler is at"):
-        sample_run(pipe, text, SETTINGS, 1, Run("ours", 12, runs[2].plan))
-    assert sample(pipe, text, SETTINGS, 1).image.tobytes() == plain
+    plain = sample(pipe, call_of(0), 1).image.tobytes()
+    with pytest.raises(PlanError, match=r"made for 8 steps, the sampler takes 12"):
+        sample_run(pipe, call_of(0), 1, Run("x", runs[2].plan, {"num_inference_steps": 12}))
+    assert sample(pipe, call_of(0), 1).image.tobytes() == plain
 
 
 def test_kernel_is_that_of_the_recorded_features(pipe, kernels):
-    prompts = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 3)
     grams = []
-    for index, prompt in enumerate(prompts):
-        with recording(pipe.transformer, "output", "full") as trajectory:
-            sample(pipe, encode(pipe, prompt, SETTINGS), SETTINGS, image_seed(7, index))
-        features = torch.stack(trajectory["output"]).double()
+    for index, call in enumerate(read_calls(ROOT / "data/prompts/emoji-calibration.txt", 3)):
+        outputs = []
+        with recording(pipe, ["output"], lambda tap, name, x, kept=outputs: kept.append(x)):
+            latent_only(pipe, {**ARGUMENTS, **call}, image_seed(7, index))
+        features = torch.stack(outputs).flatten(1).double()
         grams.append(features @ features.T / features.shape[1])
     expected = torch.stack(grams).mean(0).numpy()
     assert kernels[0].matrix("output") == pytest.approx(expected, rel=1e-9)
-    assert kernels[0].runs == 3 and isinstance(kernels[1], Kernel)
+    assert kernels[0].runs == 3
+
+
+def test_a_kernel_says_how_its_scheduler_moves_the_latents(pipe, kernels):
+    """Whether it was recorded alone or with others."""
+    alone = calibration_of(pipe).kernel(Kind.of("output.full.second-moment"))
+    output, modules = kernels
+    sigmas = np.append(output.timesteps / 1000, 0)
+    np.testing.assert_allclose(output.step_sizes, np.diff(sigmas), rtol=1e-4)
+    np.testing.assert_array_equal(alone.step_sizes, output.step_sizes)
+    np.testing.assert_allclose(alone.matrix(), output.matrix(), rtol=1e-4)
+    assert output.switches == alone.switches == () and modules.step_sizes is None
+
+
+def test_timesteps_are_told_at_the_first_step(pipe, kernels):
+    calls = []
+    hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(None))
+    np.testing.assert_array_equal(timesteps_of(pipe, call_of(0)), kernels[0].timesteps)
+    hook.remove()
+    assert len(calls) == 1
+
+
+def test_prompts_with_guidance_are_calibrated_in_batches(pipe):
+    """A negative prompt that all calls share goes with each prompt of a batch."""
+    calibration = calibration_of(pipe, true_cfg_scale=2.0, negative_prompt="green")
+    kind = Kind.of("output.full.second-moment")
+    together, alone = (calibration.kernel(kind, batch=batch) for batch in (3, 1))
+    np.testing.assert_allclose(together.matrix(), alone.matrix(), rtol=1e-3)
+    plain = calibration_of(pipe).kernel(kind)
+    assert abs(plain.matrix() / alone.matrix() - 1).max() > 0.01
 
 
 def test_more_full_steps_come_closer_to_the_full_run(pipe, kernels):
-    text = encode(pipe, PROMPTS[1], SETTINGS)
-
     def pixels(plan=None):
-        image = sample_run(pipe, text, SETTINGS, 3, Run("x", 8, plan))[0].image
+        image = sample_run(pipe, call_of(1), 3, Run("x", plan)).image
         return torch.tensor(list(image.tobytes()), dtype=torch.float64)
 
     def error(full_steps):
-        plan = METHODS["EigenCache"].plan(full_steps, kernels[0].timesteps, kernels[0])
+        plan = METHODS["EigenCache-design"].plan(full_steps, kernels[0].timesteps, kernels[0])
         return float((pixels(plan) - pixels()).square().mean())
 
     assert error(8) == 0

@@ -3,13 +3,16 @@
 A dummy transformer, whose blocks add a linear function of the step, has forecasts in closed form.
 """
 
+from contextlib import ExitStack
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin, SD3Transformer2DModel
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.cache_utils import CacheMixin
-from helpers import flow_timesteps, sampling, tiny_flux
+from helpers import arguments_of, flow_timesteps, sampling, tiny_flux, tiny_pipeline
 from torch import nn
 
 from eigencache.calibration.recording import recording
@@ -17,7 +20,7 @@ from eigencache.methods import make_plan
 from eigencache.plan import Plan
 from eigencache.predictors import Newton, Reuse, Taylor
 from eigencache.runtime import cached, enable_cache
-from eigencache.runtime._taps import Blocks, Ports, blocks_of, tapped
+from eigencache.runtime._taps import Blocks, Ports, blocks_of, full_features, tapped, watching
 from eigencache.schedules import Steps
 
 STEPS, FULL = 8, [0, 1, 2, 5]
@@ -174,11 +177,33 @@ def test_a_computed_stream_runs_on_a_forecast_one():
 # ---- On FLUX
 
 
+def recorded(pipe, *taps):
+    """Return the features of taps in a full run: those of each stream, step by step."""
+    features = {tap: {} for tap in taps}
+
+    def keep(tap, stream, feature):
+        features[tap].setdefault(stream, []).append(full_features(feature))
+
+    with recording(pipe, taps, keep) as recorder:
+        pipe(
+            **arguments_of(0), num_inference_steps=STEPS, height=16, width=16,
+            generator=torch.Generator().manual_seed(0), output_type="latent",
+        )  # fmt: skip
+    assert len(recorder.timesteps) == STEPS
+    return features
+
+
 @pytest.mark.parametrize("tap", BLOCK_TAPS)
-def test_forecasts_are_of_recorded_features(flux, tap):
+def test_forecasts_are_of_the_features_that_are_recorded(flux, tap):
     """What calibration records at full steps is what the runtime forecasts from."""
-    plan = plan_of(tap, Newton(1))
-    with cached(flux, plan), recording(flux, tap, "full") as features:
+    plan, features = plan_of(tap, Newton(1)), {}
+
+    def keep(name, feature):
+        features.setdefault(name, []).append(full_features(feature))
+
+    with cached(flux, plan), ExitStack() as stack:
+        for name, stream in tapped(flux, tap).streams.items():
+            stack.enter_context(watching(stream, partial(keep, name)))
         sampled(flux)
     for steps in features.values():
         for step in set(range(STEPS)) - set(FULL):
@@ -186,22 +211,23 @@ def test_forecasts_are_of_recorded_features(flux, tap):
             torch.testing.assert_close(steps[step], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_recorded_features_add_up(flux):
-    with recording(flux, "blocks", "full") as blocks, recording(flux, "delta", "full") as halves:
-        sampled(flux)
-    names = [name for name, _ in blocks_of(flux)]
-    assert list(blocks) == names and list(halves) == ["front", "back"]
+def test_recorded_features_add_up():
+    pipe = tiny_pipeline()
+    found = recorded(pipe, "blocks", "delta", "output")
+    names = [name for name, _ in blocks_of(pipe.transformer)]
+    assert list(found["blocks"]) == names and list(found["delta"]) == ["front", "back"]
+    assert len(found["output"]["output"]) == STEPS
     for step in range(STEPS):
         for half, part in (("front", names[:2]), ("back", names[2:])):
-            total = sum(blocks[name][step] for name in part)
-            torch.testing.assert_close(halves[half][step], total, rtol=1e-4, atol=1e-5)
+            total = sum(found["blocks"][name][step] for name in part)
+            torch.testing.assert_close(found["delta"][half][step], total, rtol=1e-4, atol=1e-5)
 
 
-def test_the_hidden_state_is_what_the_final_norm_is_given(flux):
-    given = []
-    flux.norm_out.register_forward_pre_hook(lambda module, args: given.append(args[0].flatten()))
-    with recording(flux, "hidden", "full") as features:
-        sampled(flux)
+def test_the_hidden_state_is_what_the_final_norm_is_given():
+    pipe, given = tiny_pipeline(), []
+    norm = pipe.transformer.norm_out
+    norm.register_forward_pre_hook(lambda module, args: given.append(args[0].flatten()))
+    features = recorded(pipe, "hidden")["hidden"]
     assert list(features) == ["hidden"]
     assert all(map(torch.equal, features["hidden"], given))
 

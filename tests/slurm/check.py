@@ -45,7 +45,7 @@ def project(folder: Path) -> Path:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"experiment": "small", "num_prompts": PROMPTS, "budgets": BUDGETS, "shards": SHARDS}
     config["timed_prompts"] = 1
-    config["sampler"]["num_steps"] = 10
+    config["arguments"]["num_inference_steps"] = 10
     config["calibration"]["num_prompts"] = 4
     config["methods"] = {
         "FORA": {"method": "FORA"},

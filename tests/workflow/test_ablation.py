@@ -18,14 +18,15 @@ from helpers import compiled, flow_timesteps, kernel_of, needs_latex, random_tra
 from eigencache.methods import METHODS
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
-from reproduction.figures import ablation, calibration, save
+from reproduction.figures import ablation, calibration
+from reproduction.figures._common import save
+from reproduction.figures._table import figures
 from reproduction.stages.ablation import ablate, main, sheet
 from reproduction.tables.statistics import mean_interval
 from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import MINUS, Cell, latex, markdown
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 FILE = "workflow/config/ablation.yaml"
 FACTORS = {
     "window": {"base": "b", "values": {"a": 1, "b": 2}},
@@ -42,32 +43,28 @@ def config(monkeypatch):
 
 @pytest.fixture
 def shipped(config):
-    return Experiment(config, SCHEMA)
+    return Experiment(config)
 
 
 # ---- The configuration
 
 
 def test_every_method_of_the_shipped_ablation_is_shown(shipped):
-    shown = {label for part in shipped.config["ablation"].values() for label in part["values"]}
-    assert shown == set(shipped.config["methods"])
+    shown = {label for part in shipped.config.ablation.values() for label in part.values}
+    assert shown == set(shipped.config.methods)
 
 
-def test_targets_are_the_tables_and_the_figure_of_an_ablation(shipped, config):
-    assert set(shipped.targets) == {
-        "results/ablation/scores.csv",
-        "results/ablation/scores.parquet",
-        "results/ablation/summary.csv",
-        "results/ablation/ablation.csv",
-        "results/ablation/ablation.md",
-        "results/ablation/ablation.tex",
-        "figures/ablation/ablation.pdf",
-        "figures/ablation/ablation.png",
-        "figures/ablation/calibration.pdf",
-        "figures/ablation/calibration.png",
-    }
+def test_an_ablation_has_its_own_table_and_figures(shipped, config):
+    assert {Path(table).name for table in shipped.tables} == {
+        "scores.csv", "scores.parquet", "summary.csv",
+        "ablation.csv", "ablation.md", "ablation.tex",
+    }  # fmt: skip
+    wanted = [name for name, figure in figures(shipped).items() if figure.wanted]
+    assert wanted == ["ablation", "calibration"]
     del config["ablation"], config["figures"]
-    assert not any("ablation." in target for target in Experiment(config, SCHEMA).targets)
+    plain = Experiment(config)
+    assert not any("ablation." in table for table in plain.tables)
+    assert not {"ablation", "calibration"} & figures(plain).keys()
 
 
 def test_shipped_ablation_is_of_the_default_experiment(config):
@@ -75,8 +72,8 @@ def test_shipped_ablation_is_of_the_default_experiment(config):
     assert config["calibration"] == default["calibration"]
     assert config["seed"] == default["seed"] and config["prompts"] == default["prompts"]
     assert set(config["budgets"]) <= set(default["budgets"])
-    changed = {key: default["sampler"][key] for key in config["sampler"]}
-    assert config["sampler"] == changed
+    changed = {key: default["arguments"][key] for key in config["arguments"]}
+    assert config["arguments"] == changed
 
 
 def test_no_two_methods_are_the_same(config):
@@ -106,7 +103,7 @@ def test_values_are_those_of_the_options(config, factor, option):
         parts = METHODS[spec["method"]].parts(9, **options(spec))
         (real,) = {getattr(part, option) for part in parts if hasattr(part, option)}
         everything = {"runs": config["calibration"]["num_prompts"], "anchors": "all"}
-        everything["rank"] = config["sampler"]["num_steps"]
+        everything["rank"] = config["arguments"]["num_inference_steps"]
         assert value == (everything[option] if real is None else real)
 
 
@@ -121,7 +118,7 @@ def options(spec):
 
 
 def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
-    timesteps = flow_timesteps(shipped.config["sampler"]["num_steps"])
+    timesteps = flow_timesteps(shipped.config.arguments.num_inference_steps)
     trajectories = random_trajectories(timesteps, 2)
     for label in shipped.planned:
         spec = shipped.spec(label)
@@ -131,8 +128,8 @@ def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
         runs = int(*runs) if runs else 2
         kernel = kernel_of(list(itertools.islice(itertools.cycle(trajectories), runs)), timesteps,
                            streams, **kept)  # fmt: skip
-        for budget in shipped.config["budgets"]:
-            plan = METHODS[spec["method"]].plan(
+        for budget in shipped.config.budgets:
+            plan = METHODS[spec["method"]].open_loop(
                 budget, timesteps, kernel, spec.get("tap"), **options(spec)
             )
             assert plan.full.sum() == budget, label
@@ -140,18 +137,18 @@ def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
 
 
 MISTAKES = [
-    ("windows", {"values": {"design": 1, "loop": 2}}, "ablation.windows: 'base' is a required"),
-    ("windows", {"base": "design", "values": {"design": 1}}, "ablation.windows.values: .*minProp"),
+    ("windows", {"values": {"design": 1, "loop": 2}}, "ablation.windows.base: missing"),
+    ("windows", {"base": "design", "values": {"design": 1}}, "ablation.windows.values: .*2 items"),
     ("windows", {"base": "design", "values": {"design": 1, "x": 2}},
-     r"ablation.windows.values: 'x' is unknown; methods has \['design'"),
+     r"ablation.windows.values: 'x' is not one of \['design'"),
     ("windows", {"base": "cosine", "values": {"design": 1, "loop": 2}},
      "ablation.windows.base: 'cosine' is not one of its values"),
     ("windows", {"base": "design", "values": {"design": True, "loop": 2}},
-     "ablation.windows.values.design: True is not allowed; it must have type"),
+     "ablation.windows.values.design: True is not allowed; it must"),
     ("windows", {"base": "design", "values": {"design": 2, "loop": "2"}},
      "ablation.windows.values: two labels stand for the same value"),
     ("windows", {"base": "design", "values": {"design": 1, "loop": 2}, "unit": "s"},
-     r"ablation.windows: unknown keys \['unit'\]"),
+     "ablation.windows: unknown key 'unit'"),
 ]  # fmt: skip
 
 
@@ -160,7 +157,7 @@ def test_mistake_names_the_key(config, factor, part, message):
     config = copy.deepcopy(config)
     config["ablation"][factor] = part
     with pytest.raises(ConfigError, match=message):
-        Experiment(config, SCHEMA)
+        Experiment(config)
 
 
 # ---- The tables
@@ -424,7 +421,7 @@ FACTORS_OF_RUNS = [
 def test_curve_is_of_factors_that_there_are(config, factor, message):
     config["figures"]["calibration"]["factors"] = [factor]
     with pytest.raises(ConfigError, match=message):
-        Experiment(config, SCHEMA)
+        Experiment(config)
 
 
 # ---- The workflow
@@ -443,7 +440,7 @@ def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
     assert int(jobs["sample"]) == len(shipped.labels)
     assert int(jobs["refine"]) == len(shipped.refined)
-    assert jobs["ablation"] == jobs["ablation_figure"] == jobs["calibration_figure"] == "1"
+    assert jobs["ablation"] == jobs["figure_ablation"] == jobs["figure_calibration"] == "1"
     assert "FORA" not in printed
 
 

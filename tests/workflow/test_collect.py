@@ -1,7 +1,6 @@
 """Collecting: the features of chosen streams along a run, their file, and their figure."""
 
 import argparse
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,23 +11,26 @@ import pytest
 import torch
 import yaml
 
+from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import recording
-from eigencache.calibration.sampler import Settings, encode, image_seed, load_pipeline, sample
+from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.methods import Gate, make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Taylor
-from eigencache.runtime._taps import fingerprint
+from eigencache.runtime._taps import fingerprint, full_features
 from eigencache.schedules import Steps
 from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
-from reproduction.figures import save
 from reproduction.figures import trajectory as figure
+from reproduction.figures._common import save
+from reproduction.models import pipeline
 from reproduction.stages import collect as stage
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings(num_steps=4, height=64, width=64, max_sequence_length=16, dtype="float32")
+ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16}
+CALL = ARGUMENTS | {"prompt": "a red apple"}
 CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
 
 
@@ -39,8 +41,7 @@ def pipe():
 
 
 def collected(pipe, tap, *streams, **options):
-    text = encode(pipe, "a red apple", SETTINGS)
-    return stage.collect(pipe, "a red apple", text, SETTINGS, 5, tap, *streams, **options)
+    return stage.collect(pipe, CALL, 5, tap, *streams, **options)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,13 @@ def blocks(pipe):
 
 
 def test_features_are_those_that_calibration_sees(pipe, blocks):
-    with recording(pipe.transformer, "blocks", "full") as recorded:
-        sample(pipe, encode(pipe, "a red apple", SETTINGS), SETTINGS, 5)
+    recorded = {}
+
+    def keep(tap, name, feature):
+        recorded.setdefault(name, []).append(full_features(feature))
+
+    with recording(pipe, ["blocks"], keep):
+        latent_only(pipe, CALL, 5)
     for name, steps in recorded.items():
         parts = [blocks.features[f"{name}.{part}"] for part in ("image", "text")]
         ours = np.concatenate([part.reshape(4, -1) for part in parts], 1)
@@ -70,13 +76,12 @@ def test_trajectory_says_what_it_is_of(pipe, blocks):
 def test_output_is_what_moves_the_latents(pipe):
     made = collected(pipe, "output")
     latents = []
-    with recording(pipe.transformer, "output", "full"):
-        hook = pipe.transformer.register_forward_pre_hook(
-            lambda module, args, kwargs: latents.append(kwargs["hidden_states"][0].numpy()),
-            with_kwargs=True,
-        )
-        sample(pipe, encode(pipe, "a red apple", SETTINGS), SETTINGS, 5)
-        hook.remove()
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: latents.append(kwargs["hidden_states"][0].numpy()),
+        with_kwargs=True,
+    )
+    latent_only(pipe, CALL, 5)
+    hook.remove()
     moved = np.diff(made.sigmas)[:, None, None] * made.features["output"]
     np.testing.assert_allclose(np.diff(latents, axis=0), moved[:-1], atol=1e-5)
 
@@ -148,15 +153,16 @@ def test_faulty_trajectory_is_refused(features, sigmas, message):
 
 def arguments(path, **changes):
     made = {
-        "model": "models/emoji-flux/manifest.json", "prompts": CALIBRATION, "index": 2, "seed": 7,
-        "sampler": json.dumps({**vars(SETTINGS)}), "threads": 1, "tap": "hidden",
+        "model": ROOT / "data/emoji-flux/manifest.json", "prompts": CALIBRATION,
+        "index": 2, "seed": 7,
+        "arguments": ARGUMENTS, "dtype": "float32", "pipeline": None, "threads": 1, "tap": "hidden",
         "streams": ["*"], "features": "whole", "trajectory": path, "low_memory": 0,
     }  # fmt: skip
     return argparse.Namespace(**made | changes)
 
 
 def test_stage_records_a_calibration_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
+    monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
     path = tmp_path / "hidden.safetensors"
     stage.main(arguments(path))
     made = Trajectory.load(path)
@@ -167,20 +173,40 @@ def test_stage_records_a_calibration_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arguments": ARGUMENTS | {"hight": 64}}, "no argument 'hight'; did you mean 'height'"),
+        ({"pipeline": "FluxPipelin"}, "no pipeline 'FluxPipelin'; did you mean 'FluxPipeline'"),
+        ({"pipeline": "FluxFillPipelin"}, "did you mean 'FluxFillPipeline'"),
+        ({"pipeline": "FluxControlNetPipeline"}, "emoji-flux has no controlnet, it is a Flux"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_called_so_is_refused_before_it_is_checked(
+    tmp_path, monkeypatch, changes, message
+):
+    def verified(manifest):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(pipeline, "verified", verified)
+    with pytest.raises(ValueError, match=message):
+        stage.main(arguments(tmp_path / "x.safetensors", **changes))
+
+
+@pytest.mark.parametrize(
     ("section", "message"),
     [
         ({"prompt": 99}, "collect.prompt: 99 is none of the 32 calibration prompts"),
         ({"features": "half"}, "collect.features: 'half' is not allowed"),
         ({"streams": {"attic": ["*"]}}, "collect.streams: 'attic' is not allowed"),
         ({"streams": {"modules": []}}, r"collect.streams.modules: \[\] is not allowed"),
-        ({"steps": 3}, r"collect: unknown keys \['steps'\]"),
+        ({"steps": 3}, "collect: unknown key 'steps'"),
     ],
 )
 def test_mistake_names_the_key(monkeypatch, section, message):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"collect": section}
     with pytest.raises(ConfigError, match=message):
-        Experiment(config, ROOT / "workflow/schemas/config.schema.yaml")
+        Experiment(config)
 
 
 def dry_run(*arguments: str) -> str:
@@ -196,7 +222,7 @@ def test_targets_are_made_by_their_paths():
     printed = dry_run("figures/emoji-flux/trajectory.pdf", target, "--config", chosen)
     assert "--tap modules --streams '*.attn' '*.ff' --features whole" in printed
     assert "--tap blocks --streams '*' --features whole" in printed
-    assert "--plan results/emoji-flux/plans/TaylorSeer-1/9.safetensors --out figures" in printed
+    assert "--plan results/emoji-flux/plans/FORA/9.safetensors --out figures" in printed
     assert "collect" not in dry_run("all").split("Job stats:")[1]
 
 

@@ -1,15 +1,16 @@
 """Costs by tap: the bytes that a cache holds are counted right, and steps are timed by kind."""
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import flow_timesteps, sampling, tiny_flux
+from helpers import flow_timesteps, sampling, tiny_flux, tiny_pipeline
 
+from eigencache.calibration._calls import latent_only
+from eigencache.calibration.recording import recording, timesteps_of
 from eigencache.methods import make_plan
 from eigencache.plan import TAPS
 from eigencache.predictors import Reuse, Taylor
@@ -18,7 +19,8 @@ from eigencache.runtime._taps import full_features, tapped, watching
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import costs as figure
-from reproduction.figures import save
+from reproduction.figures._common import save
+from reproduction.models import pipeline
 from reproduction.stages import costs as stage
 from reproduction.tables.tables import read_table
 
@@ -86,12 +88,13 @@ def test_recomputed_tokens_are_held_too(flux, sizes):
 
 
 def test_steps_are_timed_by_kind_on_every_tap(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
-    settings = {"num_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 16}
+    monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
+    call = {"num_inference_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 16}
     arguments = argparse.Namespace(
-        model="manifest.json", prompts=ROOT / "data/prompts/emoji-evaluation.txt", images=2,
-        full_steps=5, seed=5, sampler=json.dumps(settings | {"dtype": "float32"}), threads=1,
-        low_memory=0, anchor_device=None, table=tmp_path / "costs.csv",
+        model=ROOT / "data/emoji-flux/manifest.json", pipeline=None, arguments=call,
+        prompts=ROOT / "data/prompts/emoji-evaluation.txt", images=2,
+        full_steps=5, seed=5, dtype="float32", threads=1, low_memory=0, anchor_device=None,
+        table=tmp_path / "costs.csv",
     )  # fmt: skip
     stage.main(arguments)
     table = read_table(arguments.table)
@@ -106,45 +109,28 @@ def test_steps_are_timed_by_kind_on_every_tap(tmp_path, monkeypatch):
     assert output["cache_mb"].iloc[0] == table["cache_mb"].min()
 
 
-def test_steps_of_a_run_are_those_that_were_taken(monkeypatch):
-    """Each step's time is its own: a slow one is found where it is."""
-    calls, ticks = [], iter(np.arange(0, 10**4, 0.5))
+@pytest.mark.parametrize("tap", ["output", "modules"])
+def test_what_a_run_held_is_what_its_plan_needs(tap):
+    pipe, first = tiny_pipeline(), {}
+    draw = torch.Generator().manual_seed(0)
+    call = {"num_inference_steps": STEPS, "height": 16, "width": 16}
+    call |= {"prompt_embeds": torch.randn(1, 3, 12, generator=draw)}
+    call |= {"pooled_prompt_embeds": torch.randn(1, 10, generator=draw)}
+    timesteps = timesteps_of(pipe, call)
+    plan = make_plan(Steps(FULL), Taylor(1), timesteps, tap=tap)
+    uncached, found = stage.steps_of(pipe, call, 0), stage.steps_of(pipe, call, 0, plan)
+    assert uncached.cache_mb == 0 and np.isnan(uncached.skipped_seconds)
+    assert 0 < found.skipped_seconds < found.full_seconds
 
-    class Slow:
-        def __init__(self, device):
-            assert device == "cpu"
+    def keep(tap, name, feature):
+        first.setdefault(name, 4 * len(full_features(feature)))
 
-        def mark(self):
-            return next(ticks) + 10 * calls.count("slow")
-
-        def between(self, begin, end):
-            return end - begin
-
-        def finish(self):
-            calls.append("finished")
-
-    def forward(module, args, output):
-        if len([c for c in calls if c != "finished"]) == 2:
-            calls.append("slow")
-        else:
-            calls.append("fast")
-
-    pipe = argparse.Namespace(transformer=torch.nn.Linear(1, 1))
-    pipe.transformer.register_forward_hook(forward)
-    monkeypatch.setattr(stage, "Clock", Slow)
-    monkeypatch.setattr(stage, "device_of", lambda pipe: torch.device("cpu"))
-    monkeypatch.setattr(stage, "held_bytes", lambda transformer: 1000 * len(calls))
-    monkeypatch.setattr(stage, "sample", lambda pipe, *_: sampled_by(pipe.transformer))
-    found = stage.steps_of(pipe, {}, None, 0)
-    assert found.seconds == [0.5, 0.5, 10.5, 0.5, 0.5]
-    assert found.cache_mb == 5000 / 1e6 and found.peak_mb == 3.0 and calls[-1] == "finished"
-    assert len(pipe.transformer._forward_hooks) == 1 and not pipe.transformer._forward_pre_hooks
-
-
-def sampled_by(transformer):
-    for _ in range(5):
-        transformer(torch.ones(1))
-    return argparse.Namespace(peak_memory_mb=3.0)
+    with recording(pipe, [tap], keep):
+        latent_only(pipe, call, 0)
+    silent = 4 * len(tapped(pipe.transformer, tap).silent) if tap == "modules" else 0
+    assert found.cache_mb == (2 * sum(first.values()) + silent) / 1e6
+    # Nothing of it stays behind.
+    assert held_bytes(pipe) == 0 and "step" not in vars(pipe.scheduler)
 
 
 @pytest.mark.parametrize(("wanted", "found"), [(3, 3), (5, 5), (2, 3), (1, 3), (6, 5)])

@@ -1,7 +1,7 @@
 """Errors by step: measured against runs done by hand, predicted against the kernel's own runs."""
 
 import argparse
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import flow_timesteps, kernel_of, random_trajectories, tiny_pipeline
 
-from eigencache.calibration.sampler import Settings, call, image_seed, load_pipeline
+from eigencache.calibration._calls import latent_only
+from eigencache.calibration.recording import timesteps_of
+from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.design import forecast_errors, latents_errors, step_sizes
 from eigencache.kernel import Kernel, KernelError
 from eigencache.methods import METHODS, Gate, make_plan
@@ -21,13 +23,14 @@ from eigencache.runtime._taps import tapped, tensors, watching
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import errors as figure
-from reproduction.figures import save
+from reproduction.figures._common import save
+from reproduction.models import pipeline
 from reproduction.stages import errors as stage
 from reproduction.tables.tables import read_table
 
 ROOT = Path(__file__).parents[2]
 STEPS, SEED = 6, 7
-SETTINGS = Settings(num_steps=STEPS, height=16, width=16, max_sequence_length=3, dtype="float32")
+SIZE = {"num_inference_steps": STEPS, "height": 16, "width": 16}
 FULL = [0, 1, 3]
 
 
@@ -58,7 +61,8 @@ def test_prediction_is_the_mean_over_the_runs_of_the_kernel(predictor):
     told = stage.predicted(plan, kernel)
     np.testing.assert_array_equal(np.isnan(told["forecast"]), plan.full)
     np.testing.assert_allclose(told["latents"], expected, atol=1e-12)
-    assert list(stage.predicted(plan, kernel, euler=False)) == ["forecast"]
+    doubled = stage.predicted(plan, replace(kernel, step_sizes=2 * sizes))
+    np.testing.assert_allclose(doubled["latents"], 2 * expected, atol=1e-12)
 
 
 def test_nothing_is_predicted_of_other_taps_or_from_other_kernels():
@@ -82,9 +86,10 @@ def pipe():
     return tiny_pipeline()
 
 
-def text_of(index):
+def call_of(index):
     draw = torch.Generator().manual_seed(index)
     return {
+        **SIZE,
         "prompt_embeds": torch.randn(1, 3, 12, generator=draw),
         "pooled_prompt_embeds": torch.randn(1, 10, generator=draw),
     }
@@ -100,14 +105,13 @@ def features_of(pipe, tap, index):
             record.append(np.concatenate([part.numpy().ravel() for part in tensors(feature)]))
 
         with watching(stream, keep):
-            call(pipe, text_of(index), SETTINGS, [image_seed(SEED, index)], output_type="latent")
+            latent_only(pipe, call_of(index), image_seed(SEED, index))
     return {name: np.stack(record).astype(float) for name, record in found.items()}
 
 
 @pytest.fixture(scope="module")
 def timesteps(pipe):
-    features_of(pipe, "output", 0)
-    return pipe.scheduler.timesteps.double().numpy()
+    return timesteps_of(pipe, call_of(0))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,7 @@ def plans(timesteps):
 
 @pytest.fixture(scope="module")
 def measured(pipe, plans):
-    return dict(stage.measured(pipe, text_of(0), SETTINGS, image_seed(SEED, 0), plans))
+    return dict(stage.measured(pipe, call_of(0), image_seed(SEED, 0), plans))
 
 
 @pytest.mark.parametrize("label", [*TAPS, "gated"])
@@ -147,8 +151,8 @@ def test_measured_forecasts_are_those_predicted_from_their_own_runs(pipe, plans,
     kernels = [Kernel.of_run(run, timesteps, tap="output") for run in runs]
     plan, found, sizes = plans["output"], [], []
     for index, (run, kernel) in enumerate(zip(runs, kernels, strict=True)):
-        text, seed = text_of(index), image_seed(SEED, index)
-        ((_, errors),) = stage.measured(pipe, text, SETTINGS, seed, {"output": plan})
+        call, seed = call_of(index), image_seed(SEED, index)
+        ((_, errors),) = stage.measured(pipe, call, seed, {"output": plan})
         alone = stage.predicted(plan, kernel)["forecast"]
         np.testing.assert_allclose(errors["forecast"], alone, rtol=1e-4)
         found.append(errors["forecast"])
@@ -167,10 +171,10 @@ def test_latents_of_full_steps_at_the_start_agree_to_the_last_bit(measured, plan
 
 @pytest.mark.parametrize("label", ["output", "modules", "gated", "tokens"])
 def test_the_last_latents_are_those_of_the_image(pipe, plans, measured, label):
-    seed = [image_seed(SEED, 0)]
-    full = call(pipe, text_of(0), SETTINGS, seed, output_type="latent")
-    with cached(pipe.transformer, plans[label]):
-        ours = call(pipe, text_of(0), SETTINGS, seed, output_type="latent")
+    seed = image_seed(SEED, 0)
+    full = latent_only(pipe, call_of(0), seed).images
+    with cached(pipe, plans[label]):
+        ours = latent_only(pipe, call_of(0), seed).images
     expected = (ours - full).square().mean().sqrt().item()
     assert measured[label]["latents"][-1] == pytest.approx(expected, rel=1e-5)
 
@@ -181,7 +185,7 @@ def test_plans_that_recompute_tokens_have_no_forecasts(measured):
 
 def test_nothing_depends_on_which_plans_are_measured_together(pipe, plans, measured):
     alone = {"delta": plans["delta"]}
-    ((_, errors),) = stage.measured(pipe, text_of(0), SETTINGS, image_seed(SEED, 0), alone)
+    ((_, errors),) = stage.measured(pipe, call_of(0), image_seed(SEED, 0), alone)
     for quantity, values in errors.items():
         np.testing.assert_array_equal(values, measured["delta"][quantity])
 
@@ -189,38 +193,51 @@ def test_nothing_depends_on_which_plans_are_measured_together(pipe, plans, measu
 def test_features_are_dropped_when_no_plan_needs_them(plans):
     watch = stage.OpenLoop("output", {"a": plans["output"]})
     for step in range(STEPS):
-        watch(torch.ones(1, 4, 16))
-        needed = plans["output"].weights[step + 1 :].any(axis=0)
-        assert set(watch.anchors) == {a for a in range(step + 1) if needed[a]}
-    with pytest.raises(ValueError, match="more than once a step"):
-        watch(torch.ones(1, 4, 16))
+        for passes in range(2):
+            watch(step, torch.ones(1, 4, 16) * (1 + passes))
+        # What the present step is the last to need goes when the next begins.
+        needed = plans["output"].weights[step:].any(axis=0)
+        expected = {(a, k) for a in range(step + 1) for k in range(2) if needed[a]}
+        assert set(watch.anchors) == expected
+    with pytest.raises(PlanError, match="of 6 steps, the sampler takes more"):
+        watch(STEPS, torch.ones(1, 4, 16))
+
+
+def test_each_pass_of_a_step_is_forecast_from_its_own(plans):
+    """Two passes, each of which stays as it is: reuse would miss nothing of either."""
+    plan = make_plan(Steps(FULL), Reuse(), plans["output"].timesteps)
+    watch = stage.OpenLoop("output", {"a": plan})
+    for step in range(STEPS):
+        for passes in range(2):
+            watch(step, torch.full((1, 4, 16), 1.0 + passes))
+    for squares in watch.squares["a"].values():
+        assert squares.tolist() == [0, 64 * (1 + 4)]
 
 
 def test_a_plan_of_other_timesteps_is_refused(pipe, timesteps):
     other = make_plan(Steps(FULL), Reuse(), timesteps * 0.9)
     with pytest.raises(PlanError, match="was made for timestep"):
-        list(stage.measured(pipe, text_of(0), SETTINGS, 1, {"other": other}))
+        list(stage.measured(pipe, call_of(0), 1, {"other": other}))
 
 
 # ---- The stage
 
 
 def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "verified", lambda manifest: ROOT / "data/emoji-flux")
-    settings = {"num_steps": 5, "height": 64, "width": 64, "max_sequence_length": 16}
-    settings |= {"dtype": "float32"}
+    monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
+    call = {"num_inference_steps": 5, "height": 64, "width": 64, "max_sequence_length": 16}
     pipe = load_pipeline(ROOT / "data/emoji-flux", "float32")
-    settle(pipe, Settings(**settings))
-    timesteps = pipe.scheduler.timesteps.double().numpy()
+    timesteps = timesteps_of(pipe, call | {"prompt": "a red apple"})
     kernel_of(random_trajectories(timesteps), timesteps).save(tmp_path / "kernel.safetensors")
     paths = []
     for label, tap in {"A": "output", "B": "modules"}.items():
         paths.append(str(tmp_path / label / "4.safetensors"))
         METHODS["TaylorSeer"].plan(4, timesteps, tap=tap, order=1).save(paths[-1])
     arguments = argparse.Namespace(
-        model="manifest.json", plans=paths, kernel=tmp_path / "kernel.safetensors",
+        model=ROOT / "data/emoji-flux/manifest.json", pipeline=None, plans=paths,
+        kernel=tmp_path / "kernel.safetensors",
         prompts=ROOT / "data/prompts/emoji-evaluation.txt", indices=[3, 1], seed=5,
-        sampler=json.dumps(settings), threads=1, low_memory=0, anchor_device=None,
+        arguments=call, dtype="float32", threads=1, low_memory=0, anchor_device=None,
         table=tmp_path / "errors.csv",
     )  # fmt: skip
     stage.main(arguments)
@@ -235,14 +252,6 @@ def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
     assert (latents.groupby(["label", "prompt_index"], dropna=False)["step"].size() == 5).all()
     with pytest.raises(ValueError, match=r"no prompts \[999\] of"):
         stage.main(argparse.Namespace(**vars(arguments) | {"indices": [0, 999]}))
-
-
-def settle(pipe, settings):
-    """Set the scheduler's timesteps as a run with these settings does."""
-    text = {"prompt_embeds": torch.zeros(1, 16, pipe.transformer.config.joint_attention_dim)}
-    width = pipe.transformer.config.pooled_projection_dim
-    text |= {"pooled_prompt_embeds": torch.zeros(1, width)}
-    call(pipe, text, settings, [0], output_type="latent")
 
 
 # ---- The figure
@@ -315,5 +324,5 @@ def test_figure_refuses_a_faulty_table(table, spoil, message):
 
 def test_a_plan_of_full_steps_alone_misses_nothing(pipe, timesteps):
     everything = Plan(np.ones(STEPS, bool), np.zeros((STEPS, STEPS)), timesteps, "output")
-    ((_, errors),) = stage.measured(pipe, text_of(0), SETTINGS, 3, {"all": everything})
+    ((_, errors),) = stage.measured(pipe, call_of(0), 3, {"all": everything})
     assert (errors["latents"] == 0).all() and np.isnan(errors["forecast"]).all()

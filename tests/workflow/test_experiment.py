@@ -1,17 +1,19 @@
 """The configuration: its defaults, and a message for every mistake."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator, ValidationError
 
 from eigencache.methods import METHODS
+from reproduction.commands import schema
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def config(monkeypatch):
 
 
 def experiment(config):
-    return Experiment(config, SCHEMA)
+    return Experiment(config)
 
 
 def test_default_config_is_valid_and_full_comes_first(config):
@@ -36,10 +38,10 @@ def test_every_evaluation_prompt_is_left_out_of_calibration(config):
     assert not set(ours.prompts) & set(ours.calibration_prompts)
 
 
-def test_defaults_come_from_the_schema(config):
+def test_defaults_are_filled_in(config):
     for key in ("num_prompts", "shards", "threads", "timed_prompts"):
         del config[key]
-    assert experiment(config).config["shards"] == 1
+    assert experiment(config).config.shards == 1
 
 
 def test_baseline_is_the_first_of_fewer_steps_unless_another_is_named(config):
@@ -56,7 +58,7 @@ def test_baseline_is_the_first_of_fewer_steps_unless_another_is_named(config):
 def test_tables_are_among_the_targets(config):
     names = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex"]
     wanted = {f"results/emoji-flux/{name}" for name in names}
-    assert wanted <= set(experiment(config).targets)
+    assert wanted == set(experiment(config).tables)
 
 
 def test_config_given_is_not_changed(config):
@@ -83,7 +85,7 @@ def test_any_run_of_a_known_budget_can_be_a_reference(config):
     config["references"] = ["TaylorSeer-1-09", "full", "TaylorSeer-1-12"]
     ours = experiment(config)
     assert ours.reference_labels == ["TaylorSeer-1", "full"]
-    assert len(ours.runs) == 1 + len(ours.config["budgets"]) * (len(config["methods"]) - 1)
+    assert len(ours.runs) == 1 + len(ours.config.budgets) * (len(config["methods"]) - 1)
     assert not any("50dB" in run for run in ours.runs)
 
 
@@ -103,22 +105,46 @@ def change(config, path, value):
 
 
 MISTAKES = [
-    ("baseline", "TaylorSeer-3", r"baseline: 'TaylorSeer-3' is unknown; methods has \['fewer"),
-    ("baseline", "full", "baseline: 'full' is unknown"),
-    ("sampler/num_stepz", 5, r"sampler: unknown keys \['num_stepz'\]; allowed are"),
-    ("sampler/num_steps", "fifty", "sampler.num_steps: 'fifty' is not allowed"),
-    ("sampler/dtype", "int8", r"sampler.dtype: 'int8' is not allowed.*bfloat16"),
-    ("shards", 0, "shards: 0 is not allowed.*minimum 1"),
-    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of sampler.num_steps"),
-    ("methods/FORA/method", "Fora", "methods.FORA.method: 'Fora' is unknown; there are"),
+    (
+        "baseline",
+        "TaylorSeer-3",
+        r"baseline: 'TaylorSeer-3' is not one of \['fewer.*mean 'TaylorSeer-[12]'\?",
+    ),
+    ("baseline", "full", "baseline: 'full' is not one of"),
+    (
+        "figures/sample",
+        {},
+        r"figures: unknown key 'sample'; there are .* mean 'samples'\?",
+    ),
+    (
+        "arguments/num_inference_steps",
+        "fifty",
+        "arguments.num_inference_steps: 'fifty' is not allowed",
+    ),
+    ("dtype", "int8", r"dtype: 'int8' is not allowed.*bfloat16"),
+    ("shards", 0, "shards: 0 is not allowed.*greater than or equal to 1"),
+    ("budgets", [7, 70], "budgets.1: 70 exceeds the 50 of arguments.num_inference_steps"),
+    (
+        "methods/FORA/method",
+        "Fora",
+        r"methods.FORA.method: 'Fora' is not allowed.*mean 'FORA'\?",
+    ),
     ("methods/FORA/order", 2, "methods.FORA.order: FORA has no such option"),
-    ("methods/FORA/tap", "attic", "methods.FORA.tap: 'attic' is unknown"),
+    (
+        "methods/FORA/tap",
+        "attic",
+        "methods.FORA.tap: 'attic' is not allowed; it must be one of",
+    ),
     ("methods/TaylorSeer-1/order", -1, "methods.TaylorSeer-1.order: -1 is not allowed"),
     ("methods/TaylorSeer-1/order", "x", "methods.TaylorSeer-1.order: 'x' is not allowed"),
     ("methods/fewer-steps/order", 1, "methods.fewer-steps.order: fewer-steps has no such option"),
     ("methods/bad label", {"method": "FORA"}, "bad label"),
     ("calibration/seed", 2026, "calibration.seed: 2026 is the seed of the evaluation too"),
-    ("methods/EigenCache/held_out", 99, "methods.EigenCache.held_out: needs 100 calibration"),
+    (
+        "methods/EigenCache/held_out",
+        99,
+        "methods.EigenCache.held_out: 32 calibration prompts leave",
+    ),
     ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
     ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
     ("methods/FORA/psnr", 40, "methods.FORA.psnr: only methods with a closed loop"),
@@ -132,22 +158,30 @@ MISTAKES = [
     ("clip", "/models/x", "clip: '/models/x' is not allowed"),
     ("methods/..", {"method": "FORA"}, "methods: '..' is not allowed"),
     ("methods/-x", {"method": "FORA"}, "methods: '-x' is not allowed"),
-    ("prompts", "../prompts.txt", r"prompts: '\.\./prompts\.txt' leads out of the project"),
-    ("prompts", "data/../../x", "prompts: 'data/../../x' leads out of the project"),
-    ("calibration/prompts", "/etc/hosts", "calibration.prompts: '/etc/hosts' leads out of"),
-    ("metrics", ["ssim"], r"metrics: \['ssim'\] is not allowed.*contains.*psnr"),
+    (
+        "prompts",
+        "../prompts.txt",
+        r"prompts: '\.\./prompts\.txt' is not allowed.* out of the",
+    ),
+    ("prompts", "data/../../x", "prompts: 'data/../../x' is not allowed.* out of the project"),
+    (
+        "calibration/prompts",
+        "/etc/hosts",
+        "calibration.prompts: '/etc/hosts' is not allowed.* out",
+    ),
+    ("metrics", ["ssim"], r"metrics: \['ssim'\] lacks psnr"),
     ("metrics", ["psnr", "lpips"], "metrics.1: 'lpips' is not allowed.*lpips_alex"),
     ("metric_models", {"LPIPS-alex": "data"}, "metric_models.LPIPS-alex: no metric needs it"),
     ("metric_models", {"ST-LPIPS-alex": "nowhere"}, "ST-LPIPS-alex: 'nowhere' is no folder"),
     ("references", [], "references: .* is not allowed"),
-    ("references", ["full", "FORA-08"], r"references.1: 'FORA-08' is unknown; .*'FORA-09'"),
+    ("references", ["full", "FORA-08"], r"references.1: 'FORA-08' is not one of .*'FORA-09'"),
     ("figures/pareto/highlight", ["Fora"], "figures.pareto.highlight: 'Fora' is not one of"),
-    ("figures/samples/methods", ["x; y"], "figures.samples.methods: 'x; y' is not one of"),
+    ("figures/samples/methods", ["x; y"], "figures.samples.methods.0: 'x; y' is not allowed"),
     ("figures/samples/zoom", "all", "figures.samples.zoom: 'all' is not allowed"),
-    ("figures/samples/zoom", [1, 2], "figures.samples.zoom: .* is not allowed.*minItems 3"),
+    ("figures/samples/zoom", [1, 2], "figures.samples.zoom: .* is not allowed.*at least 3 items"),
     ("figures/samples/zoom", [50, 0, 16], "figures.samples.zoom: .* of 64 x 64 pixels"),
-    ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of budgets"),
-    ("figures/errors/budget", 8, "figures.errors.budget: 8 is not one of budgets"),
+    ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of .7, 9"),
+    ("figures/errors/budget", 8, "figures.errors.budget: 8 is not one of"),
     ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 24 evaluation"),
     ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
     ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
@@ -156,11 +190,36 @@ MISTAKES = [
         {"factors": ["runs"]},
         "figures.calibration.factors: 'runs' is not one of",
     ),
-    ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of budgets"),
+    ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of"),
     ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 24"),
-    ("figures/gallery/prompts", 10**12, "figures.gallery.prompts: 24 is none of the 24"),
-    ("figures/gallery/prompts", 0, "figures.gallery.prompts: 0 is not allowed.*minimum 1"),
-    ("figures/gallery/size", 8, "figures.gallery.size: 8 is not allowed.*minimum 16"),
+    (
+        "figures/gallery/prompts",
+        0,
+        "figures.gallery.prompts: 0 is not allowed.*equal to 1",
+    ),
+    ("arguments/strength", {"a": 1}, "arguments.strength: {'a': 1} is not allowed"),
+    ("arguments/height", 65, "arguments.height: 65 is not allowed; it must be a multiple of 8"),
+    ("arguments/width", 10**9, "arguments.width: 1000000000 is not allowed; it must be less than"),
+    (
+        "arguments/num_inference_steps",
+        10**9,
+        "arguments.num_inference_steps: 1000000000 is not allowed",
+    ),
+    ("arguments/guidance_scale", float("nan"), "guidance_scale: nan is not allowed.*finite"),
+    ("arguments/guidance_scale", float("inf"), "guidance_scale: inf is not allowed.*finite"),
+    ("threads", 10**6, "threads: 1000000 is not allowed"),
+    ("seed", -1, "seed: -1 is not allowed"),
+    ("experiment", 300 * "a", "experiment: 'aaa.*... is not allowed.*at most 100 characters"),
+    ("methods/" + 300 * "a", {"method": "FORA"}, "methods: 'aaa.* is not allowed.*at most 100"),
+    ("ablation", {"{label}": {}}, "ablation: '{label}' is not allowed; it has a curly bracket"),
+    ("model_path", "{wildcards}", "model_path: '{wildcards}' is not allowed"),
+    ("prompts", "data/$(touch pwned).txt", "prompts: .*pwned.* is not allowed; it must be a path"),
+    ("prompts", "data/a;b.txt", "prompts: 'data/a;b.txt' is not allowed; it must be a path"),
+    ("calibration/prompts", "--images", "calibration.prompts: '--images' is not allowed"),
+    ("calibration/prompts", "data/-x.txt", "calibration.prompts: 'data/-x.txt' is not allowed"),
+    ("num_prompts", "8", "num_prompts: '8' is not allowed; it must be a valid integer"),
+    ("num_prompts", True, "num_prompts: True is not allowed; it must be a valid integer"),
+    ("figures/gallery/size", 8, "figures.gallery.size: 8 is not allowed.*to 16"),
 ]
 
 
@@ -172,19 +231,58 @@ def test_mistake_names_key_value_and_what_is_allowed(config, path, value, messag
 
 
 def test_trajectory_is_of_a_method_that_has_plans(config):
-    plan = "results/emoji-flux/plans/TaylorSeer-1/9.safetensors"
-    assert experiment(config).trajectory_plan == [plan]
+    plan = "results/emoji-flux/plans/{}/9.safetensors"
+    assert experiment(config).trajectory_plan == [plan.format("FORA")]
+    config["figures"]["trajectory"]["label"] = "HiCache"
+    assert experiment(config).trajectory_plan == [plan.format("HiCache")]
     for label in ("fewer-steps", "none"):
         config["figures"]["trajectory"]["label"] = label
-        with pytest.raises(ConfigError, match=f"figures.trajectory.label: '{label}' is none of"):
-            _ = experiment(config).trajectory_plan
+        with pytest.raises(ConfigError, match=f"figures.trajectory.label: '{label}' is not one"):
+            experiment(config)
     del config["figures"]["trajectory"]
+    config["methods"] = {"fewer-steps": {"method": "fewer-steps"}}
     assert experiment(config).trajectory_plan == []
 
 
+def test_figures_follow_the_experiment(config):
+    shown = experiment(config).config.figures
+    assert shown.samples.budget == shown.plans.budget == shown.errors.budget == 9
+    assert (shown.samples.prompts, shown.errors.prompts) == ([0, 8, 16], [0, 6, 12, 18])
+    assert shown.gallery.budgets == [7, 9, 12, 18] and shown.gallery.prompts is None
+    shown = experiment(config | {"num_prompts": 2, "budgets": [30, 5]}).config.figures
+    assert shown.samples.budget == shown.costs.budget == shown.trajectory.budget == 5
+    assert shown.samples.prompts == shown.errors.prompts == [0, 1]
+
+
+def test_every_mistake_is_named_at_once(config):
+    change(config, "arguments/height", 65)
+    change(config, "shards", 0)
+    with pytest.raises(ConfigError, match=r"shards: 0 .*; arguments\.height: 65 "):
+        experiment(config)
+
+
+def test_a_prompt_file_may_have_a_space_in_its_name(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my prompts.txt").write_text("a cat\n")
+    Path("calibration.txt").write_text("\n".join(map(str, range(40))))
+    config["calibration"]["prompts"] = "calibration.txt"
+    config |= {"prompts": "my prompts.txt", "num_prompts": None, "shards": 1}
+    assert experiment(config).prompts == ["a cat"]
+
+
+def test_the_schema_for_editors_is_up_to_date(config):
+    written = schema.SCHEMA.read_text()
+    assert written == schema.text(), "run python -m reproduction.commands.schema"
+    validator = Draft202012Validator(json.loads(written))
+    for path in (ROOT / "config.yaml", *sorted((ROOT / "workflow/config").glob("*.yaml"))):
+        validator.validate(yaml.safe_load(path.read_text()))
+    with pytest.raises(ValidationError, match="sampler"):
+        validator.validate(config | {"sampler": {}})
+
+
 def test_missing_key_is_named(config):
-    del config["sampler"]["height"]
-    with pytest.raises(ConfigError, match="sampler: 'height' is a required property"):
+    del config["arguments"]["num_inference_steps"]
+    with pytest.raises(ConfigError, match=r"arguments\.num_inference_steps: missing"):
         experiment(config)
 
 

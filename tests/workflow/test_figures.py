@@ -2,8 +2,11 @@
 
 import argparse
 import itertools
+import re
 import subprocess
 import sys
+import time
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -17,19 +20,8 @@ from eigencache._files import sha256
 from eigencache.methods import METHODS
 from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL, Plan
-from reproduction.figures import (
-    OURS,
-    kernel,
-    looks,
-    of_first_reference,
-    pareto,
-    plans,
-    quality,
-    samples,
-    save,
-    schedules,
-    wrapped,
-)
+from reproduction.figures import kernel, pareto, plans, quality, samples, schedules
+from reproduction.figures._common import OURS, inches, looks, of_first_reference, save, wrapped
 
 METHOD_LABELS = [FEWER_STEPS, "FORA", OURS]
 STEPS = 12
@@ -576,6 +568,33 @@ def test_wrapped_text_loses_nothing_unless_told():
     assert wrapped(text, 10, 6.5) == text
     short = wrapped(text, 0.8, 6.5, lines=2)
     assert short.count("\n") == 1 and short.endswith("…")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "a dog", " a  b ", "EigenCache-published at the output", "wide " * 12, "w" * 60,
+        "-" * 50, "iiii llll " * 6, "a-b-c-d-e-f-g-h-i-j-k-l-m-n-o-p", "supercalifragilistic, more",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lines", [None, 1, 3])
+def test_no_wrapped_line_is_too_wide_and_no_word_more_would_fit(text, lines):
+    made = wrapped(text, 0.8, 6.5, lines).split("\n")
+    assert all(inches(line, 6.5) <= 0.8 for line in made if line)
+    assert lines is None or len(made) <= lines
+    if lines is None:
+        assert "".join(made).replace(" ", "") == text.replace(" ", "")
+        for line, after in pairwise(made):
+            (word, *_) = re.findall(r"[^\s-]+-*|-+", after)
+            assert inches(f"{line}{'' if line.endswith('-') else ' '}{word}", 6.5) > 0.8
+
+
+def test_long_text_is_wrapped_at_once():
+    """A prompt of 20,000 letters took minutes, since every length of a line was tried."""
+    begun = time.process_time()
+    for text in ("a cat on a hill " * 1250, "w" * 20_000, "-" * 20_000):
+        assert wrapped(text, 1.2, 6.5, 8).count("\n") == 7
+    assert time.process_time() - begun < 10
 
 
 def test_figures_do_not_load_torch():

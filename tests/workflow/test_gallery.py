@@ -18,7 +18,7 @@ from eigencache._files import sha256
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
 from reproduction.gallery import page as gallery
-from reproduction.provenance import manifest
+from reproduction.provenance import manifest, record
 from reproduction.tables.tables import read_table, write_table
 
 SIDE = 16
@@ -89,7 +89,7 @@ def vouch(path) -> None:
     """Write the manifest that a stage would have written."""
     lists = {"inputs": {}, "sources": {}, "models": {}, "seeds": {}, "devices": []}
     about = {"stage": "test", "code": "", "config": "0" * 64, "settings": {}} | lists
-    manifest.write(path, about | {"package": {}, "libraries": {}})
+    record.write(path, about | {"package": {}, "libraries": {}})
 
 
 def make(results, name="gallery.html", *options):

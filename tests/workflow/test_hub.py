@@ -57,6 +57,7 @@ class Hub:
         self.files, self.commits = dict(FILES), {"main": COMMIT, COMMIT: COMMIT}
         self.gated, self.busy, self.cuts = False, 0, []  # cuts: bytes sent until each next cut
         self.damaged = set()
+        self.stated = {}  # other hashes than the files have
         self.requests, self.sent = [], {}
         self.addresses = []
 
@@ -67,6 +68,10 @@ class Hub:
             if name.endswith(".safetensors"):
                 digest = hashlib.sha256(data).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 130}
+            if name in self.stated:
+                entry["blobId"] = self.stated[name]
+                if "lfs" in entry:
+                    entry["lfs"]["sha256"] = self.stated[name]
             siblings.append(entry)
         return {"id": REPOSITORY, "sha": commit, "private": False, "siblings": siblings,
                 "downloads": 0, "likes": 0, "tags": []}  # fmt: skip
@@ -353,6 +358,19 @@ def test_a_path_that_leads_out_is_refused(tiny, server):
     assert tiny.here() == []
 
 
+@pytest.mark.parametrize("name", ["transformer/config.json", WEIGHTS])
+@pytest.mark.parametrize("digest", ["../../victim.txt", "", "A" * 40, None])
+def test_a_hash_that_is_none_is_refused_and_nothing_is_touched(tiny, server, name, digest):
+    """It names the file that a part is kept in: a hub could have changed and deleted any other."""
+    victim = tiny.folder.parent / "victim.txt"
+    tiny.folder.mkdir(parents=True, exist_ok=True)
+    victim.write_bytes(b"mine")
+    server.stated[name] = digest
+    with pytest.raises(HubError, match=rf"no hash for {name}, but"):
+        tiny.fetch()
+    assert tiny.here() == [] and victim.read_bytes() == b"mine"
+
+
 def test_without_a_connection_it_says_what_to_put_where(tiny, server, monkeypatch):
     with contextlib.closing(ThreadingHTTPServer(("127.0.0.1", 0), Handler).socket) as closed:
         port = closed.getsockname()[1]
@@ -471,7 +489,7 @@ def test_model_path_is_checked_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load(Path("config.yaml").read_text()) | {"model_path": str(tmp_path)}
     with pytest.raises(ConfigError, match=r"model_path: .*not the folder of a diffusers pipeline"):
-        Experiment(config, "workflow/schemas/config.schema.yaml")
+        Experiment(config)
 
 
 # ---- What the project pins, and the workflow

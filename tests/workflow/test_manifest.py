@@ -18,8 +18,7 @@ from helpers import flow_timesteps, kernel_of, pythonpath, random_trajectories
 from eigencache._files import read_arrays, sha256, write_arrays
 from eigencache.kernel import Kernel
 from eigencache.plan import FORMAT, Plan, PlanError
-from reproduction.provenance import code as provenance
-from reproduction.provenance import manifest
+from reproduction.provenance import code, facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.stages import plan as plan_stage
@@ -36,7 +35,7 @@ STAGES += sorted((ROOT / "workflow/reproduction/figures").glob("[!_]*.py"))
 def vouch(path, stage="calibrate", models=(), sources=(), inputs=(), **settings):
     """Write the manifest of a result, as if a stage had made it with these settings."""
     names = {"inputs": list(inputs), "sources": list(sources), "models": list(models)}
-    shared = manifest.begin(
+    shared = record.begin(
         plan_stage.main, argparse.Namespace(**settings, **names), outputs=[],
         inputs=["inputs"], sources=["sources"], models=["models"],
     )  # fmt: skip
@@ -45,7 +44,7 @@ def vouch(path, stage="calibrate", models=(), sources=(), inputs=(), **settings)
     shared["stage"] = f"reproduction.stages.{stage}"
     if "seed" in settings:
         shared["seeds"][stage] = shared["seeds"].pop("plan")
-    manifest.write(path, shared)
+    record.write(path, shared)
 
 
 def run_stage(monkeypatch, module, *arguments):
@@ -117,13 +116,13 @@ def test_a_result_says_where_it_came_from(project, monkeypatch):
     plan = Path(PLAN).read_bytes()
     assert (about["bytes"], about["sha256"]) == (len(plan), hashlib.sha256(plan).hexdigest())
     assert about["stage"] == "reproduction.stages.plan"
-    assert about["code"] == provenance.source_hash("reproduction.stages.plan")
+    assert about["code"] == code.source_hash("reproduction.stages.plan")
     assert about["settings"] == {"kernel": KERNEL, "method": {"method": "EigenCache-design"}}
     assert about["inputs"] == {KERNEL: sha256(KERNEL)}
     assert about["libraries"]["numpy"] == np.__version__
     assert about["libraries"]["pandas"] == pd.__version__
     assert about["package"]["version"] == "0.1.0"
-    assert about["devices"] == [provenance.device()] and about["devices"][0]
+    assert about["devices"] == [facts.device()] and about["devices"][0]
     # What the kernel came from.
     assert about["models"] == {MODEL: {"sha256": sha256(MODEL), "revision": "hf://a/b@1"}}
     assert about["seeds"] == {"calibrate": 7}
@@ -154,8 +153,8 @@ version = "1.2.3"
 
 def test_the_commit_is_the_checkouts_and_says_if_it_is_dirty(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text(PROJECT)
-    monkeypatch.setattr(provenance, "PROJECT", tmp_path)
-    assert provenance.package()["commit"] is None
+    monkeypatch.setattr(facts, "PROJECT", tmp_path)
+    assert facts.package()["commit"] is None
 
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -168,9 +167,9 @@ def test_the_commit_is_the_checkouts_and_says_if_it_is_dirty(tmp_path, monkeypat
     git("add", ".")
     git("commit", "-q", "-m", "one")
     head = git("rev-parse", "HEAD")
-    assert provenance.package()["commit"] == head
+    assert facts.package()["commit"] == head
     (tmp_path / "pyproject.toml").write_text(PROJECT + "\n")
-    assert provenance.package()["commit"] == f"{head}-dirty"
+    assert facts.package()["commit"] == f"{head}-dirty"
 
 
 def test_no_secret_of_the_environment_is_written(project, monkeypatch, capfd):
@@ -184,6 +183,9 @@ def run_call(path):
     """Return the keywords of a stage's call of `run`, and the names of its arguments."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     (call,) = [c for c in calls if isinstance(c.func, ast.Name) and c.func.id == "run"]
+    if any(isinstance(c.func, ast.Name) and c.func.id == "add_pipeline" for c in calls):
+        shared = ROOT / "workflow/reproduction/models/pipeline.py"
+        calls += [n for n in ast.walk(ast.parse(shared.read_text())) if isinstance(n, ast.Call)]
     options = {c.args[0].value for c in calls if getattr(c.func, "attr", "") == "add_argument"}
     names = {option.lstrip("-").replace("-", "_") for option in options}
     return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, names
@@ -277,7 +279,7 @@ def test_a_crash_before_the_manifest_leaves_what_is_refused_until_the_job_is_run
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write", killed)
+        patch.setattr(record, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             make_plan(patch)
     assert Path(PLAN).is_file()
@@ -298,7 +300,7 @@ def test_a_result_that_another_process_replaces_meanwhile_has_its_own_manifest(
             Path(path).write_bytes(other.pop())
         return found
 
-    monkeypatch.setattr(manifest, "sha256", replaced_after)
+    monkeypatch.setattr(record, "sha256", replaced_after)
     make_plan(monkeypatch)
     assert Path(PLAN).read_bytes() == b"another's plan"
     assert manifest.read(PLAN)["sha256"] == sha256(PLAN)
@@ -328,7 +330,7 @@ def test_merged_records_carry_the_provenance_of_their_shards(project, monkeypatc
     [
         ({"seed": 2027}, "000.csv: from another configuration: seed is 2026, and 2027 in"),
         ({"budgets": [3, 4]}, r"000.csv: .*budgets is \[3\], and \[3, 4\]"),
-        ({"sampler": {"num_steps": 8}}, "000.csv: .*sampler is None"),
+        ({"dtype": "float16"}, "000.csv: .*dtype is None"),
     ],
 )
 def test_a_shard_of_another_configuration_is_named(project, monkeypatch, settings, message):
@@ -410,6 +412,20 @@ def test_verify_names_what_is_spoilt(project, monkeypatch, path, spoil, message)
         return
     assert any(pd.Series(report.faults).str.contains(message)), report.faults
     assert all("delete" in fault or "run again" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("name", ["records.csv", "table.csv", "gallery.html", "pareto.pdf"])
+def test_verify_misses_a_manifest_that_is_gone(project, monkeypatch, name):
+    """Of a result that nothing else is made from, too, and whatever became of the result."""
+    make_plan(monkeypatch)
+    merge(monkeypatch)
+    for path in ("table.csv", "gallery.html", "pareto.pdf"):
+        Path(path).write_text("run,psnr\na,1\n")
+        vouch(path)
+    assert verify(["."]).faults == []
+    Path(f"{name}.json").unlink()
+    faults = verify(["."]).faults
+    assert any(fault.startswith(f"{name}: ") and "delete" in fault for fault in faults), faults
 
 
 def test_verify_says_where_there_is_nothing(project):

@@ -20,14 +20,10 @@ from reproduction.prompts import shard_indices
 from reproduction.shards import LOADING, LONGEST, MOST, SHARE, plan_shards
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
-METHODS = {"a": {"method": "FORA"}}
 
 
-def config_of(shards, num_steps=50, budgets=(7, 9, 12), timed=4, methods=METHODS) -> dict:
-    sampler = {"num_steps": num_steps}
-    return {"shards": shards, "budgets": list(budgets), "timed_prompts": timed,
-            "methods": methods, "sampler": sampler}  # fmt: skip
+def sharding(shards, prompts, num_steps=50, budgets=(7, 9, 12), timed=4):
+    return plan_shards(shards, prompts, num_steps, budgets, timed)
 
 
 SETTINGS = {
@@ -40,7 +36,7 @@ SETTINGS = {
 @given(prompts=st.integers(1, 3000), shards=st.integers(1, 300), **SETTINGS)
 def test_lengths_of_jobs_are_those_of_the_shards(prompts, shards, num_steps, budgets, timed):
     assume(shards <= prompts)
-    plan = plan_shards(config_of(shards, num_steps, budgets, timed), prompts)
+    plan = sharding(shards, prompts, num_steps, budgets, timed)
     lengths = []
     for shard in range(shards):
         indices = shard_indices(prompts, shard, shards)
@@ -56,9 +52,9 @@ def test_auto_takes_the_fewest_shards_that_no_job_is_too_long_in(
     prompts, num_steps, budgets, timed
 ):
     def stated(count):
-        return plan_shards(config_of(count, num_steps, budgets, timed), prompts)
+        return sharding(count, prompts, num_steps, budgets, timed)
 
-    plan = plan_shards(config_of("auto", num_steps, budgets, timed), prompts)
+    plan = sharding("auto", prompts, num_steps, budgets, timed)
     assert plan.count == 1 or plan.loading <= SHARE
     assert plan.count == 1 or stated(plan.count - 1).longest > LONGEST
     if plan.longest > LONGEST and plan.count < min(prompts, MOST):
@@ -66,18 +62,20 @@ def test_auto_takes_the_fewest_shards_that_no_job_is_too_long_in(
 
 
 def test_paper_scale_loads_in_under_a_tenth_of_a_job():
-    plan = plan_shards(config_of("auto"), 200)
+    plan = sharding("auto", 200)
     assert plan.count == 2
     assert plan.loading == LOADING / (LOADING + 3050)
     assert "3,050 to 5,050 full steps" in str(plan) and "at most 9.0% of it" in str(plan)
     assert "fewer shards" not in str(plan)
-    assert "fewer shards" in str(plan_shards(config_of(20), 200))
+    assert "fewer shards" in str(sharding(20, 200))
 
 
-def test_a_budget_that_is_not_known_beforehand_does_not_count():
-    methods = {"a": {"method": "EigenCache", "psnr": 30}}
-    plan = plan_shards(config_of(1, methods=methods), 10)
-    assert plan.shortest == plan.longest == 11 * 50
+def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["methods"] = {"a": {"method": "EigenCache", "psnr": 30}}
+    plan = Experiment(config | {"shards": 1}).sharding
+    assert plan.shortest == plan.longest == 25 * 50
 
 
 @pytest.mark.parametrize("shards", ["many", "auto\n", 1001, 0, 1.5, None])
@@ -85,7 +83,7 @@ def test_other_shards_are_refused(shards, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     with pytest.raises(ConfigError, match=r"shards: .* is not allowed"):
-        Experiment(config | {"shards": shards}, SCHEMA)
+        Experiment(config | {"shards": shards})
 
 
 def test_hash_is_of_the_prompts_and_their_order():
@@ -160,5 +158,5 @@ def test_the_page_states_what_its_arithmetic_gives():
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     assert not set(lines) - set(page.splitlines()), done.stdout + done.stderr
-    assert f"shards: {plan_shards(config_of('auto'), 200)}" in page
+    assert f"shards: {sharding('auto', 200)}" in page
     assert f"taken for {LOADING} full steps" in page and f"**{LONGEST} full steps**" in page

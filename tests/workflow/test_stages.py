@@ -9,14 +9,13 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import flow_timesteps, sampling
 from PIL import Image
 
 from eigencache._files import replacing, sha256
 from eigencache.commands.prompts import read_prompts
 from reproduction.models.check import FetchError, verified
+from reproduction.program import run
 from reproduction.prompts import refuse_overlap, shard_indices
-from reproduction.stages import run
 from reproduction.stages.fetch import fetch, pin
 from reproduction.stages.merge import MergeError, merge
 
@@ -473,18 +472,76 @@ def test_image_seeds_differ_between_prompts_and_experiments():
 
 
 @pytest.mark.parametrize("tap", ["output", "modules"])
-def test_calibration_records_every_stream_at_every_step(flux, tap):
+def test_calibration_records_every_stream_at_every_step(tap):
     import torch
+    from helpers import tiny_pipeline
 
+    from eigencache.calibration._calls import latent_only
     from eigencache.calibration.recording import recording
 
-    timesteps = flow_timesteps(5)
-    with recording(flux, tap, "full") as trajectory:
-        velocities = list(sampling(flux, timesteps))
-    assert len(list(sampling(flux, timesteps))) == 5  # no longer recorded
-    assert {len(features) for features in trajectory.values()} == {5}
-    stream = "output" if tap == "output" else "single_transformer_blocks.1.proj_out"
-    size = {"output": 4 * 16, "modules": (3 + 4) * 32}[tap]
-    assert trajectory[stream][0].shape == (size,)
+    pipe, found, latents = tiny_pipeline(), {}, []
+    call = {"num_inference_steps": 5, "height": 16, "width": 16}
+    call |= {"prompt_embeds": torch.ones(1, 3, 12), "pooled_prompt_embeds": torch.ones(1, 10)}
+
+    def keep(tap, name, feature):
+        found.setdefault(name, []).append(feature)
+
+    def after(pipe, step, timestep, tensors):
+        latents.append(tensors["latents"].clone())
+        return {}
+
+    with recording(pipe, [tap], keep) as recorder:
+        latent_only(pipe, call | {"callback_on_step_end": after}, 0)
+    latent_only(pipe, call, 0)  # no longer recorded
+    assert {len(features) for features in found.values()} == {5} == {len(recorder.timesteps)}
     if tap == "output":
-        assert all(map(torch.equal, trajectory["output"], (v.flatten() for v in velocities)))
+        moved = latents[3] - latents[2]
+        sigmas = recorder.sigmas
+        torch.testing.assert_close(moved, (sigmas[4] - sigmas[3]) * found["output"][3])
+    else:
+        assert found["single_transformer_blocks.1.proj_out"][0].shape == (1, 3 + 16, 32)
+
+
+def test_images_and_videos_are_files_and_folders_of_frames(tmp_path):
+    from PIL import Image
+
+    from eigencache._frames import frames_of, hash_of_frames, write_frames
+
+    draw = np.random.default_rng(0)
+    frames = [Image.fromarray(draw.integers(0, 256, (8, 9, 3), np.uint8)) for _ in range(3)]
+    image, video = write_frames(frames[:1], tmp_path / "0"), write_frames(frames, tmp_path / "1")
+    assert (image.name, video.name) == ("0.png", "1") and frames_of(image) == [image]
+    for path, frame in zip(frames_of(video), frames, strict=True):
+        assert Image.open(path).tobytes() == frame.tobytes()  # lossless
+    before = hash_of_frames(video)
+    write_frames(frames[:2], tmp_path / "1")
+    assert len(frames_of(video)) == 2 and hash_of_frames(video) != before
+    with pytest.raises(FileNotFoundError, match="neither an image nor a folder of frames"):
+        frames_of(tmp_path / "2")
+
+
+def test_scores_of_a_video_are_means_over_its_frames(tmp_path):
+    from PIL import Image
+
+    from eigencache._frames import write_frames
+    from eigencache.metrics.scorers import Scorers
+    from eigencache.metrics.scoring import score_records
+
+    draw = np.random.default_rng(0)
+    rows, stacks = [], []
+    for name in ("full", "a"):
+        levels = draw.integers(0, 256, (2, 3, 8, 9, 3), np.uint8)
+        for index, frames in enumerate(levels):
+            images = list(map(Image.fromarray, frames))
+            path = write_frames(images, tmp_path / name / str(index))
+            rows.append({"run": name, "prompt_index": index, "prompt": "p", "seed": index,
+                         "image": path.as_posix()})  # fmt: skip
+        stacks.append(levels / 255)
+    records = pd.DataFrame(rows)
+    of = {name: records[records["run"] == name] for name in ("full", "a")}
+    scores, _ = score_records(of["a"], of["full"], Scorers({"psnr": []}))
+    errors = np.square(stacks[0] - stacks[1]).mean((2, 3, 4))
+    np.testing.assert_allclose(scores["psnr"], (-10 * np.log10(errors)).mean(1))
+    (tmp_path / "a/1/00002.png").unlink()
+    with pytest.raises(ValueError, match="2 and 3 frames"):
+        score_records(of["a"], of["full"], Scorers({"psnr": []}))

@@ -19,6 +19,18 @@ from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import Cell, latex, markdown
 
 PROMPTS = 8
+
+
+@pytest.mark.parametrize("texts", [["1", "2", "3"], ["007", "1e3", "08"], ["True", "NA", "None"]])
+@pytest.mark.parametrize("column", ["method", "run", "reference", "prompt"])
+def test_texts_that_look_like_numbers_stay_texts(tmp_path, column, texts):
+    path = tmp_path / "table.csv"
+    write_table(pd.DataFrame({column: texts, "psnr": [1.5, None, 3]}), path)
+    table = read_table(path)
+    assert table[column].tolist() == texts
+    assert table["psnr"].tolist()[::2] == [1.5, 3]
+
+
 # Label to full steps to the mean PSNR and the mean ST-LPIPS, of which less is better.
 QUALITY = {
     "plain": {5: (30, 0.30), 9: (40, 0.20)},

@@ -4,7 +4,7 @@ Work is counted in full steps, evaluations of the whole network, so that a plan 
 the configuration alone and not on the machine. docs/scale.md has the seconds behind the constants.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,29 +75,30 @@ class Shards:
         )
 
 
-def plan_shards(config: Mapping, prompts: int) -> Shards:
+def plan_shards(
+    stated: int | str, prompts: int, num_steps: int, budgets: Sequence[int], timed: int
+) -> Shards:
     """Return the shards of an experiment: as many as it states, or for "auto" as many as suit it.
 
     That is the smallest number with which no job is longer than LONGEST, or fewer if loading would
     otherwise be more than SHARE of a job.
 
     Args:
-        config: of the experiment, with its defaults.
+        stated: the number of shards, or "auto".
         prompts: their number.
+        num_steps: of a full run.
+        budgets: full steps of a cached run, for each of them; none if there are only full runs.
+        timed: of how many prompts of a job a full run is timed beside the cached ones.
 
     Raises:
         ValueError: there are more shards than prompts.
     """
-    # Beforehand nobody knows the budget of a method that is asked for a quality.
-    budgeted = any("psnr" not in spec for spec in config["methods"].values())
-    budgets = tuple(config["budgets"]) if budgeted else ()
 
     def split(count: int) -> Shards:
-        num_steps, timed = config["sampler"]["num_steps"], config["timed_prompts"]
-        return Shards(prompts, count, num_steps, budgets, timed)
+        return Shards(prompts, count, num_steps, tuple(budgets), timed)
 
-    if config["shards"] != "auto":
-        return split(config["shards"])
+    if isinstance(stated, int):
+        return split(stated)
     best = split(1)
     for count in range(2, min(prompts, MOST) + 1):
         more = split(count)

@@ -2,9 +2,10 @@ from reproduction.experiment import hash_of
 
 
 rule calibrate:
+    """Record the kernels of the methods on the calibration prompts."""
     input:
-        model=f"models/{E.config['model']}/manifest.json",
-        prompts=E.config["calibration"]["prompts"],
+        model=f"models/{E.config.model}/manifest.json",
+        prompts=E.config.calibration.prompts,
     output:
         expand("results/{{experiment}}/kernels/{kernel}.safetensors", kernel=E.kernels),
     log:
@@ -13,19 +14,23 @@ rule calibrate:
         "results/{experiment}/benchmarks/calibrate.tsv"
     conda:
         "../../envs/workflow.yaml"
-    threads: E.config["threads"]
+    threads: E.config.threads
     resources:
         gpu=1,
-        low_memory=int(E.config["low_memory"]),  # no result depends on it
+        low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         prompts=hash_of(E.calibration_prompts),
-        seed=E.config["calibration"]["seed"],
-        sampler=json.dumps(E.config["sampler"]),
-        threads=E.config["threads"],
-        code=source_hash("reproduction.stages.calibrate"),
+        seed=E.config.calibration.seed,
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
+        threads=E.config.threads,
+        code=code_of("reproduction.stages.calibrate"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.calibrate --model {input.model} --prompts {input.prompts} "
+        "python -m reproduction.stages.calibrate --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--prompts {input.prompts:q} "
         f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--sampler {params.sampler:q} --threads {threads} "
-        "--low-memory {resources.low_memory} --kernels {output} 2>&1 | tee {log}"
+        "--threads {threads} "
+        "--low-memory {resources.low_memory} --kernels {output:q} 2>&1 | tee {log:q}"

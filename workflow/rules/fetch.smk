@@ -5,6 +5,7 @@ with open("data/models.tsv") as file:
 
 
 rule fetch:
+    """Fetch a model, and check every file against data/models.tsv."""
     input:
         # What counts are the lines of the model, below.
         table=ancient("data/models.tsv"),
@@ -21,17 +22,16 @@ rule fetch:
         path=lambda w: [
             p
             for p in [
-                E.config["metric_models"].get(w.model)
-                or (w.model == E.config["model"] and E.config["model_path"])
+                E.config.metric_models.get(w.model)
+                or (w.model == E.config.model and E.config.model_path)
             ]
             if p
         ],
-        code=source_hash("reproduction.stages.fetch"),
     shell:
         # The stage tries again by itself, so the rule has no `retries`.
-        "HF_HUB_OFFLINE=0 python -m reproduction.stages.fetch --table {input.table} "
-        "--model {wildcards.model} --model-path {params.path:q} --manifest {output} "
-        "2>&1 | tee {log}"
+        "HF_HUB_OFFLINE=0 python -m reproduction.stages.fetch --table {input.table:q} "
+        "--model {wildcards.model:q} --model-path {params.path:q} --manifest {output:q} "
+        "2>&1 | tee {log:q}"
 
 
 # ImageReward wants other versions than the workflow, so it has an environment of its own.
@@ -40,6 +40,7 @@ IMAGEREWARD = "build/imagereward/installed.txt"
 
 
 rule image_reward_environment:
+    """Build the environment of ImageReward, whose requirements exclude the workflow's."""
     input:
         "envs/imagereward.txt",
     output:
@@ -55,13 +56,13 @@ rule image_reward_environment:
         """
         (
             if command -v uv; then
-                uv venv --clear --python "$(command -v python)" {params.folder}
-                uv pip install --python {params.folder}/bin/python -r {input}
-                uv pip freeze --python {params.folder}/bin/python >{output}
+                uv venv --clear --python "$(command -v python)" {params.folder:q}
+                uv pip install --python {params.folder:q}/bin/python -r {input:q}
+                uv pip freeze --python {params.folder:q}/bin/python >{output:q}
             else
-                python -m venv --clear {params.folder}
-                {params.folder}/bin/pip install -r {input}
-                {params.folder}/bin/pip freeze >{output}
+                python -m venv --clear {params.folder:q}
+                {params.folder:q}/bin/pip install -r {input:q}
+                {params.folder:q}/bin/pip freeze >{output:q}
             fi
-        ) 2>&1 | tee {log}
+        ) 2>&1 | tee {log:q}
         """

@@ -5,25 +5,27 @@ report: "../report/workflow.rst"
 
 
 rule gallery:
+    """Make the page that shows all runs side by side, with their images in it."""
     input:
-        records=expand("results/{{experiment}}/records/{label}.csv", label=E.labels),
-        scores="results/{experiment}/scores.csv",
-        summary="results/{experiment}/summary.csv",
+        records=[f"results/{NAME}/records/{label}.csv" for label in E.labels],
+        scores=f"results/{NAME}/scores.csv",
+        summary=f"results/{NAME}/summary.csv",
     output:
         # Not in the report, where browsers refuse a page of this size; its first page links here.
-        "results/{experiment}/gallery.html",
+        f"results/{NAME}/gallery.html",
     log:
-        "logs/{experiment}/gallery.log",
+        f"logs/{NAME}/gallery.log",
     localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
-        budgets=E.config["figures"]["gallery"].get("budgets", []),
-        prompts=list(E.gallery_prompts),
-        size=E.config["figures"]["gallery"]["size"],
-        code=source_hash("reproduction.gallery.page", "page.html", "page.css", "page.js"),
+        title=NAME,
+        budgets=E.config.figures.gallery.budgets,
+        prompts=E.config.figures.gallery.prompts or [],
+        size=E.config.figures.gallery.size,
+        code=code_of("reproduction.gallery.page"),
     shell:
-        "python -m reproduction.gallery.page --title {wildcards.experiment} "
-        "--records {input.records} --scores {input.scores} --summary {input.summary} "
-        "--budgets {params.budgets} --prompts {params.prompts} --size {params.size} "
-        "--page {output} > {log} 2>&1"
+        "python -m reproduction.gallery.page --title {params.title:q} "
+        "--records {input.records:q} --scores {input.scores:q} --summary {input.summary:q} "
+        "--budgets {params.budgets:q} --prompts {params.prompts:q} --size {params.size:q} "
+        "--page {output:q} > {log:q} 2>&1"

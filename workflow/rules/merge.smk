@@ -1,4 +1,5 @@
 rule merge:
+    """Join the records of a method's shards, after checking that nothing is missing."""
     input:
         expand("results/{{experiment}}/shards/{{label}}/{shard}.csv", shard=E.shards),
     output:
@@ -11,7 +12,7 @@ rule merge:
     params:
         num_prompts=len(E.prompts),
         settings=lambda w: json.dumps(E.sampling(w.label)),
-        code=source_hash("reproduction.stages.merge"),
+        code=code_of("reproduction.stages.merge"),
     shell:
-        "python -m reproduction.stages.merge --shards {input} --count {params.num_prompts} "
-        "--settings {params.settings:q} --records {output} > {log} 2>&1"
+        "python -m reproduction.stages.merge --shards {input:q} --count {params.num_prompts:q} "
+        "--settings {params.settings:q} --records {output:q} > {log:q} 2>&1"

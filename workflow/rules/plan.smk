@@ -1,10 +1,11 @@
 rule plan:
+    """Make the plans of a method from its kernel, without the network."""
     input:
         kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
     output:
         expand(
             "results/{{experiment}}/plans/{{label}}/{budget}.safetensors",
-            budget=E.config["budgets"],
+            budget=E.config.budgets,
         ),
     log:
         "logs/{experiment}/plan-{label}.log",
@@ -16,7 +17,7 @@ rule plan:
         "../../envs/workflow.yaml"
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
-        code=source_hash("reproduction.stages.plan"),
+        code=lambda w: code_of("reproduction.stages.plan", w.label),
     shell:
-        "python -m reproduction.stages.plan --kernel {input.kernel} --method {params.method:q} "
-        "--plans {output} > {log} 2>&1"
+        "python -m reproduction.stages.plan --kernel {input.kernel:q} --method {params.method:q} "
+        "--plans {output:q} > {log:q} 2>&1"

@@ -8,9 +8,10 @@ if workflow.is_main_process:
 
 
 rule sample:
+    """Sample all budgets of one method over one shard of the prompts."""
     input:
-        model=f"models/{E.config['model']}/manifest.json",
-        prompts=E.config["prompts"],
+        model=f"models/{E.config.model}/manifest.json",
+        prompts=E.config.prompts,
         plans=lambda w: E.plans(w.label),
     output:
         "results/{experiment}/shards/{label}/{shard}.csv",
@@ -20,30 +21,34 @@ rule sample:
         "results/{experiment}/benchmarks/sample-{label}-{shard}.tsv"
     conda:
         "../../envs/workflow.yaml"
-    threads: E.config["threads"]
+    threads: E.config.threads
     resources:
         gpu=1,
     params:
         method=lambda w: E.spec(w.label)["method"],
-        budgets=E.config["budgets"],
+        budgets=E.config.budgets,
         num_prompts=len(E.prompts),
         prompts=PROMPTS,
         shards=len(E.shards),
-        seed=E.config["seed"],
-        sampler=json.dumps(E.config["sampler"]),
-        timed=E.config["timed_prompts"],
-        threads=E.config["threads"],
+        seed=E.config.seed,
+        pipeline=E.config.pipeline or [],
+        arguments=json.dumps(E.config.arguments.stated),
+        dtype=E.config.dtype,
+        timed=E.config.timed_prompts,
+        threads=E.config.threads,
         # The images do not depend on these, but the seconds and the memory recorded do.
-        low_memory=int(E.config["low_memory"]),
-        anchor_device=E.config["anchor_device"] or [],
+        low_memory=int(E.config.low_memory),
+        anchor_device=E.config.anchor_device or [],
         images="results/{experiment}/images",
-        code=source_hash("reproduction.stages.sample"),
+        code=code_of("reproduction.stages.sample"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.sample --model {input.model} --label {wildcards.label} "
-        "--method {params.method} --budgets {params.budgets} --plans {input.plans} "
-        "--prompts {input.prompts} --num-prompts {params.num_prompts} "
-        "--shard $((10#{wildcards.shard})) --shards {params.shards} --seed {params.seed} "
-        "--sampler {params.sampler:q} --timed {params.timed} --threads {params.threads} "
-        "--low-memory {params.low_memory} --anchor-device {params.anchor_device} "
-        "--images {params.images} --records {output} 2>&1 | tee {log}"
+        "python -m reproduction.stages.sample --model {input.model:q} "
+        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
+        "--label {wildcards.label:q} "
+        "--method {params.method:q} --budgets {params.budgets:q} --plans {input.plans:q} "
+        "--prompts {input.prompts:q} --num-prompts {params.num_prompts:q} "
+        "--shard $((10#{wildcards.shard:q})) --shards {params.shards:q} --seed {params.seed:q} "
+        "--timed {params.timed:q} --threads {params.threads:q} "
+        "--low-memory {params.low_memory:q} --anchor-device {params.anchor_device:q} "
+        "--images {params.images:q} --records {output:q} 2>&1 | tee {log:q}"

@@ -8,6 +8,7 @@ MANIFESTS = {
 
 
 rule score:
+    """Score the images of one method against the references and the prompts."""
     input:
         records="results/{experiment}/records/{label}.csv",
         references=expand(
@@ -24,14 +25,14 @@ rule score:
         "results/{experiment}/benchmarks/score-{label}.tsv"
     conda:
         "../../envs/workflow.yaml"
-    threads: E.config["threads"]
+    threads: E.config.threads
     resources:
         gpu=1,
     params:
         metrics=json.dumps(MANIFESTS),
-        references=E.config["references"],
+        references=E.config.references,
         code=[
-            source_hash(module)
+            code_of(module)
             for module in (
                 "reproduction.stages.score",
                 *(f"eigencache.metrics._{name}" for name in E.metrics),
@@ -39,7 +40,7 @@ rule score:
         ],
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.score --records {input.records} "
-        "--references {params.references:q} --reference-records {input.references} "
-        "--metrics {params.metrics:q} --models {input.models} --threads {threads} "
-        "--scores {output.scores} --sets {output.sets} 2>&1 | tee {log}"
+        "python -m reproduction.stages.score --records {input.records:q} "
+        "--references {params.references:q} --reference-records {input.references:q} "
+        "--metrics {params.metrics:q} --models {input.models:q} --threads {threads} "
+        "--scores {output.scores:q} --sets {output.sets:q} 2>&1 | tee {log:q}"

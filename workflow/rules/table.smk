@@ -1,8 +1,9 @@
 # The first reference is the one that tables and figures show.
-REFERENCE = E.config["references"][0]
+REFERENCE = E.config.references[0]
 
 
 rule table:
+    """Join records and scores, and summarise every run."""
     input:
         records=expand("results/{{experiment}}/records/{label}.csv", label=E.labels),
         scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.labels),
@@ -26,16 +27,17 @@ rule table:
         "../../envs/workflow.yaml"
     params:
         baseline=E.baseline or [],
-        seed=E.config["seed"],
-        code=source_hash("reproduction.stages.table"),
+        seed=E.config.seed,
+        code=code_of("reproduction.stages.table"),
     shell:
-        "python -m reproduction.stages.table --records {input.records} --scores {input.scores} "
-        "--sets {input.sets} --baseline {params.baseline} "
-        "--noise-seed {params.seed} --tidy {output.tidy} --parquet {output.parquet} --summary {output.summary} "
-        "2>&1 | tee {log}"
+        "python -m reproduction.stages.table --records {input.records:q} --scores {input.scores:q} "
+        "--sets {input.sets:q} --baseline {params.baseline:q} "
+        "--noise-seed {params.seed:q} --tidy {output.tidy:q} --parquet {output.parquet:q} --summary {output.summary:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule compare:
+    """Write the table of methods by budget."""
     input:
         summary="results/{experiment}/summary.csv",
         tidy="results/{experiment}/scores.csv",
@@ -65,8 +67,8 @@ rule compare:
         "../../envs/workflow.yaml"
     params:
         reference=REFERENCE,
-        code=source_hash("reproduction.stages.compare"),
+        code=code_of("reproduction.stages.compare"),
     shell:
-        "python -m reproduction.stages.compare --summary {input.summary} --tidy {input.tidy} "
-        "--reference {params.reference} --table {output.table} --markdown {output.markdown} "
-        "--latex {output.latex} > {log} 2>&1"
+        "python -m reproduction.stages.compare --summary {input.summary:q} --tidy {input.tidy:q} "
+        "--reference {params.reference:q} --table {output.table:q} --markdown {output.markdown:q} "
+        "--latex {output.latex:q} > {log:q} 2>&1"

@@ -36,6 +36,17 @@ class Case:
         drawn = self.inputs(Draw(number))
         return defaults | {"generator": generator} | drawn | changes
 
+    def prompt(self, number: int) -> dict:
+        """Return the arguments that differ from prompt to prompt, as `calibrate` takes them."""
+        first, other = self.inputs(Draw(0)), self.inputs(Draw(number))
+        return {key: value for key, value in other.items() if not _alike(value, first[key])}
+
+    def shared(self) -> dict:
+        """Return the arguments that all prompts share, as `calibrate` takes them."""
+        found = {"num_inference_steps": STEPS} | self.inputs(Draw(0))
+        own = {*self.prompt(1), "output_type"}
+        return {key: value for key, value in found.items() if key not in own}
+
     def __call__(self, number: int = 0, **changes) -> list[torch.Tensor]:
         """Sample prompt `number` and return all that the pipeline returns, as tensors."""
         arguments = self.arguments(number, **changes)
@@ -47,6 +58,12 @@ class Case:
         """Return the networks that a skipped step must not run, by their names."""
         found = {name: getattr(self.pipe, name, None) for name in DENOISERS}
         return {name: model for name, model in found.items() if model is not None}
+
+
+def _alike(one, other) -> bool:
+    if isinstance(one, (torch.Tensor, list)) and not isinstance(one[0], (str, int)):
+        return all(map(torch.equal, tensors([one]), tensors([other])))
+    return one == other
 
 
 def tensors(output) -> list[torch.Tensor]:

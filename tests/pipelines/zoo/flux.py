@@ -41,9 +41,9 @@ def flux(
             "FluxControlNetModel", in_channels=16, guidance_embeds=guidance, **_FLUX
         )
     size = {"height": 16, "width": 16}
-    return pipeline(cls, **parts), lambda draw: (
-        size | _texts(draw, negative) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts
+    ), lambda draw: size | _texts(draw, negative) | (inputs(draw) if inputs else {}) | arguments
 
 
 def _image(draw):
@@ -119,6 +119,18 @@ CASES = {
     "flux-controlnet": partial(flux, "FluxControlNetPipeline", inputs=_control, control=True),
     "flux-controlnet-first-half": partial(
         flux, "FluxControlNetPipeline", inputs=_control, control=True, control_guidance_end=0.5
+    ),
+    "flux-kontext-inpaint": partial(
+        flux, "FluxKontextInpaintPipeline", inputs=_masked, max_area=256, _auto_resize=False,
+        strength=0.75,
+    ),
+    "flux-control-img2img": partial(
+        flux, "FluxControlImg2ImgPipeline", inputs=lambda draw: _image(draw) | _control(draw),
+        channels=32, strength=0.75,
+    ),
+    "flux-controlnet-inpaint": partial(
+        flux, "FluxControlNetInpaintPipeline", control=True, strength=0.75,
+        inputs=lambda draw: _masked(draw) | _control(draw),
     ),
     "flux2": flux2,
     "flux2-edit": partial(flux2, inputs=lambda draw: {"image": draw.picture(64)}),

@@ -51,11 +51,14 @@ def qwen(cls="QwenImagePipeline", inputs=None, control=False, negative=False, **
     }
     if control:
         parts["controlnet"] = network("QwenImageControlNetModel", **config)
-    return pipeline(cls, **parts), lambda draw: (
-        _SIZE
-        | _texts(draw, 3, 12, negative, "prompt_embeds_mask")
-        | (inputs(draw) if inputs else {})
-        | arguments
+    return (
+        pipeline(cls, **parts),
+        lambda draw: (
+            _SIZE
+            | _texts(draw, 3, 12, negative, "prompt_embeds_mask")
+            | (inputs(draw) if inputs else {})
+            | arguments
+        ),
     )
 
 
@@ -72,7 +75,7 @@ def qwen_edit():
     )
 
 
-def z_image(cls="ZImagePipeline", **arguments):
+def z_image(cls="ZImagePipeline", inputs=None, **arguments):
     transformer = network(
         "ZImageTransformer2DModel",
         in_channels=4,
@@ -87,10 +90,14 @@ def z_image(cls="ZImagePipeline", **arguments):
     )
     pipe = pipeline(cls, transformer=transformer, vae=autoencoder(), scheduler=scheduler("dynamic"))
     # It takes a list of the embeddings of each prompt, without padding.
-    return pipe, lambda draw: (
-        _SIZE
-        | {"prompt_embeds": [draw(3, 12)], "negative_prompt_embeds": [draw(3, 12)]}
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"prompt_embeds": [draw(3, 12)], "negative_prompt_embeds": [draw(3, 12)]}
+            | (inputs(draw) if inputs else {})
+            | arguments
+        ),
     )
 
 
@@ -107,11 +114,14 @@ def pixart(cls="PixArtSigmaPipeline", kind="ddim", **arguments):
     pipe = pipeline(
         cls, transformer=transformer, vae=autoencoder(shift_factor=None), scheduler=scheduler(kind)
     )
-    return pipe, lambda draw: (
-        _SIZE
-        | {"negative_prompt": None, "use_resolution_binning": False}
-        | _texts(draw, 3, 12, mask="prompt_attention_mask")
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"negative_prompt": None, "use_resolution_binning": False}
+            | _texts(draw, 3, 12, mask="prompt_attention_mask")
+            | arguments
+        ),
     )
 
 
@@ -178,8 +188,11 @@ def sana(cls="SanaPipeline", kind="euler", **arguments):
         defaults["intermediate_timesteps"] = None  # it has a value for two steps only
     else:
         defaults["negative_prompt"] = None
-    return pipe, lambda draw: (
-        defaults | _texts(draw, 3, 12, not sprint, "prompt_attention_mask") | arguments
+    return (
+        pipe,
+        lambda draw: (
+            defaults | _texts(draw, 3, 12, not sprint, "prompt_attention_mask") | arguments
+        ),
     )
 
 
@@ -205,9 +218,7 @@ def lumina2(**arguments):
         scheduler=scheduler("dynamic"),
     )
     size = {"height": 64, "width": 64}  # whatever the VAE, a latent is 8 pixels wide
-    return pipe, lambda draw: (
-        size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
-    )
+    return pipe, lambda draw: size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
 
 
 def hunyuan_image(guidance_embeds=False, **arguments):
@@ -239,8 +250,10 @@ def hunyuan_image(guidance_embeds=False, **arguments):
         spatial_compression_ratio=2,
         sample_size=16,
     )
-    mixed = None if guidance_embeds else AdaptiveProjectedMixGuidance(
-        adaptive_projected_guidance_start_step=3
+    mixed = (
+        None
+        if guidance_embeds
+        else AdaptiveProjectedMixGuidance(adaptive_projected_guidance_start_step=3)
     )
     pipe = pipeline(
         "HunyuanImagePipeline",
@@ -292,7 +305,7 @@ def hunyuan_dit(kind="ddpm", **arguments):
     return pipe, call
 
 
-def chroma(**arguments):
+def chroma(cls="ChromaPipeline", inputs=None, **arguments):
     transformer = network(
         "ChromaTransformer2DModel",
         patch_size=1,
@@ -308,13 +321,19 @@ def chroma(**arguments):
         approximator_num_channels=16,
     )
     pipe = pipeline(
-        "ChromaPipeline",
+        cls,
         transformer=transformer,
         vae=autoencoder(),
         scheduler=scheduler("dynamic"),
     )
-    return pipe, lambda draw: (
-        _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float) | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.float)
+            | (inputs(draw) if inputs else {})
+            | arguments
+        ),
     )
 
 
@@ -376,9 +395,7 @@ def aura_flow(**arguments):
         vae=autoencoder(),
         scheduler=scheduler("euler"),
     )
-    return pipe, lambda draw: (
-        _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
-    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
 
 
 def _tokenizer():
@@ -562,11 +579,14 @@ def prx(**arguments):
         # The parts are checked against their types, and the tokenizer is asked for its length.
         tokenizer=_tokenizer(),
     )
-    return pipe, lambda draw: (
-        _SIZE
-        | {"use_resolution_binning": False, "negative_prompt": None}
-        | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.bool)
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _SIZE
+            | {"use_resolution_binning": False, "negative_prompt": None}
+            | _texts(draw, 3, 12, mask="prompt_attention_mask", kind=torch.bool)
+            | arguments
+        ),
     )
 
 
@@ -592,12 +612,64 @@ def ovis(**arguments):
     return pipe, lambda draw: _SIZE | {"negative_prompt": None} | _texts(draw, 3, 12) | arguments
 
 
+def lumina(**arguments):
+    """Return Lumina-Next, which came before Lumina 2."""
+    transformer = network(
+        "LuminaNextDiT2DModel",
+        sample_size=8,
+        in_channels=4,
+        hidden_size=8,
+        num_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=2,
+        multiple_of=16,
+        learn_sigma=True,
+        cross_attention_dim=12,
+    )
+    pipe = pipeline(
+        "LuminaPipeline",
+        transformer=transformer,
+        vae=autoencoder(),
+        scheduler=scheduler("euler"),
+    )
+    size = {"height": 64, "width": 64}
+    return pipe, lambda draw: size | _texts(draw, 3, 12, mask="prompt_attention_mask") | arguments
+
+
+def cogview3(**arguments):
+    transformer = network(
+        "CogView3PlusTransformer2DModel",
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        out_channels=4,
+        text_embed_dim=12,
+        time_embed_dim=8,
+        condition_dim=4,
+        pos_embed_max_size=8,
+        sample_size=8,
+    )
+    pipe = pipeline(
+        "CogView3PlusPipeline",
+        transformer=transformer,
+        vae=autoencoder(shift_factor=None),
+        scheduler=scheduler("CogVideoXDDIMScheduler"),
+    )
+    return pipe, lambda draw: _SIZE | _texts(draw, 3, 12) | arguments
+
+
+def _image(draw):
+    return {"image": draw.image(16)}
+
+
 CASES = {
     "qwen": qwen,
     "qwen-true-cfg": partial(qwen, negative=True, true_cfg_scale=3.0),
     "qwen-img2img": partial(
         qwen, "QwenImageImg2ImgPipeline", strength=0.75,
-        inputs=lambda draw: {"image": draw.image(16)},
+        inputs=_image,
     ),
     "qwen-edit": qwen_edit,
     "qwen-controlnet": partial(
@@ -629,4 +701,12 @@ CASES = {
     "kandinsky5-image": kandinsky5,
     "prx": prx,
     "ovis": ovis,
+    "qwen-inpaint": partial(
+        qwen, "QwenImageInpaintPipeline", strength=0.75,
+        inputs=lambda draw: _image(draw) | {"mask_image": draw.image(16, 1).round()},
+    ),
+    "z-image-img2img": partial(z_image, "ZImageImg2ImgPipeline", inputs=_image, strength=0.75),
+    "chroma-img2img": partial(chroma, "ChromaImg2ImgPipeline", inputs=_image, strength=0.75),
+    "lumina": lumina,
+    "cogview3": cogview3,
 }  # fmt: skip

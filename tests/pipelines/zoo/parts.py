@@ -114,6 +114,7 @@ _SCHEDULERS = {
     "unipc": ("UniPCMultistepScheduler", _NOISE),
     "pndm": ("PNDMScheduler", _NOISE | {"skip_prk_steps": True}),
     "discrete heun": ("HeunDiscreteScheduler", _NOISE),
+    "lcm": ("LCMScheduler", _NOISE | {"clip_sample": False}),
     "ancestral": ("EulerAncestralDiscreteScheduler", _NOISE),
 }
 

@@ -53,6 +53,7 @@ def stepping(case, replaced: Callable | None = None):
         The timestep of each step, as it comes.
     """
     scheduler, timesteps, seen, calls = case.pipe.scheduler, [], {}, []
+    assert "step" not in vars(scheduler), "a cache is enabled"
     original = type(scheduler).step
     hooks = [
         module.register_forward_pre_hook(lambda module, args: calls.append(None))
@@ -84,6 +85,7 @@ def stepping(case, replaced: Callable | None = None):
 @contextlib.contextmanager
 def standing_in(denoisers: dict[str, torch.nn.Module], computes: Callable[[], bool]):
     """Have each denoiser return zeros while `computes` says False."""
+
     def after(module, args, output):
         if computes():
             return None
@@ -184,7 +186,40 @@ def kept(case) -> dict:
     found = {"scheduler": (id(case.pipe.scheduler), sorted(vars(case.pipe.scheduler)))}
     for name, denoiser in case.denoisers().items():
         for path, module in denoiser.named_modules():
-            hooks = [key for key, value in vars(module).items() if key.endswith("hooks") and value]
-            found[f"{name}.{path}"] = sorted(vars(module)), hooks
+            own = set(vars(module))
+            hooks = {key for key, value in vars(module).items() if key.endswith("hooks") and value}
+            # Where it had a hook diffusers leaves an empty registry, and the method of the class.
+            if "_diffusers_hook" in own:
+                own.remove("_diffusers_hook")
+                hooks.update(module._diffusers_hook.hooks)
+            if getattr(vars(module).get("forward"), "__func__", None) is type(module).forward:
+                own.remove("forward")
+            found[f"{name}.{path}"] = sorted(own), sorted(hooks)
     found["pipeline"] = sorted(vars(case.pipe))
     return found
+
+
+class Measured:
+    """One case, what its plain run did, and plans for it.
+
+    Attributes:
+        case: of the zoo.
+        plain: the run of prompt 0 without a cache.
+        full: bool `[T]`, about half of the steps.
+    """
+
+    def __init__(self, case, **changes):
+        self.case, self.changes = case, changes
+        self.plain = recorded(case, **changes)
+        self.full = half_of(self.plain)
+
+    def plan(self, full=None):
+        """Return the plan that reuses the last full step's output; by default half are full."""
+        import eigencache
+
+        full = self.full if full is None else full
+        return eigencache.Plan(full, reuse_weights(full), self.plain.timesteps, "output")
+
+    def expected(self, number=0, **changes):
+        """Return what that plan gives, made without the runtime."""
+        return reused(self.case, self.full, number, **self.changes | changes)

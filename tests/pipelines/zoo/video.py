@@ -39,13 +39,11 @@ def wan(cls="WanPipeline", kind="flow unipc", experts=1, inputs=None, config=Non
     """Return a Wan pipeline and its arguments; with two experts the second ends the sampling."""
     seen = 4 if inputs is None else 2 * 4 + 4  # latents, those of the image, and its mask
     # The first expert and the second differ: the same weights would hide a wrong one.
-    experts = {
-        f"transformer{end}": _wan_transformer(seen=seen) for end in ("", "_2")[:experts]
-    }
+    experts = {f"transformer{end}": _wan_transformer(seen=seen) for end in ("", "_2")[:experts]}
     parts = experts | {"vae": video_autoencoder(), "scheduler": scheduler(kind)}
-    return pipeline(cls, **parts, **config or {}), lambda draw: (
-        _VIDEO | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
-    )
+    return pipeline(
+        cls, **parts, **config or {}
+    ), lambda draw: _VIDEO | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
 
 
 def wan_21_image_to_video(**arguments):
@@ -69,9 +67,7 @@ def wan_21_image_to_video(**arguments):
         image_encoder=CLIPVisionModel(config).eval().requires_grad_(False),
         image_processor=CLIPImageProcessor(size=size, crop_size=size),
     )
-    return pipe, lambda draw: (
-        _VIDEO | _texts(draw) | {"image": draw.picture(32)} | arguments
-    )
+    return pipe, lambda draw: _VIDEO | _texts(draw) | {"image": draw.picture(32)} | arguments
 
 
 def wan_5b(**arguments):
@@ -96,7 +92,7 @@ def skyreels(**arguments):
     return pipe, lambda draw: _VIDEO | _texts(draw) | arguments
 
 
-def ltx(**arguments):
+def ltx(cls="LTXPipeline", inputs=None, **arguments):
     transformer = network(
         "LTXVideoTransformer3DModel",
         in_channels=4,
@@ -121,10 +117,16 @@ def ltx(**arguments):
         upsample_factor=(1,) * 4,
         patch_size=1,
     )
-    pipe = pipeline(
-        "LTXPipeline", transformer=transformer, vae=vae, scheduler=scheduler("dynamic")
+    pipe = pipeline(cls, transformer=transformer, vae=vae, scheduler=scheduler("dynamic"))
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO
+            | _texts(draw, mask="prompt_attention_mask")
+            | (inputs(draw) if inputs else {})
+            | arguments
+        ),
     )
-    return pipe, lambda draw: _VIDEO | _texts(draw, mask="prompt_attention_mask") | arguments
 
 
 def ltx2(**arguments):
@@ -213,8 +215,9 @@ def ltx2(**arguments):
     )
     defaults = {"frame_rate": 25.0, "num_frames": 5, "spatio_temporal_guidance_blocks": [1]}
     # One width for each of the encoder's layers: 2 times 12.
-    return pipe, lambda draw: (
-        _VIDEO | defaults | _texts(draw, 24, mask="prompt_attention_mask") | arguments
+    return (
+        pipe,
+        lambda draw: _VIDEO | defaults | _texts(draw, 24, mask="prompt_attention_mask") | arguments,
     )
 
 
@@ -287,7 +290,7 @@ def hunyuan_video_15(**arguments):
     vae = network(
         "AutoencoderKLHunyuanVideo15",
         latent_channels=4,
-        block_out_channels=(4, 4),
+        block_out_channels=(16, 16),
         layers_per_block=1,
         spatial_compression_ratio=4,
         temporal_compression_ratio=2,
@@ -319,12 +322,13 @@ def _tiny_encoder():
     return T5EncoderModel(T5Config(vocab_size=8, d_model=12, d_kv=4, d_ff=8, num_layers=1)).eval()
 
 
-def cogvideox(kind="CogVideoXDDIMScheduler", **arguments):
+def cogvideox(kind="CogVideoXDDIMScheduler", inputs=None, **arguments):
+    """Return CogVideoX and its arguments; with `inputs` the pipeline that starts from an image."""
     transformer = network(
         "CogVideoXTransformer3DModel",
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
+        in_channels=8 if inputs else 4,
         out_channels=4,
         time_embed_dim=4,
         text_embed_dim=12,
@@ -344,9 +348,12 @@ def cogvideox(kind="CogVideoXDDIMScheduler", **arguments):
         norm_num_groups=2,
     )
     pipe = pipeline(
-        "CogVideoXPipeline", transformer=transformer, vae=vae, scheduler=scheduler(kind)
+        "CogVideoXImageToVideoPipeline" if inputs else "CogVideoXPipeline",
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler(kind),
     )
-    return pipe, lambda draw: _VIDEO | _texts(draw) | arguments
+    return pipe, lambda draw: _VIDEO | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
 
 
 def mochi(**arguments):
@@ -357,7 +364,7 @@ def mochi(**arguments):
         attention_head_dim=8,
         num_layers=2,
         pooled_projection_dim=8,
-        in_channels=4,
+        in_channels=12,  # as many as its pipeline has means and deviations of
         qk_norm="rms_norm",
         text_embed_dim=16,  # its pooling has 8 heads
         time_embed_dim=4,
@@ -365,12 +372,12 @@ def mochi(**arguments):
     )
     vae = network(
         "AutoencoderKLMochi",
-        latent_channels=4,
+        latent_channels=12,
         encoder_block_out_channels=(32,) * 4,
         decoder_block_out_channels=(32,) * 4,
         layers_per_block=(1,) * 5,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
+        latents_mean=[0.0] * 12,
+        latents_std=[1.0] * 12,
     )
     pipe = pipeline(
         "MochiPipeline",
@@ -378,8 +385,11 @@ def mochi(**arguments):
         vae=vae,
         scheduler=scheduler("euler", shift=1.0, invert_sigmas=True),
     )
-    return pipe, lambda draw: (
-        _VIDEO | _texts(draw, 16, mask="prompt_attention_mask", kind=torch.bool) | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO | _texts(draw, 16, mask="prompt_attention_mask", kind=torch.bool) | arguments
+        ),
     )
 
 
@@ -395,10 +405,10 @@ class _Harmless(torch.nn.Module):
         return frames
 
 
-def cosmos(cls="CosmosTextToWorldPipeline", kind="EDMEulerScheduler", **arguments):
+def cosmos(cls="CosmosTextToWorldPipeline", kind="EDMEulerScheduler", inputs=None, **arguments):
     transformer = network(
         "CosmosTransformer3DModel",
-        in_channels=4,
+        in_channels=5 if inputs else 4,  # which of the frames are given
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=16,
@@ -410,7 +420,7 @@ def cosmos(cls="CosmosTextToWorldPipeline", kind="EDMEulerScheduler", **argument
         concat_padding_mask=True,
         extra_pos_embed_type="learnable",
     )
-    if cls == "CosmosTextToWorldPipeline":
+    if kind == "EDMEulerScheduler":
         vae = network(
             "AutoencoderKLCosmos",
             latent_channels=4,
@@ -437,7 +447,7 @@ def cosmos(cls="CosmosTextToWorldPipeline", kind="EDMEulerScheduler", **argument
         scheduler=scheduler(kind, **timing),
         safety_checker=_Harmless(),
     )
-    return pipe, lambda draw: size | _texts(draw) | arguments
+    return pipe, lambda draw: size | _texts(draw) | (inputs(draw) if inputs else {}) | arguments
 
 
 def allegro(**arguments):
@@ -468,11 +478,14 @@ def allegro(**arguments):
     pipe = pipeline(
         "AllegroPipeline", transformer=transformer, vae=vae, scheduler=scheduler("ddim")
     )
-    return pipe, lambda draw: (
-        _VIDEO
-        | {"negative_prompt": None}
-        | _texts(draw, mask="prompt_attention_mask")
-        | arguments
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO
+            | {"negative_prompt": None}
+            | _texts(draw, mask="prompt_attention_mask")
+            | arguments
+        ),
     )
 
 
@@ -576,6 +589,100 @@ def kandinsky5_video(**arguments):
     return pipe, call
 
 
+def wan_vace(**arguments):
+    """Return Wan with its branch for conditions: a video and a mask of what is to be changed."""
+    pipe = pipeline(
+        "WanVACEPipeline",
+        transformer=_wan_transformer(
+            "WanVACETransformer3DModel", vace_layers=[0], vace_in_channels=2 * 4 + 64
+        ),
+        vae=video_autoencoder(),
+        scheduler=scheduler("flow unipc"),
+    )
+    return (
+        pipe,
+        lambda draw: (
+            _VIDEO | _texts(draw) | {"video": [draw.picture(32) for _ in range(9)]} | arguments
+        ),
+    )
+
+
+def wan_video_to_video(**arguments):
+    pipe = pipeline(
+        "WanVideoToVideoPipeline",
+        transformer=_wan_transformer(),
+        vae=video_autoencoder(),
+        scheduler=scheduler("flow unipc"),
+    )
+    size = {"height": 32, "width": 32, "strength": 0.75}
+    return (
+        pipe,
+        lambda draw: (
+            size | _texts(draw) | {"video": [draw.picture(32) for _ in range(9)]} | arguments
+        ),
+    )
+
+
+def sana_video(**arguments):
+    transformer = network(
+        "SanaVideoTransformer3DModel",
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=12,
+        sample_size=8,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    pipe = pipeline(
+        "SanaVideoPipeline",
+        transformer=transformer,
+        vae=video_autoencoder(),
+        scheduler=scheduler("flow dpm"),
+    )
+    size = {"height": 32, "width": 32, "frames": 9, "use_resolution_binning": False}
+    return (
+        pipe,
+        lambda draw: (
+            size
+            | {"negative_prompt": None}
+            | _texts(draw, mask="prompt_attention_mask")
+            | arguments
+        ),
+    )
+
+
+def motif_video(**arguments):
+    from diffusers.guiders import AdaptiveProjectedGuidance
+
+    transformer = network(
+        "MotifVideoTransformer3DModel",
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=1,
+        patch_size=1,
+        patch_size_t=1,
+        text_embed_dim=12,
+        rope_axes_dim=(4, 4, 4),
+    )
+    pipe = pipeline(
+        "MotifVideoPipeline",
+        transformer=transformer,
+        vae=video_autoencoder(),
+        scheduler=scheduler("euler"),
+        guider=AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5),
+    )
+    return pipe, lambda draw: _VIDEO | _texts(draw, mask="prompt_attention_mask") | arguments
+
+
 def _image(draw):
     return {"image": draw.picture(32)}
 
@@ -589,8 +696,13 @@ CASES = {
     "wan22-euler": partial(wan, kind="euler", **_TWO),
     "wan22-image-to-video": partial(wan, "WanImageToVideoPipeline", inputs=_image, **_TWO),
     "wan22-5b": wan_5b,
+    "wan-vace": wan_vace,
+    "wan-video-to-video": wan_video_to_video,
     "skyreels": skyreels,
     "ltx": ltx,
+    "ltx-image-to-video": partial(
+        ltx, "LTXImageToVideoPipeline", inputs=lambda draw: {"image": draw.image(32)}
+    ),
     "ltx2": ltx2,
     "ltx2-one-pass": partial(
         ltx2, guidance_scale=1.0, stg_scale=0.0, modality_scale=1.0, guidance_rescale=0.0,
@@ -602,10 +714,14 @@ CASES = {
     "hunyuan-video-15": hunyuan_video_15,
     "cogvideox": cogvideox,
     "cogvideox-dpm": partial(cogvideox, "CogVideoXDPMScheduler"),
+    "cogvideox-image-to-video": partial(cogvideox, inputs=_image),
     "mochi": mochi,
     "cosmos": cosmos,
+    "cosmos-video-to-world": partial(cosmos, "CosmosVideoToWorldPipeline", inputs=_image),
     "cosmos2": partial(cosmos, "Cosmos2TextToImagePipeline", "FlowMatchEulerDiscreteScheduler"),
     "kandinsky5-video": kandinsky5_video,
+    "sana-video": sana_video,
+    "motif-video": motif_video,
     "allegro": allegro,
     "latte": latte,
     "stable-audio": stable_audio,

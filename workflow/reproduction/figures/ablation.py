@@ -16,8 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reproduction.figures import TWO_COLUMNS, require, save, style
-from reproduction.stages import run
+from reproduction.figures._common import TWO_COLUMNS, require, save, style
 from reproduction.tables.tables import read_table
 
 COLUMNS, CHARACTERS = 4, 25  # panels side by side, and how much text fits below one
@@ -118,6 +117,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("ablation", description=__doc__)
     parser.add_argument("--table", required=True, help="CSV of reproduction.stages.ablation")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

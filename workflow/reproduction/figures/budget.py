@@ -8,8 +8,8 @@ of theirs in full.
 
 import argparse
 
-from reproduction.figures import pareto, save
-from reproduction.stages import run
+from reproduction.figures import pareto
+from reproduction.figures._common import save
 from reproduction.tables.tables import read_table
 
 
@@ -19,6 +19,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("budget", description=__doc__)
     parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
     parser.add_argument("--highlight", nargs="*", default=[], help="methods to be in colour")

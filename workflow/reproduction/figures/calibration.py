@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from reproduction.figures import ONE_COLUMN, TWO_COLUMNS, require, save, style
-from reproduction.stages import run
+from reproduction.figures._common import ONE_COLUMN, TWO_COLUMNS, require, save, style
 from reproduction.tables.tables import read_table
 
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#882255"), ("o", "s", "^", "v")
@@ -96,6 +95,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("calibration", description=__doc__)
     parser.add_argument("--table", required=True, help="CSV of reproduction.stages.ablation")
     parser.add_argument("--factors", nargs="+", required=True, help="of calibration runs")

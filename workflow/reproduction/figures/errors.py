@@ -18,8 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from reproduction.figures import OURS, TWO_COLUMNS, marking_lone, require, save, style, wrapped
-from reproduction.stages import run
+from reproduction.figures._common import (
+    OURS,
+    TWO_COLUMNS,
+    marking_lone,
+    require,
+    save,
+    style,
+    wrapped,
+)
 from reproduction.tables.tables import read_table
 
 COLUMNS, PANEL = 4, 1.25  # panels side by side, and inches high
@@ -120,6 +127,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("errors", description=__doc__)
     parser.add_argument("--table", required=True, help="CSV of reproduction.stages.errors")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

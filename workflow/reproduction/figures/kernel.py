@@ -19,8 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from eigencache.kernel import Kernel
-from reproduction.figures import TWO_COLUMNS, save, style, timestep_axis
-from reproduction.stages import run
+from reproduction.figures._common import TWO_COLUMNS, save, style, timestep_axis
 
 KEPT = (0.99, 0.999, 0.9999)
 VECTORS = 4
@@ -153,6 +152,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("kernel", description=__doc__)
     parser.add_argument("--kernels", nargs="+", required=True, help="one row each")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

@@ -30,7 +30,7 @@ from matplotlib.ticker import (
 
 from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL
-from reproduction.figures import (
+from reproduction.figures._common import (
     OURS,
     TWO_COLUMNS,
     looks,
@@ -40,7 +40,6 @@ from reproduction.figures import (
     save,
     style,
 )
-from reproduction.stages import run
 from reproduction.tables.tables import read_table
 
 COLOURED, BEST = 9, 5  # methods that can all be in colour, and of more, how many of the best are
@@ -236,6 +235,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("pareto", description=__doc__)
     parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
     parser.add_argument("--highlight", nargs="*", default=[], help="methods to be in colour")

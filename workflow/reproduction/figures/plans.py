@@ -20,8 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from eigencache.plan import Plan
-from reproduction.figures import ONE_COLUMN, OURS, TWO_COLUMNS, save, style, wrapped
-from reproduction.stages import run
+from reproduction.figures._common import ONE_COLUMN, OURS, TWO_COLUMNS, save, style, wrapped
 
 COLUMNS = 4
 ROBUST = 0.9  # the share of non-zero weights inside the colour limits
@@ -134,6 +133,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("plans", description=__doc__)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reproduction.figures import (
+from reproduction.figures._common import (
     ONE_COLUMN,
     looks,
     note_left_out,
@@ -21,7 +21,6 @@ from reproduction.figures import (
     save,
     style,
 )
-from reproduction.stages import run
 from reproduction.tables.tables import read_table
 
 BAND = 1.0  # decibels
@@ -85,6 +84,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("quality", description=__doc__)
     parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

@@ -25,8 +25,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from eigencache._frames import frames_of
 from eigencache.plan import FULL
-from reproduction.figures import (
+from reproduction.figures._common import (
     OURS,
     TWO_COLUMNS,
     of_first_reference,
@@ -35,7 +36,6 @@ from reproduction.figures import (
     style,
     wrapped,
 )
-from reproduction.stages import run
 from reproduction.tables.tables import altered_images, read_table
 
 COLUMNS = 10  # images side by side
@@ -273,7 +273,7 @@ def read_images(paths: Sequence[str]) -> np.ndarray:
     """
     images = []
     for path in paths:
-        with Image.open(path) as image:
+        with Image.open(frames_of(path)[0]) as image:
             images.append(np.asarray(image.convert("RGB")))
     if len({image.shape for image in images}) != 1:
         raise ValueError("the images differ in size")
@@ -410,6 +410,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("samples", description=__doc__)
     parser.add_argument("--scores", required=True, help="one row an image: scores.csv")
     parser.add_argument("--methods", nargs="+", required=True, help="labels, in their order")

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eigencache.plan import Plan
-from reproduction.figures import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
-from reproduction.stages import run
+from reproduction.figures._common import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
 
 NAME_PT, COUNT_PT = 7, 6
 ROW, GAP, LINE, LEFT = 0.11, 0.07, 0.125, 0.3  # inches: a row, between groups, a line, the counts
@@ -119,6 +118,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("schedules", description=__doc__)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")

@@ -29,8 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from eigencache.design import residuals
 from eigencache.plan import Plan, PlanError
 from eigencache.trajectory import Trajectory
-from reproduction.figures import TWO_COLUMNS, marking_lone, save, style, wrapped
-from reproduction.stages import run
+from reproduction.figures._common import TWO_COLUMNS, marking_lone, save, style, wrapped
 
 COLUMNS, PANEL, ERRORS = 4, 1.6, 2.3  # inches high: a panel with its title, and the lower part
 ALONE = 3.0  # inches high: the panel of an only stream
@@ -250,6 +249,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("trajectory", description=__doc__)
     parser.add_argument("--trajectory", required=True, help="of reproduction.stages.collect")
     parser.add_argument("--plan", nargs="?", help="LABEL/BUDGET.safetensors, to draw its forecasts")

@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from eigencache._files import replacing
+from eigencache._frames import frames_of
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
-from reproduction.stages import run
 from reproduction.tables.tables import read_table, refuse_altered
 
 LIMIT = 100_000_000  # bytes; browsers still open such a page within seconds
@@ -129,7 +129,7 @@ def unique_images(shown: pd.DataFrame) -> pd.DataFrame:
 def copies(paths: Iterable[str], size: int | None = None) -> Iterator[bytes]:
     """Yield each image as WebP, at most `size` pixels on its longer side, lossless if small."""
     for path in paths:
-        with Image.open(path) as image:
+        with Image.open(frames_of(path)[0]) as image:
             copy = image.convert("RGB")
         if size:
             copy.thumbnail((size, size), Image.Resampling.LANCZOS)
@@ -280,7 +280,7 @@ def _base64_bytes(copy: bytes) -> int:
 
 def _dimensions(path: str | os.PathLike) -> tuple[int, int]:
     """Return width and height in pixels."""
-    with Image.open(path) as image:
+    with Image.open(frames_of(path)[0]) as image:
         return image.size
 
 
@@ -305,6 +305,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("gallery", description=__doc__)
     parser.add_argument("--title", required=True, help="the experiment's name")
     parser.add_argument("--records", nargs="+", required=True, help="one a method, in their order")

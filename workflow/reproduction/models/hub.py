@@ -10,6 +10,7 @@ import errno
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -135,6 +136,9 @@ def _stated(
                 f"{where}: the hub states {large.sha256} for {path}, the table of models pins {pin}"
             )
         digest = large.sha256 if large else stated[path].blob_id
+        # It names a file here, so it must be nothing but a hash.
+        if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", str(digest)):
+            raise HubError(f"{where}: the hub states no hash for {path}, but {digest!r}")
         files.append(HubFile(path, stated[path].size, digest, pin))
     for pattern in wanted:
         if not found[pattern]:

@@ -1,113 +1,87 @@
-"""Which source code a result depends on, and what else a run can say about itself."""
+"""Which source code a result depends on.
+
+A program depends on its own module and on every module of the project that it imports, directly or
+not, wherever the import stands. Imports are read from the files, never run. What counts of a module
+is what it does: comments, docstrings and layout do not. Further:
+
+- A package's `__init__` is run with any module in it, so it counts, unless it is lazy: a table
+  `_HOMES` of names to modules. Who imports a name of that depends on its module alone.
+- Of a table in ROWS only those rows count that the program is given, and what they refer to: a line
+  more, or another method's predictor, is no change to a job that does not use it.
+- Imports for type checkers do not count, nor those under `if __name__ == "__main__"`, which say how
+  a program is started and recorded, not what it computes.
+- A file beside a module counts if the module names it, such as a style sheet.
+"""
 
 import ast
 import hashlib
-import platform
 import re
-import subprocess
-import sys
-import tomllib
+from collections.abc import Collection, Iterator
 from functools import cache
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
-PROJECT = Path(__file__).parents[3]
-# The folders of the packages that stages may import from.
+# The folders of the packages that programs may import from.
 PACKAGES = {
     name: Path(next(iter(find_spec(name).submodule_search_locations)))
     for name in ("eigencache", "reproduction")
 }
+# The tables of which a program uses some rows, as MODULE.NAME.
+ROWS = ("eigencache.methods.METHODS", "eigencache.metrics.METRICS")
 
 
 @cache
-def source_files(module: str) -> frozenset[Path]:
-    """Return the project's files that `module` imports, directly or not, and its own.
-
-    Imports are read from the files, never run. What the `__init__` of `eigencache` offers does not
-    count: it imports nothing before it is asked to.
-
-    Args:
-        module: its full name, such as "reproduction.stages.plan".
-
-    Raises:
-        ModuleNotFoundError: the project has no such module.
-    """
-    found: set[Path] = set()
-    waiting = [_file_of(module)]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += filter(None, map(_file, _imported_names(path)))
-    return frozenset(found)
-
-
-def source_hash(module: str, *data: str) -> str:
-    """Return a hash of the code that `module` runs, and of data files beside it that it reads.
+def source_hash(module: str, rows: frozenset[str] | None = None) -> str:
+    """Return a hash of the code that a program runs.
 
     Snakemake does not see edits in an imported package; as a parameter of a rule this hash makes
     it re-run exactly the jobs whose code changed.
 
     Args:
-        module: a stage or figure, such as "reproduction.stages.plan".
-        data: names of files in the module's folder, such as a style sheet.
+        module: a program, such as "reproduction.stages.plan".
+        rows: which rows of the tables in ROWS it uses; None is all.
+
+    Raises:
+        ModuleNotFoundError: the project has no such module.
     """
-    files = sorted(source_files(module))
     digest = hashlib.sha256()
-    for path in [*files, *(_file_of(module).parent / name for name in data)]:
-        digest.update(path.read_bytes())
+    for name, contents in sorted(sources(module, rows).items()):
+        digest.update(f"{name} {len(contents)}\n".encode() + contents)
     return digest.hexdigest()[:16]
 
 
-def package() -> dict[str, str | None]:
-    """Return the version of `eigencache`, and the git `commit` of the project (None: not in git).
+def sources(module: str, rows: Collection[str] | None = None) -> dict[str, bytes]:
+    """Return what a program depends on: the names of modules and files, and what counts of each.
 
-    A commit ends in "-dirty" if files that git follows differ from it.
+    Args:
+        module: a program, such as "reproduction.stages.plan".
+        rows: which rows of the tables in ROWS it uses; None is all. Rows that the code itself
+            names, as in `METHODS["TaylorSeer"]`, count too.
+
+    Raises:
+        ModuleNotFoundError: the project has no such module.
     """
-    return {"version": _project()["version"], "commit": _commit()}
-
-
-def libraries() -> dict[str, str | None]:
-    """Return the versions of Python and of what the workflow needs; None of what is missing."""
-    project = _project()
-    extras = project["optional-dependencies"]
-    listed = project["dependencies"] + extras["metrics"] + extras["workflow"]
-    names = {re.match(r"[\w.-]+", line)[0] for line in listed} - {project["name"]}
-    return {"python": platform.python_version()} | {name: _version(name) for name in sorted(names)}
-
-
-def device() -> str:
-    """Return the name of the GPU that this process has used, or else of the CPU."""
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        return torch.cuda.get_device_name()
-    cpus = Path("/proc/cpuinfo")
-    found = cpus.is_file() and re.search(r"^model name\s*: (.*)$", cpus.read_text(), re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def _project() -> dict:
-    return tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    if not (PROJECT / ".git").exists():
-        return None
-    # Locks are optional, so that jobs side by side do not stop each other or the user's own git.
-    command = "git --no-optional-locks describe --always --abbrev=40 --dirty --exclude *"
-    try:
-        done = subprocess.run(command.split(), cwd=PROJECT, capture_output=True, text=True)
-    except OSError:
-        return None  # no git here
-    return done.stdout.strip() or None
+    if _file(module) is None:
+        raise ModuleNotFoundError(f"no module {module!r} in {sorted(PACKAGES)}")
+    named: set[str] = set()
+    while True:
+        found: dict[str, Source] = {}
+        waiting = [module]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                tabled = rows is not None and any(table.startswith(f"{name}.") for table in ROWS)
+                found[name] = _source(name, frozenset({*rows, *named}) if tabled else None)
+                waiting += found[name].imports
+        more = {row for source in found.values() for row in source.rows}
+        if more <= named:
+            break
+        named |= more
+    files = {f"{name}/{path.name}": path for name, one in found.items() for path in one.beside}
+    return {name: one.code for name, one in found.items()} | {
+        name: path.read_bytes() for name, path in files.items()
+    }
 
 
 def module_of(file: Path) -> str:
@@ -123,29 +97,211 @@ def module_of(file: Path) -> str:
     raise ValueError(f"{file}: in none of {sorted(PACKAGES)}")
 
 
+# ---- What counts of a module
+
+
+class Source(NamedTuple):
+    """A module as far as it counts.
+
+    Attributes:
+        code: its text.
+        imports: the project's modules that its imports run.
+        beside: the files beside it that it names.
+        rows: the rows of the tables in ROWS that it names.
+    """
+
+    code: bytes
+    imports: tuple[str, ...]
+    beside: tuple[Path, ...]
+    rows: frozenset[str]
+
+
+@cache
+def _source(module: str, rows: frozenset[str] | None) -> Source:
+    """Return a module as far as it counts, with some rows of its table, or None for all."""
+    tree = _counting(module, rows)
+    return Source(
+        ast.unparse(tree).encode(), tuple(_imported(tree)), tuple(_beside(module, tree)),
+        frozenset(_named_rows(tree)),
+    )  # fmt: skip
+
+
+def _counting(module: str, rows: frozenset[str] | None) -> ast.Module:
+    """Return the part of a module that counts, as a syntax tree."""
+    tree = _Counting().visit(ast.parse(_file(module).read_bytes()))
+    if rows is not None:
+        for table in ROWS:
+            home, _, name = table.rpartition(".")
+            if home == module:
+                _drop_rows(tree, name, rows)
+    return ast.fix_missing_locations(tree)
+
+
+class _Counting(ast.NodeTransformer):
+    """Removes what does not count: docstrings, and imports that do not say what is computed."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        body = getattr(node, "body", None)
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            body[0] = ast.Pass()
+        return super().visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            node.body = [ast.Pass()]
+        if ast.unparse(node.test) == "__name__ == '__main__'":
+            imports = (ast.Import, ast.ImportFrom)
+            node.body = [s for s in node.body if not isinstance(s, imports)] or [ast.Pass()]
+        return self.generic_visit(node)
+
+
+def _drop_rows(tree: ast.Module, name: str, rows: frozenset[str]) -> None:
+    """Drop the rows of a table that are not used, and imports and constants for those alone."""
+    table = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign | ast.Assign)
+        and isinstance(node.value, ast.Dict)
+        and name in _bound(node)
+    )
+    pairs = [
+        (key, value)
+        for key, value in zip(table.keys, table.values, strict=True)
+        if isinstance(key, ast.Constant) and key.value in rows
+    ]
+    dropped = _loaded(table)
+    table.keys, table.values = [key for key, _ in pairs], [value for _, value in pairs]
+    while True:
+        used = _loaded(tree)
+        spare = {n for node in tree.body if _is_named(node) for n in _bound(node)} & dropped - used
+        if not spare:
+            return
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom):
+                node.names = [a for a in node.names if (a.asname or a.name) not in spare]
+            elif _is_named(node) and _bound(node) <= spare:
+                dropped |= _loaded(node)
+                node.targets = []
+        tree.body = [
+            node
+            for node in tree.body
+            if getattr(node, "names", True) and getattr(node, "targets", True)
+        ]
+
+
+def _is_named(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom | ast.Assign)
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Return the names that an import or an assignment binds."""
+    if isinstance(node, ast.ImportFrom):
+        return {alias.asname or alias.name for alias in node.names}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _loaded(tree: ast.AST) -> set[str]:
+    """Return the names that are read when the code is run, which annotations are not."""
+    lazy = any(
+        isinstance(node, ast.ImportFrom) and node.module == "__future__"
+        for node in getattr(tree, "body", ())
+    )
+    names, waiting = set(), [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        for field, value in ast.iter_fields(node):
+            if not (lazy and field in ("annotation", "returns")):
+                values = value if isinstance(value, list) else [value]
+                waiting += [child for child in values if isinstance(child, ast.AST)]
+    return names
+
+
+def _named_rows(tree: ast.Module) -> Iterator[str]:
+    """Yield the rows that code reads by their names, as in `METHODS["TaylorSeer"]`."""
+    tables = {table.rpartition(".")[2] for table in ROWS}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in tables
+            and isinstance(node.slice, ast.Constant)
+        ):
+            yield node.slice.value
+
+
+def _beside(module: str, tree: ast.Module) -> Iterator[Path]:
+    """Yield the files beside a module that it names, such as a style sheet."""
+    path = _file(module)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            name = node.value
+            if re.fullmatch(r"[a-z][\w-]*\.\w+", name) and name != path.name:
+                file = path.parent / name
+                if file.is_file():
+                    yield file
+
+
+# ---- What a module imports
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Yield the project's modules that are run by a module's imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _run_by(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                yield from _run_by(_home(node.module, alias.name))
+
+
+def _home(module: str, name: str) -> str:
+    """Return the module that `from module import name` takes the name from."""
+    if _file(f"{module}.{name}"):
+        return f"{module}.{name}"
+    homes = _homes(module) or {}
+    return f"{module}.{homes[name]}" if name in homes else module
+
+
+def _run_by(module: str) -> Iterator[str]:
+    """Yield a module and the packages that it lies in, as far as they run something."""
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        if _file(name) and _homes(name) is None:
+            yield name
+
+
+@cache
+def _homes(package: str) -> dict[str, str] | None:
+    """Return the table of a lazy package: its names, and the modules that define them."""
+    path = _file(package)
+    if path is None or path.name != "__init__.py":
+        return None
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, ast.Assign) and _bound(node) == {"_HOMES"}:
+            return ast.literal_eval(node.value)
+    return None
+
+
+@cache
 def _file(module: str) -> Path | None:
     """Return the file of a module of the project, or None if the name is no such module."""
     package, *parts = module.split(".")
-    if package not in PACKAGES or not parts:
+    if package not in PACKAGES:
         return None
     stem = PACKAGES[package].joinpath(*parts)
-    return next((p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p.is_file()), None)
+    files = (stem / "__init__.py", stem.with_suffix(".py"))
+    return next((path for path in files if path.is_file()), None)
 
 
-def _file_of(module: str) -> Path:
-    """Return the file of a module of the project, or raise a ModuleNotFoundError."""
-    path = _file(module)
-    if path is None:
-        raise ModuleNotFoundError(f"no module {module!r} in {sorted(PACKAGES)}")
-    return path
-
-
-def _imported_names(path: Path) -> list[str]:
-    """Return every full name that a file's import statements could mean a module by."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return names
+def forget() -> None:
+    """Read every file again at the next call, as after an edit in the same process."""
+    for function in (source_hash, _source, _homes, _file):
+        function.cache_clear()

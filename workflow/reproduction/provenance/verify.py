@@ -11,6 +11,9 @@ from reproduction.provenance import manifest
 from reproduction.provenance.manifest import ManifestError
 from reproduction.tables.tables import altered_images, read_table
 
+# The kinds of files that stages write, each with a manifest beside it.
+KINDS = {".csv", ".parquet", ".md", ".tex", ".html", ".pdf", ".png", ".safetensors"}
+
 
 @dataclass
 class Report:
@@ -61,14 +64,32 @@ def verify(places: Sequence[str]) -> Report:
 def _results(place: Path) -> Iterator[str]:
     """Yield the results at a place, each once: those that have a manifest or are stated."""
     if place.is_dir():
-        for file in place.rglob("*.json"):
-            result = file.with_suffix("")
-            if result.is_file() or _states_format(file):
-                yield str(result)
+        files = sorted(path for path in place.rglob("*") if path.is_file())
+        recorded = {
+            file.with_suffix("")
+            for file in files
+            if file.suffix == ".json" and (file.with_suffix("").is_file() or _states_format(file))
+        }
+        # Where some results have manifests, the others of a stage's kinds have lost theirs.
+        folders = {_folder(path, place) for path in recorded}
+        lost = {file for file in files if _is_result(file) and _folder(file, place) in folders}
+        yield from map(str, recorded | lost)
     elif place.suffix == ".json" and place.with_suffix("").suffix:
         yield str(place.with_suffix(""))
     elif place.is_file():
         yield str(place)
+
+
+def _folder(file: Path, place: Path) -> tuple[str, ...]:
+    """Return the folder of a file, as far as its experiment and the kind of its results."""
+    return file.relative_to(place).parent.parts[:2]
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file is of a kind that stages write beside a manifest; images have none."""
+    inside = {parent.name for parent in file.parents}
+    written = file.suffix in KINDS and not inside & {"images", "benchmarks", "models"}
+    return written and file.name not in ("README.md", "report.html")  # the latter is Snakemake's
 
 
 def _states_format(file: Path) -> bool:

@@ -11,7 +11,6 @@ import pandas as pd
 from eigencache._files import replacing
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
-from reproduction.stages import run
 from reproduction.tables.statistics import LEVEL, Interval, differences, mean_interval
 from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import Cell, Sheet, latex, markdown, measured, number
@@ -139,6 +138,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("ablation", description=__doc__)
     parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
     parser.add_argument("--tidy", required=True, help="scores.csv of reproduction.stages.table")

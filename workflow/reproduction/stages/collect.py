@@ -1,65 +1,71 @@
 """Collect: record what chosen streams of the network hold at every step of one full run."""
 
 import argparse
-import contextlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 
-from eigencache.calibration.sampler import Settings, image_seed, load_encoded, sample
-from eigencache.commands.prompts import read_prompts
+from eigencache.calibration._calls import latent_only
+from eigencache.calibration.recording import recording
+from eigencache.calibration.sampler import image_seed
+from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import TAPS
-from eigencache.runtime._taps import FEATURES, Stream, fingerprint, tapped, tensors, watching
+from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tensors
 from eigencache.trajectory import Trajectory
-from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from reproduction.models.pipeline import add_pipeline, loaded
 
 WHOLE = "whole"  # features as they are
 
 
 def collect(
-    pipe, prompt: str, text: dict, settings: Settings, seed: int, tap: str,
-    patterns: Sequence[str] = ("*",), features: str = WHOLE,
+    pipe, call: Mapping[str, Any], seed: int, tap: str, patterns: Sequence[str] = ("*",),
+    features: str = WHOLE,
 ) -> Trajectory:  # fmt: skip
     """Return the features of chosen streams over one full run.
 
     Args:
-        pipe: from `sampler.load_encoded`, with `text`: the embeddings of the prompt.
-        prompt: of the run.
-        settings: how to call the pipeline.
+        pipe: a pipeline of diffusers.
+        call: the arguments that it is called with.
         seed: of the noise, from `eigencache.calibration.sampler.image_seed`.
         tap: one of `eigencache.plan.TAPS`.
         patterns: shell patterns (`transformer_blocks.*.attn`) of the names of streams to record.
         features: what is kept of a feature: "whole", each tensor in its own shape less the batch,
-            or one of `eigencache.runtime._taps.FEATURES`, one vector of all tensors.
+            or one of `eigencache.runtime._taps.FEATURES`, one vector of all tensors. Where the
+            network is called several times per step, its features are joined along the first axis.
 
     Raises:
-        ValueError: a pattern matches no stream; the transformer does not have the tap, or is
-            called more than once a step.
+        ValueError: a pattern matches no stream; or the network does not have the tap.
     """
-    streams = chosen(tapped(pipe.transformer, tap).streams, patterns)
-    records = {name: [] for name in streams}
+    records: dict[str, list[list[np.ndarray]]] = {}
 
-    def keep(record: list, feature) -> None:
+    def keep(tap: str, name: str, feature) -> None:
         parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
-        record.append([part[0].float().cpu().numpy() for part in parts])
+        kept = [part[0].float().cpu().numpy() for part in parts]
+        records.setdefault(name, []).append(kept)
 
-    with contextlib.ExitStack() as stack:
-        for name, stream in streams.items():
-            stack.enter_context(watching(stream, partial(keep, records[name])))
-        sample(pipe, text, settings, seed)
-    found = {}
+    def matching(streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
+        return chosen(streams, patterns)
+
+    if tap == "output":
+        chosen({"output": None}, patterns)
+    with recording(pipe, [tap], keep, matching) as recorder:
+        latent_only(pipe, call, seed)
+    found, count = {}, len(recorder.timesteps)
     for name, record in records.items():
-        found |= _named(name, [np.stack(part) for part in zip(*record, strict=True)])
-    timesteps, sigmas = (
-        values.double().cpu().numpy()
-        for values in (pipe.scheduler.timesteps, pipe.scheduler.sigmas)
-    )
-    return Trajectory(found, timesteps, sigmas, tap, prompt, seed, fingerprint(pipe.transformer))
+        calls = len(record) // count
+        parts = zip(*record, strict=True)
+        found |= _named(name, [_joined(np.stack(part), calls) for part in parts])
+    return Trajectory(
+        found, np.array(recorder.timesteps), recorder.sigmas, tap, text_of(call), seed,
+        fingerprint(network_of(pipe)),
+    )  # fmt: skip
+
+
+def _joined(rows: np.ndarray, calls: int) -> np.ndarray:
+    """Return features `[T * calls, N, ...]` as `[T, calls * N, ...]`."""
+    return rows.reshape(len(rows) // calls, calls * rows.shape[1], *rows.shape[2:])
 
 
 def chosen(streams: dict[str, Stream], patterns: Sequence[str]) -> dict[str, Stream]:
@@ -87,32 +93,28 @@ def _named(name: str, parts: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
-    settings = Settings(**json.loads(arguments.sampler))
-    prompts = read_prompts(arguments.prompts)
-    if arguments.index >= len(prompts):
-        raise ValueError(f"{arguments.prompts}: no prompt {arguments.index} of {len(prompts)}")
-    prompt, seed = prompts[arguments.index], image_seed(arguments.seed, arguments.index)
-    pipe, texts = load_encoded(
-        verified(arguments.model), [prompt], settings, arguments.low_memory
-    )  # fmt: skip
+    calls = read_calls(arguments.prompts)
+    if arguments.index >= len(calls):
+        raise ValueError(f"{arguments.prompts}: no prompt {arguments.index} of {len(calls)}")
+    call, seed = calls[arguments.index], image_seed(arguments.seed, arguments.index)
+    pipe = loaded(arguments, [call])
     trajectory = collect(
-        pipe, prompt, *texts, settings, seed, arguments.tap, arguments.streams, arguments.features
-    )
+        pipe, {**arguments.arguments, **opened(call)}, seed, arguments.tap, arguments.streams,
+        arguments.features,
+    )  # fmt: skip
     trajectory.save(arguments.trajectory)
     for name, feature in trajectory.features.items():
         print(f"{name}: {list(feature.shape)}")
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("collect", description=__doc__)
-    parser.add_argument("--model", required=True, help="the manifest of a fetched model")
+    add_pipeline(parser)
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--index", type=int, default=0, help="of the prompt")
     parser.add_argument("--seed", type=int, required=True, help="of the calibration")
-    parser.add_argument("--sampler", required=True, help="the settings, as JSON")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument("--tap", choices=TAPS, required=True)
     parser.add_argument("--streams", nargs="+", default=["*"], help="shell patterns of their names")
     parser.add_argument("--features", choices=[WHOLE, *FEATURES], default=WHOLE)

@@ -14,74 +14,64 @@ One row a tap and image:
                             without a cache; empty on a CPU
     device, threads         what was computed on
 
-A step is a call of the transformer. Taps that a transformer has not are left out.
+A step goes from its first call of a network to the end of the scheduler's step. The first step of
+a run, which is slower than the others, is a full one. Taps that a network has not are left out.
 """
 
 import argparse
-import json
-import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration.sampler import Settings, device_of, image_seed, load_encoded, sample
-from eigencache.commands.prompts import read_prompts
+from eigencache.calibration._calls import latent_only, quiet
+from eigencache.calibration.recording import timesteps_of
+from eigencache.calibration.sampler import image_seed
+from eigencache.commands.prompts import opened, read_calls
 from eigencache.methods import METHODS
 from eigencache.plan import TAPS, Plan
-from eigencache.runtime import cached, held_bytes
-from eigencache.runtime._taps import tapped
-from eigencache.runtime.stats import Clock
-from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from eigencache.runtime import cached, following, held_bytes, watched
+from eigencache.runtime._taps import network_of, tapped
+from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.tables.tables import write_table
+
+Call = Mapping[str, Any]
 
 
 class Steps(NamedTuple):
-    """What the steps of one run took: seconds each, and megabytes."""
+    """What the steps of one run took: median seconds, and megabytes."""
 
-    seconds: list[float]
+    full_seconds: float
+    skipped_seconds: float
     cache_mb: float
     peak_mb: float
 
 
 def steps_of(
-    pipe, text: dict, settings: Settings, seed: int, plan: Plan | None = None,
-    anchor_device: str | None = None,
-) -> Steps:  # fmt: skip
+    pipe, call: Call, seed: int, plan: Plan | None = None, anchor_device: str | None = None
+) -> Steps:
     """Sample one image, by a plan or in full, and return what its steps took."""
-    transformer, clock = pipe.transformer, Clock(device_of(pipe).type)
-    begun, ended, held = [], [], []
-
-    def end(*_):
-        ended.append(clock.mark())
-        held.append(held_bytes(transformer))
-
-    hooks = [
-        transformer.register_forward_pre_hook(lambda *_: begun.append(clock.mark())),
-        transformer.register_forward_hook(end),
-    ]
-    try:
-        with cached(transformer, plan, anchor_device) if plan else nullcontext():
-            made = sample(pipe, text, settings, seed)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    clock.finish()
-    seconds = [clock.between(*pair) for pair in zip(begun, ended, strict=True)]
-    return Steps(seconds, max(held) / 1e6, made.peak_memory_mb)
+    held, device = [0], pipe._execution_device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
+        with following(pipe, lambda _: held.append(held_bytes(pipe))):
+            latent_only(pipe, call, seed)
+        peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+        return Steps(stats.full_seconds, stats.skipped_seconds, max(held) / 1e6, peak)
 
 
-def plans_by_tap(transformer, full_steps: int, timesteps) -> dict[str, Plan]:
-    """Return TaylorSeer's plan of order 1 for every tap that the transformer has."""
+def plans_by_tap(network, full_steps: int, timesteps) -> dict[str, Plan]:
+    """Return TaylorSeer's plan of order 1 for every tap that a network has."""
     plan, plans = nearest_plan(full_steps, timesteps), {}
     for tap in TAPS:
         try:
-            tapped(transformer, tap)
+            if tap != "output":
+                tapped(network, tap)
         except ValueError as error:
             print(f"tap {tap} is left out: {error}")
         else:
@@ -102,29 +92,18 @@ def nearest_plan(full_steps: int, timesteps) -> Plan:
 
 
 def costs(
-    pipe, text: dict, settings: Settings, seed: int, plans: Mapping[str, Plan],
-    anchor_device: str | None = None,
-) -> Iterator[dict]:  # fmt: skip
-    """Yield what each tap costs in one image, beside a run without a cache.
-
-    Raises:
-        ValueError: the transformer is called more than once a step.
-    """
-    uncached = steps_of(pipe, text, settings, seed)
+    pipe, call: Call, seed: int, plans: Mapping[str, Plan], anchor_device: str | None = None
+) -> Iterator[dict]:
+    """Yield what each tap costs in one image, beside a run without a cache."""
+    uncached, device = steps_of(pipe, call, seed), pipe._execution_device.type
     for tap, plan in plans.items():
-        found = steps_of(pipe, text, settings, seed, plan, anchor_device)
-        if len(found.seconds) != len(plan):
-            raise ValueError(f"{len(found.seconds)} calls of the transformer in {len(plan)} steps")
-        of_kind = {True: [], False: []}
-        for is_full, seconds in zip(plan.full.tolist(), found.seconds, strict=True):
-            of_kind[is_full].append(seconds)
-        device = device_of(pipe).type
+        found = steps_of(pipe, call, seed, plan, anchor_device)
         yield {
             "tap": tap,
             "full_steps": len(plan.full_steps),
-            "uncached_step_seconds": statistics.median(uncached.seconds),
-            "full_step_seconds": statistics.median(of_kind[True]),
-            "skipped_step_seconds": statistics.median(of_kind[False]),
+            "uncached_step_seconds": uncached.full_seconds,
+            "full_step_seconds": found.full_seconds,
+            "skipped_step_seconds": found.skipped_seconds,
             "cache_mb": found.cache_mb,
             "added_peak_mb": found.peak_mb - uncached.peak_mb if device == "cuda" else None,
             "device": device,
@@ -133,31 +112,29 @@ def costs(
 
 
 def main(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
-    settings = Settings(**json.loads(arguments.sampler))
-    prompts = read_prompts(arguments.prompts)[: arguments.images]
-    pipe, texts = load_encoded(verified(arguments.model), prompts, settings, arguments.low_memory)
-    sample(pipe, texts[0], settings, arguments.seed)  # the first is slower than those to come
-    timesteps = pipe.scheduler.timesteps.double().cpu().numpy()
-    plans = plans_by_tap(pipe.transformer, arguments.full_steps, timesteps)
+    calls = read_calls(arguments.prompts)[: arguments.images]
+    pipe = loaded(arguments, calls)
+    first = {**arguments.arguments, **opened(calls[0])}
+    timesteps = timesteps_of(pipe, first)
+    plans = plans_by_tap(network_of(pipe), arguments.full_steps, timesteps)
+    steps_of(pipe, first, arguments.seed)  # the first run is slower than those to come
     rows = []
-    for image, text in enumerate(tqdm(texts, desc="costs", unit="image")):
-        seed = image_seed(arguments.seed, image)
-        every = costs(pipe, text, settings, seed, plans, arguments.anchor_device)
+    for image, call in enumerate(tqdm(calls, desc="costs", unit="image")):
+        seed, whole = image_seed(arguments.seed, image), {**arguments.arguments, **opened(call)}
+        every = costs(pipe, whole, seed, plans, arguments.anchor_device)
         rows += [{"image": image} | row for row in every]
     write_table(pd.DataFrame(rows), arguments.table)
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("costs", description=__doc__)
-    parser.add_argument("--model", required=True, help="the manifest of a fetched model")
+    add_pipeline(parser)
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--images", type=int, required=True, help="how many to sample at each tap")
     parser.add_argument("--full-steps", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True, help="of the experiment")
-    parser.add_argument("--sampler", required=True, help="the settings, as JSON")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument("--anchor-device", nargs="?", help="where features are kept, such as cpu")
     parser.add_argument("--table", required=True, help="CSV to write")
     run(main, parser, outputs=["table"], sources=["prompts"], models=["model"])

@@ -17,32 +17,31 @@ of the full run, in units of the noise at the start, of which a number has varia
 Both are predicted, from the weights and a kernel of calibration prompts alone, for plans at the
 output tap (`eigencache.design.forecast_errors`, `latents_errors`). Of the others neither can be:
 their kernels, where they have any, are one a stream or of cosines, which have no sizes, and none
-says what an error inside the network makes of its output. Predicted latents take the sampler to be
-an Euler sampler of flow matching, and are left out where it is another.
+says what an error inside the network makes of its output. How the outputs move the latents is
+what the kernel says of the scheduler (`Kernel.step_sizes`).
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from tqdm import tqdm
 
-from eigencache.calibration.sampler import Settings, call, image_seed, load_encoded
-from eigencache.commands.prompts import read_prompts
+from eigencache.calibration._calls import latent_only, quiet, sample_of
+from eigencache.calibration.recording import recording
+from eigencache.calibration.sampler import image_seed
+from eigencache.commands.prompts import opened, read_calls
 from eigencache.design import forecast_errors, latents_errors
 from eigencache.kernel import Kernel, KernelError
-from eigencache.plan import Plan
-from eigencache.runtime import cached
+from eigencache.plan import Plan, PlanError
+from eigencache.runtime import cached, following
 from eigencache.runtime._hooks import Call, forecast
-from eigencache.runtime._taps import tapped, tensors, watching
-from reproduction.models.check import verified
-from reproduction.stages import LOW_MEMORY, run
+from eigencache.runtime._taps import tensors
+from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.tables.tables import write_table
 
 FORECAST, LATENTS = "forecast", "latents"
@@ -52,14 +51,16 @@ Errors = Mapping[str, np.ndarray]  # quantity to float64 [T], nan where there is
 class OpenLoop:
     """What plans forecast of one stream along an undisturbed run; called with its every feature.
 
-    Features that a later step of some plan draws on are kept, once for all plans.
+    Features that a later step of some plan draws on are kept, once for all plans. Where a network
+    is called several times per step, the features of each of its calls are forecast from those of
+    the same call.
 
     Attributes:
         squares: label to step to the squared norms of the forecast's error and of the feature, one
             tensor `[2]`; of steps that forecast the stream.
 
     Raises:
-        ValueError: it is called more often than there are steps.
+        PlanError: the sampler takes more steps than the plans have.
     """
 
     def __init__(self, name: str, plans: Mapping[str, Plan], anchor_device: str | None = None):
@@ -67,71 +68,83 @@ class OpenLoop:
         self.call = Call(anchor_device and torch.device(anchor_device))
         used = np.any([weights != 0 for weights in self.weights.values()], axis=0)
         self.last_use = [max([-1, *np.flatnonzero(column)]) for column in used.T]
-        self.anchors, self.step, self.squares = {}, 0, {label: {} for label in plans}
+        self.anchors: dict[tuple[int, int], tuple] = {}
+        self.step, self.passes = -1, 0
+        self.squares: dict[str, dict[int, torch.Tensor]] = {label: {} for label in plans}
 
-    def __call__(self, feature) -> None:
-        if self.step == len(self.last_use):
-            raise ValueError("the transformer is called more than once a step: cannot follow it")
+    def __call__(self, step: int, feature) -> None:
+        if step >= len(self.last_use):
+            raise PlanError(f"the plans are of {len(self.last_use)} steps, the sampler takes more")
+        self.passes = self.passes + 1 if step == self.step else 0
+        if step > self.step:
+            for key in [(a, k) for a, k in self.anchors if self.last_use[a] < step]:
+                del self.anchors[key]
+        self.step = step
         for label, weights in self.weights.items():
-            row = weights[self.step]
-            terms = [(self.anchors[a], float(row[a])) for a in np.flatnonzero(row)]
+            row = weights[step]
+            terms = [(self.anchors[int(a), self.passes], float(row[a])) for a in row.nonzero()[0]]
             if terms:
                 made = forecast(terms, tensors(feature)[0].device, wide=True)
                 pairs = list(zip(tensors(made), tensors(feature), strict=True))
                 error = sum((ours - true).square().sum() for ours, true in pairs)
                 size = sum(true.to(ours.dtype).square().sum() for ours, true in pairs)
-                self.squares[label][self.step] = torch.stack([error, size])
-        if self.last_use[self.step] > self.step:
-            self.anchors[self.step] = _kept(feature, self.call)
-        for a in [a for a in self.anchors if self.last_use[a] <= self.step]:
-            del self.anchors[a]
-        self.step += 1
+                found = self.squares[label]
+                found[step] = found.get(step, 0) + torch.stack([error, size])
+        if self.last_use[step] > step:
+            self.anchors[step, self.passes] = _kept(feature, self.call)
 
 
 def _kept(feature, call_: Call) -> tuple[torch.Tensor, ...]:
     return tuple(call_.keep(tensor) for tensor in tensors(feature))
 
 
-def latents_of(pipe, text: dict, settings: Settings, seed: int) -> np.ndarray:
-    """Return the latents after each step of one run, float64 `[T, D]`."""
-    kept = []
+class Latents:
+    """The latents after each step of one run; called with what the scheduler returns."""
 
-    def keep(pipe, step, timestep, found):
-        kept.append(found["latents"].double().flatten().cpu().numpy())
-        return {}
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
 
-    call(
-        pipe, text, settings, [seed], output_type="latent", callback_on_step_end=keep,
-        callback_on_step_end_tensor_inputs=["latents"],
-    )  # fmt: skip
-    return np.stack(kept)
+    def __call__(self, result) -> None:
+        self.rows.append(sample_of(result).double().flatten().cpu().numpy())
+
+    def less(self, others: "Latents") -> np.ndarray:
+        """Return the root of the mean square difference after each step, float64 `[T]`."""
+        return np.sqrt(np.square(np.stack(self.rows) - np.stack(others.rows)).mean(axis=1))
 
 
 def full_run(
-    pipe, text: dict, settings: Settings, seed: int, plans: Mapping[str, Plan],
+    pipe, call: Mapping[str, Any], seed: int, plans: Mapping[str, Plan],
     anchor_device: str | None = None,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
+) -> tuple[Latents, dict[str, np.ndarray]]:  # fmt: skip
     """Sample one image in full, and forecast its features by every plan on the way.
 
     Returns:
-        The latents after each step, float64 `[T, D]`; and label to the relative error of the
-        plan's forecast at each step, float64 `[T]`, nan where it forecasts nothing.
+        The latents after each step; and label to the relative error of the plan's forecast at each
+        step, float64 `[T]`, nan where it forecasts nothing.
     """
-    watched: list[OpenLoop] = []
-    with ExitStack() as stack:
-        for tap in {plan.tap for plan in plans.values()}:
-            there = {k: plan for k, plan in plans.items() if plan.tap == tap and not plan.refresh}
-            for name, stream in tapped(pipe.transformer, tap).streams.items() if there else ():
-                watched.append(OpenLoop(name, there, anchor_device))
-                stack.enter_context(watching(stream, watched[-1]))
-        latents = latents_of(pipe, text, settings, seed)
-    return latents, {label: _relative(label, watched, len(plan)) for label, plan in plans.items()}
+    followed: dict[tuple[str, str], OpenLoop] = {}
+    forecasting = {label: plan for label, plan in plans.items() if not plan.refresh}
+    latents = Latents()
+
+    def keep(tap: str, name: str, feature) -> None:
+        if (tap, name) not in followed:
+            there = {label: plan for label, plan in forecasting.items() if plan.tap == tap}
+            followed[tap, name] = OpenLoop(name, there, anchor_device)
+        followed[tap, name](len(recorder.timesteps), feature)
+
+    taps = {plan.tap for plan in forecasting.values()}
+    with recording(pipe, taps, keep) as recorder, following(pipe, latents):
+        latent_only(pipe, call, seed)
+    for plan in plans.values():
+        plan.check_timesteps(recorder.timesteps)
+    loops = list(followed.values())
+    return latents, {label: _relative(label, loops, len(plan)) for label, plan in plans.items()}
 
 
-def _relative(label: str, watched: list[OpenLoop], count: int) -> np.ndarray:
+def _relative(label: str, loops: list[OpenLoop], count: int) -> np.ndarray:
     """Return the relative errors of a plan's forecasts, of all streams together."""
     sums = np.zeros((count, 2))
-    for stream in watched:
+    for stream in loops:
         for step, squares in stream.squares.get(label, {}).items():
             sums[step] += squares.double().cpu().numpy()
     error, size = sums.T
@@ -139,39 +152,36 @@ def _relative(label: str, watched: list[OpenLoop], count: int) -> np.ndarray:
 
 
 def measured(
-    pipe, text: dict, settings: Settings, seed: int, plans: Mapping[str, Plan],
+    pipe, call: Mapping[str, Any], seed: int, plans: Mapping[str, Plan],
     anchor_device: str | None = None,
 ) -> Iterator[tuple[str, Errors]]:  # fmt: skip
     """Yield each label and what its plan misses in one image, by quantity.
 
     Args:
-        pipe: from `sampler.load_encoded`, with `text`: the embeddings of the prompt.
-        text: with it.
-        settings: how to call the pipeline.
+        pipe: a pipeline of diffusers.
+        call: the arguments that it is called with.
         seed: of the noise, from `eigencache.calibration.sampler.image_seed`.
         plans: label to plan.
         anchor_device: where features are kept; by default where they are made.
 
     Raises:
         PlanError: a plan was made for another sampler or model.
-        ValueError: the transformer lacks a tap, or is called more than once a step.
+        ValueError: the network lacks a tap.
     """
-    full, forecasts = full_run(pipe, text, settings, seed, plans, anchor_device)
+    full, forecasts = full_run(pipe, call, seed, plans, anchor_device)
     for label, plan in plans.items():
-        plan.check_timesteps(pipe.scheduler.timesteps.double().cpu().numpy())
-        with cached(pipe.transformer, plan, anchor_device):
-            latents = latents_of(pipe, text, settings, seed)
-        missed = np.sqrt(np.square(latents - full).mean(axis=1))
-        yield label, {FORECAST: forecasts[label], LATENTS: missed}
+        latents = Latents()
+        with quiet(pipe), cached(pipe, plan, anchor_device), following(pipe, latents):
+            latent_only(pipe, call, seed)
+        yield label, {FORECAST: forecasts[label], LATENTS: latents.less(full)}
 
 
-def predicted(plan: Plan, kernel: Kernel, euler: bool = True) -> Errors:
+def predicted(plan: Plan, kernel: Kernel) -> Errors:
     """Return what a plan will miss, by quantity, told from a kernel; nothing where it cannot be.
 
     Args:
         plan: of any tap; of those at the output something can be told.
         kernel: of the output tap.
-        euler: whether the sampler is an Euler sampler of flow matching.
 
     Raises:
         KernelError: the kernel is none of second moments of whole features at the output tap.
@@ -184,8 +194,8 @@ def predicted(plan: Plan, kernel: Kernel, euler: bool = True) -> Errors:
         return {}
     plan.check_timesteps(kernel.timesteps)
     forecasts = np.where(plan.full, np.nan, forecast_errors(plan, kernel.matrix()))
-    found = {FORECAST: forecasts}
-    return found | {LATENTS: latents_errors(plan, kernel.matrix())} if euler else found
+    latents = latents_errors(plan, kernel.matrix(), kernel.step_sizes)
+    return {FORECAST: forecasts, LATENTS: latents}
 
 
 def rows(label: str, plan: Plan, errors: Errors, prompt_index: int | None = None) -> list[dict]:
@@ -207,42 +217,36 @@ def rows(label: str, plan: Plan, errors: Errors, prompt_index: int | None = None
 
 
 def main(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(arguments.threads)
-    settings = Settings(**json.loads(arguments.sampler))
-    prompts = read_prompts(arguments.prompts)
-    beyond = [index for index in arguments.indices if index >= len(prompts)]
+    calls = read_calls(arguments.prompts)
+    beyond = [index for index in arguments.indices if index >= len(calls)]
     if beyond:
-        raise ValueError(f"{arguments.prompts}: no prompts {beyond} of {len(prompts)}")
+        raise ValueError(f"{arguments.prompts}: no prompts {beyond} of {len(calls)}")
     plans = {Path(path).parent.name: Plan.load(path) for path in arguments.plans}
     kernel = Kernel.load(arguments.kernel)
-    pipe, texts = load_encoded(
-        verified(arguments.model), [prompts[i] for i in arguments.indices], settings,
-        arguments.low_memory,
-    )  # fmt: skip
+    pipe = loaded(arguments, [calls[i] for i in arguments.indices])
     found = []
-    for index, text in zip(arguments.indices, tqdm(texts, desc="errors"), strict=True):
+    for index in tqdm(arguments.indices, desc="errors", unit="prompt"):
+        call = {**arguments.arguments, **opened(calls[index])}
         seed = image_seed(arguments.seed, index)
-        every = measured(pipe, text, settings, seed, plans, arguments.anchor_device)
+        every = measured(pipe, call, seed, plans, arguments.anchor_device)
         found += [
             row for label, errors in every for row in rows(label, plans[label], errors, index)
         ]
-    euler = isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
     for label, plan in plans.items():
-        found += rows(label, plan, predicted(plan, kernel, euler))
+        found += rows(label, plan, predicted(plan, kernel))
     write_table(pd.DataFrame(found).astype({"prompt_index": "Int64"}), arguments.table)
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("errors", description=__doc__)
-    parser.add_argument("--model", required=True, help="the manifest of a fetched model")
+    add_pipeline(parser)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
     parser.add_argument("--kernel", required=True, help="second moments of the output tap")
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--indices", nargs="+", type=int, required=True, help="of the prompts")
     parser.add_argument("--seed", type=int, required=True, help="of the experiment")
-    parser.add_argument("--sampler", required=True, help="the settings, as JSON")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--low-memory", type=int, choices=(0, 1), default=0, help=LOW_MEMORY)
     parser.add_argument("--anchor-device", nargs="?", help="where features are kept, such as cpu")
     parser.add_argument("--table", required=True, help="CSV to write")
     run(

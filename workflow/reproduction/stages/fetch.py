@@ -23,7 +23,6 @@ from tqdm import tqdm
 from eigencache._files import replacing, sha256
 from reproduction.models import hub, packages
 from reproduction.models.check import FetchError, fault_of, mismatch
-from reproduction.stages import run
 
 COLUMNS = {"bytes": "Int64", "sha256": "object", "note": "object"}  # any of them may be open
 
@@ -247,6 +246,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("fetch", description=__doc__)
     parser.add_argument("--table", default="data/models.tsv")
     parser.add_argument("--model", required=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import pandas as pd
 
 from reproduction.provenance import manifest
-from reproduction.stages import run
 from reproduction.tables.tables import read_table, refuse_altered, write_table
 
 # What the workflow reads of every shard.
@@ -105,6 +104,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("merge", description=__doc__)
     parser.add_argument("--shards", nargs="+", required=True)
     parser.add_argument("--count", type=int, required=True, help="the number of prompts")

@@ -9,7 +9,6 @@ from eigencache.design import with_predicted_error
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import predicted_latent_error
-from reproduction.stages import run
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -27,6 +26,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("plan", description=__doc__)
     parser.add_argument("--kernel", required=True, help="of the kind the method wants")
     parser.add_argument("--method", required=True, help='as JSON: {"method": name, options ...}')

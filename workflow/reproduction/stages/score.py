@@ -12,7 +12,6 @@ from eigencache._device import default_device
 from eigencache.metrics.scorers import Scorers
 from eigencache.metrics.scoring import score_records
 from reproduction.models.check import verified
-from reproduction.stages import run
 from reproduction.tables.tables import read_table, refuse_altered, write_table
 
 
@@ -58,6 +57,8 @@ def _hashes(manifest: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("score", description=__doc__)
     parser.add_argument("--records", required=True)
     parser.add_argument("--references", nargs="+", required=True, help="runs to compare with")

@@ -12,7 +12,6 @@ import pandas as pd
 from eigencache._files import replacing
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
-from reproduction.stages import run
 from reproduction.tables.statistics import Interval, differences, mean_interval, median_interval
 from reproduction.tables.tables import read_table, write_table
 
@@ -148,6 +147,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("table", description=__doc__)
     parser.add_argument("--records", nargs="+", required=True, help="one a method, in their order")
     parser.add_argument("--scores", nargs="+", required=True, help="one a method")

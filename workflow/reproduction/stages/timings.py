@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from reproduction.stages import run
-
 
 def timings(files: list[Path]) -> pd.DataFrame:
     """Return one row per rule: how many jobs, their seconds in all, the largest memory of one.
@@ -29,6 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    from reproduction.program import run
+
     parser = argparse.ArgumentParser("timings", description=__doc__)
     parser.add_argument("folder")
     run(main, parser)

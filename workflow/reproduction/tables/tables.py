@@ -5,20 +5,29 @@ from pathlib import Path
 
 import pandas as pd
 
-from eigencache._files import replacing, sha256
+from eigencache._files import replacing
+from eigencache._frames import hash_of_frames
+
+# The columns that hold names and texts, whatever these look like.
+TEXTS = {
+    name: str
+    for name in ("method", "run", "reference", "baseline", "label", "factor", "prompt", "image",
+                 "sha256", "shard")
+}  # fmt: skip
 
 
 def read_table(path: str | os.PathLike) -> pd.DataFrame:
     """Return a CSV file that a stage wrote; only an empty cell is a missing value.
 
-    A prompt may well be "None" or "NA", which pandas would take for missing by itself.
+    A prompt may well be "None" or "NA", which pandas would take for missing by itself, and a label
+    "007", which it would take for a number.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no table; the message names it.
     """
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=TEXTS)
     except ValueError as error:
         raise ValueError(f"{path}: not a table ({error}); delete it and run again") from error
 
@@ -32,7 +41,7 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
 def altered_images(records: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of those records whose image is missing or is not the recorded one."""
     files = zip(records["image"].map(str), records["sha256"], strict=True)
-    wrong = [not Path(image).is_file() or sha256(image) != digest for image, digest in files]
+    wrong = [not Path(image).exists() or hash_of_frames(image) != digest for image, digest in files]
     return records.loc[wrong]
 
 

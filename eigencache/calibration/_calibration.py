@@ -1,0 +1,108 @@
+"""What a plan is made on: a pipeline, calls of it, and what they tell."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from eigencache.calibration._calls import Call, takes
+from eigencache.calibration.quality import Judge
+from eigencache.calibration.recording import Kind, record_kernels
+from eigencache.calibration.sampler import image_seed
+from eigencache.calibration.simulator import Simulator
+from eigencache.kernel import Kernel
+from eigencache.runtime._policies import is_guidance
+
+if TYPE_CHECKING:
+    from eigencache.methods import Method
+
+# What a method that needs no kernel is given, for its timesteps alone.
+OUTPUT = Kind("output", "full", "second-moment")
+
+
+class Calibration:
+    """The calls that a plan is made on.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        calls: the arguments that are each call's own, from `calls_of`.
+        arguments: those that all calls share.
+        seed: of the noise: call `i` has `sampler.image_seed(seed, i)`.
+    """
+
+    def __init__(
+        self, pipe: Any, calls: Sequence[Call], arguments: Mapping[str, Any], seed: int
+    ) -> None:
+        self.pipe, self.calls, self.arguments, self.seed = pipe, calls, dict(arguments), seed
+        self.seeds = [image_seed(seed, index) for index in range(len(calls))]
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What kernels say of where they come from."""
+        return {"seed": str(self.seed), "dtype": str(self.pipe.dtype).removeprefix("torch.")}
+
+    @property
+    def belongs(self) -> dict[str, Any]:
+        """What kernels and plans belong to: the arguments that are plain, and the classes.
+
+        Where the pipeline says with which guidance it is called, the default is among them.
+        """
+        kind = type(self.pipe)
+        said = {
+            name: parameter.default
+            for name, parameter in inspect.signature(kind.__call__).parameters.items()
+            if is_guidance(name) and isinstance(getattr(kind, name, None), property)
+        }
+        plain = {
+            name: value
+            for name, value in {**said, **self.arguments}.items()
+            if isinstance(value, int | float | str)
+        }
+        scheduler = type(self.pipe.scheduler).__name__
+        return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
+
+    def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
+        """Return the simulator of some of the calls."""
+        latent = {"output_type": "latent"} if takes(self.pipe, "output_type") else {}
+        return Simulator(
+            self.pipe, [self.calls[i] for i in indices], [self.seeds[i] for i in indices],
+            self.arguments | latent, batch,
+        )  # fmt: skip
+
+    def kernel(self, kind: Kind, needed: bool = True, batch: int = 16) -> Kernel:
+        """Return the kernel of a kind; of one call alone if it is not `needed` for its values."""
+        indices = range(len(self.calls) if needed else 1)
+        if kind[:3] == OUTPUT[:3]:
+            return self.kernel_of(self.simulator(indices[: kind.runs], batch))
+        (kernel,) = self.kernels([kind], indices)
+        return kernel
+
+    def kernel_of(self, runs: Simulator) -> Kernel:
+        """Return the kernel of full runs of some of the calls."""
+        return replace(runs.kernel(self.source), **self.belongs)
+
+    def kernels(self, kinds: list[Kind], indices: Sequence[int] | None = None) -> list[Kernel]:
+        """Return kernels of several kinds, from one full run of every call."""
+        indices = range(len(self.calls)) if indices is None else indices
+        kernels = record_kernels(
+            self.pipe, [self.arguments | dict(self.calls[i]) for i in indices],
+            [self.seeds[i] for i in indices], kinds, self.source,
+        )  # fmt: skip
+        return [replace(kernel, **self.belongs) for kernel in kernels]
+
+    def judge(self, count: int) -> Judge:
+        """Return what judges plans by the last so many calls."""
+        return Judge(
+            self.pipe, [self.arguments | dict(call) for call in self.calls[-count:]],
+            self.seeds[-count:],
+        )  # fmt: skip
+
+
+def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> Kind:
+    """Return the kind of kernel that a method wants with these options."""
+    use = method.parts(1, **options).use
+    if use is None:
+        return OUTPUT
+    return Kind(tap or method.tap, use.features, use.normalisation, use.runs)

@@ -1,0 +1,70 @@
+"""Plans that are fitted with the pipeline in the loop."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from eigencache.calibration._calibration import Calibration
+from eigencache.calibration.quality import cheapest, with_prediction
+from eigencache.closed_loop import ClosedLoop, refine
+from eigencache.kernel import Kernel, KernelUse
+from eigencache.methods import FEWEST, Method
+from eigencache.plan import Plan
+
+
+class ClosedLoopMaker:
+    """Makes the plans of a method that are fitted with the pipeline in the loop.
+
+    Args:
+        calibration: the calls; the last ones, `held_out` of them, are not fitted: they judge.
+        method: one that has a closed loop.
+        options: of the method.
+        kernel: of the kind that the method wants; by default that of the fitted calls.
+        report: called with one line about each plan.
+
+    Raises:
+        ValueError: the method has no closed loop, an option is unknown or out of range, or so
+            many calls are held out that none is left to fit on.
+    """
+
+    def __init__(
+        self, calibration: Calibration, method: Method, options: Mapping[str, Any],
+        kernel: Kernel | None = None, report: Any = None,
+    ) -> None:  # fmt: skip
+        loop = method.parts(1, **options).closed_loop
+        if loop is None:
+            raise ValueError("the method has no closed loop, so its plans cannot be fitted")
+        count = len(calibration.calls)
+        held_out = loop.judges(count)
+        self.method, self.options, self.report = method, options, report or (lambda line: None)
+        self.loop: ClosedLoop = loop
+        self.runs = calibration.simulator(range(count - held_out), loop.batch)
+        self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
+        self.kernel = kernel or calibration.kernel_of(self.runs)
+        self.judge = calibration.judge(held_out)
+
+    def plan(self, full_steps: int) -> Plan:
+        """Return the plan of a budget, fitted, with its predicted PSNR.
+
+        Raises:
+            ValueError: the budget cannot be met.
+            PlanError, KernelError: the kernel is of another kind or tap.
+        """
+        parts = self.method.parts(full_steps, **self.options)
+        timesteps = self.runs.timesteps
+        plan = self.method.open_loop(full_steps, timesteps, self.kernel, **self.options)
+        matrix = (parts.use or KernelUse()).of(self.kernel.at(timesteps)).matrix()
+        plan = refine(plan, parts.predictor, matrix, self.runs, self.held_out, self.loop)
+        plan = with_prediction(plan, self.judge)
+        self.report(
+            f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "
+            f"{plan.predicted_psnr:.2f} dB; {plan.source['closed loop']}"
+        )
+        return plan
+
+    def cheapest(self, psnr: float) -> Plan:
+        """Return the plan of the fewest full steps that is predicted to give `psnr` dB.
+
+        Raises:
+            ValueError: not even with every step full would it.
+        """
+        return cheapest(self.plan, psnr, range(FEWEST, len(self.runs) + 1))

@@ -1,0 +1,46 @@
+"""Say what a plan is: its steps, its method, and what it was made for.
+
+The file is one of `eigencache plan`, of `Plan.save` or of the workflow.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from eigencache.commands.plan import predictions
+from eigencache.plan import Plan, remembered
+
+EXAMPLES = """\
+examples:
+  eigencache show plan.safetensors
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the plan."""
+    parser.add_argument("plan", type=Path, metavar="FILE", help="a plan, .safetensors")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print what the plan says."""
+    plan = Plan.load(arguments.plan)
+    told = {
+        "method": plan.method,
+        "steps": f"{len(plan)}, timesteps {plan.timesteps[0]:g} to {plan.timesteps[-1]:g}",
+        "full steps": f"{len(plan.full_steps)}: {' '.join(map(str, plan.full_steps))}",
+        "tap": plan.tap,
+        "streams": len(plan.streams) or None,
+        "model": plan.model or "any",
+        "arguments": json.dumps(dict(plan.arguments)) if plan.arguments else None,
+        "pipeline": plan.pipeline,
+        "scheduler": plan.scheduler,
+        "dtype": remembered(plan.source, "dtype"),
+        "predicted": predictions(plan).removeprefix("; ").replace("predicted ", "") or None,
+        "schedule": plan.source.get("schedule"),
+        "predictor": plan.source.get("predictor"),
+        "kernel": plan.source.get("kernel"),
+        "hash": plan.digest,
+    }
+    for name, value in told.items():
+        if value is not None:
+            print(f"{name:<11}{value}")

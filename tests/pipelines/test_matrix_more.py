@@ -1,0 +1,468 @@
+"""What happens to cached pipelines in use: side by side, stopped, copied, compiled, offloaded."""
+
+import copy
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import TaylorSeerCacheConfig
+from zoo import ZOO
+from zoo.runs import Measured, check_same, kept, recorded, reused
+
+import eigencache
+from eigencache import cached
+
+NAMES = ["flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22", "ltx2-one-pass"]
+HALF_WAY = 3
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def measured(request):
+    return Measured(ZOO[request.param]())
+
+
+def of(*names):
+    """Take some of the configurations only."""
+    return pytest.mark.parametrize("measured", names, indirect=True)
+
+
+class Stopped(Exception):
+    pass
+
+
+def calling(action, step=HALF_WAY):
+    """Return the argument that makes a pipeline call `action(pipe)` once a step has ended."""
+
+    def callback(pipe, index, timestep, tensors):
+        if index == step:
+            action(pipe)
+        return {}
+
+    return {"callback_on_step_end": callback}
+
+
+# ---- Side by side
+
+
+def test_an_image_of_another_pipeline_half_way(measured):
+    other = Measured(ZOO[measured.case.name]())
+    other.full = ~np.isin(np.arange(len(other.plain)), (2, 3, 5)) | measured.full
+    expected, between = measured.expected(), []
+    with cached(measured.case.pipe, measured.plan()), cached(other.case.pipe, other.plan()):
+        made = measured.case(0, **calling(lambda pipe: between.append(other.case(1))))
+    check_same(made, expected)
+    check_same(between[0], other.expected(1))
+
+
+def twin(measured):
+    """Return a case whose pipeline was made from another's, and shares its networks."""
+    case = copy.copy(measured.case)
+    case.pipe = type(case.pipe).from_pipe(case.pipe)
+    case.pipe.set_progress_bar_config(disable=True)
+    return case
+
+
+def test_an_image_of_a_pipeline_with_the_same_networks_half_way(measured):
+    plain, expected, between = twin(measured), measured.expected(), []
+    shared = next(iter(plain.denoisers()))
+    assert getattr(plain.pipe, shared) is getattr(measured.case.pipe, shared)
+    with cached(measured.case.pipe, measured.plan()):
+        check_same(plain(0), measured.plain.result)
+        made = measured.case(0, **calling(lambda pipe: between.append(plain(0))))
+        check_same(plain(0), measured.plain.result)
+    check_same(made, expected)
+    check_same(between[0], measured.plain.result)
+
+
+def test_two_caches_on_the_same_networks(measured):
+    other, between = twin(measured), []
+    full = np.arange(len(measured.plain)) < 4
+    full[measured.plain.switches] = True
+    with cached(measured.case.pipe, measured.plan()):
+        with cached(other.pipe, measured.plan(full)):
+            made = measured.case(0, **calling(lambda pipe: between.append(other(1))))
+        check_same(other(0), measured.plain.result)
+        check_same(measured.case(0), made)
+    check_same(made, measured.expected())
+    check_same(between[0], reused(measured.case, full, 1))
+
+
+def test_a_pipeline_made_from_a_cached_one_is_its_own(measured):
+    expected = measured.expected()
+    with cached(measured.case.pipe, measured.plan()):
+        other = twin(measured)
+        check_same(measured.case(0), expected)
+        try:
+            check_same(other(0), measured.plain.result)
+        except ValueError as error:
+            assert "made from a cached pipeline" in str(error)
+        check_same(measured.case(0), expected)
+    check_same(other(0), measured.plain.result)
+    check_same(measured.case(0), measured.plain.result)
+
+
+# ---- Stopped, interfered with
+
+
+def test_a_scheduler_that_is_swapped_is_an_error(measured):
+    pipe, expected = measured.case.pipe, measured.expected()
+    before = pipe.scheduler
+    with cached(pipe, measured.plan()):
+        check_same(measured.case(0), expected)
+        pipe.scheduler = type(before).from_config(before.config)
+        with pytest.raises(ValueError, match="scheduler was replaced"):
+            measured.case(0)
+    pipe.scheduler = before
+    check_same(measured.case(0), measured.plain.result)
+
+
+def test_an_exception_half_way_is_forgotten(measured):
+    def stop(pipe):
+        raise Stopped
+
+    expected = measured.expected(1)
+    with cached(measured.case.pipe, measured.plan()):
+        with pytest.raises(Stopped):
+            measured.case(0, **calling(stop))
+        check_same(measured.case(1), expected)
+
+
+def test_an_interrupt_half_way_is_forgotten(measured):
+    def interrupt(pipe):
+        pipe._interrupt = True
+
+    if not hasattr(type(measured.case.pipe), "interrupt"):
+        pytest.skip("the pipeline cannot be interrupted")
+    expected = [measured.expected(number) for number in (0, 1)]
+    with cached(measured.case.pipe, measured.plan()):
+        stopped = measured.case(0, **calling(interrupt))
+        assert not any(map(torch.equal, stopped, expected[0]))
+        check_same(measured.case(1), expected[1])
+    check_same(measured.case(0), measured.plain.result)
+
+
+def test_a_callback_that_changes_the_latents_is_heard(measured):
+    def halved(pipe, index, timestep, tensors):
+        return {"latents": tensors["latents"] / 2 if index == HALF_WAY else tensors["latents"]}
+
+    expected = reused(measured.case, measured.full, callback_on_step_end=halved)
+    assert not any(map(torch.equal, expected[:1], measured.expected()[:1]))
+    with cached(measured.case.pipe, measured.plan()):
+        check_same(measured.case(0, callback_on_step_end=halved), expected)
+
+
+@of("flux", "flux-inpaint", "sdxl-controlnet")
+def test_a_preview_is_decoded_at_every_step(measured):
+    vae, latents, seen = measured.case.pipe.vae, torch.ones(1, 4, 8, 8), []
+
+    def decode(pipe, index, timestep, tensors):
+        seen.append(pipe.vae.decode(latents).sample)
+        seen.append(pipe.vae(torch.ones(1, 3, 16, 16)).sample)
+        return {}
+
+    previews = vae.decode(latents).sample, vae(torch.ones(1, 3, 16, 16)).sample
+    expected = measured.expected()
+    with cached(measured.case.pipe, measured.plan()):
+        check_same(measured.case(0, callback_on_step_end=decode), expected)
+    check_same(seen, list(previews) * len(measured.plain))
+
+
+def test_a_denoiser_called_between_images_runs(measured):
+    name, network = next(iter(measured.case.denoisers().items()))
+    seen = []
+    hook = network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    measured.case(0)
+    hook.remove()
+    args, kwargs = seen[-1]
+
+    def output():
+        found = network(*args, **kwargs)
+        return [found[0] if isinstance(found, tuple) else found.sample]
+
+    with torch.no_grad():
+        try:
+            expected = output()
+        except Exception:
+            pytest.skip(f"{name} cannot be called without its pipeline")
+        with cached(measured.case.pipe, measured.plan()):
+            check_same(output(), expected)
+            measured.case(0)
+            check_same(output(), expected)
+
+
+def test_a_second_thread_gets_an_error(measured):
+    """Of two images at once on one pipeline one is refused; the other is as it would be alone."""
+    case, expected = measured.case, measured.expected()
+    paused, go, ended = threading.Event(), threading.Event(), {}
+
+    def sample(name, **changes):
+        try:
+            ended[name] = case(0, **changes)
+        except ValueError as error:
+            ended[name] = error
+
+    def wait(pipe):
+        paused.set()
+        assert go.wait(30)
+
+    with cached(case.pipe, measured.plan()):
+        first = threading.Thread(target=sample, args=["first"], kwargs=calling(wait))
+        first.start()
+        assert paused.wait(30)
+        sample("second")
+        go.set()
+        first.join()
+        refused = [name for name, end in ended.items() if isinstance(end, ValueError)]
+        assert len(refused) == 1
+        assert "one image at a time" in str(ended.pop(refused[0]))
+        check_same(*ended.values(), expected)
+        check_same(case(0), expected)  # nothing is left of it
+
+
+def test_a_second_cache_of_ours_is_refused(measured):
+    before, expected = kept(measured.case), measured.expected()
+    with cached(measured.case.pipe, measured.plan()):
+        with (
+            pytest.raises(ValueError, match="already enabled"),
+            cached(measured.case.pipe, measured.plan()),
+        ):
+            pass
+        check_same(measured.case(0), expected)
+    assert kept(measured.case) == before
+
+
+@of("flux", "qwen-true-cfg", "wan22")
+def test_a_cache_of_diffusers_below_ours_is_refused(measured):
+    for network in measured.case.denoisers().values():
+        network.enable_cache(TaylorSeerCacheConfig())
+        try:
+            with (
+                pytest.raises(ValueError, match="a cache of diffusers is enabled"),
+                cached(measured.case.pipe, measured.plan()),
+            ):
+                pass
+        finally:
+            network.disable_cache()
+        check_same(measured.case(0), measured.plain.result)
+
+
+@of("flux", "qwen-true-cfg", "wan22")
+def test_a_cache_of_diffusers_above_ours_is_refused(measured):
+    expected = measured.expected()
+    for network in measured.case.denoisers().values():
+        with cached(measured.case.pipe, measured.plan()):
+            try:
+                with pytest.raises(ValueError, match="a cache"):
+                    network.enable_cache(TaylorSeerCacheConfig())
+                    measured.case(0)
+            finally:
+                network.disable_cache()
+            check_same(measured.case(0), expected)
+        check_same(measured.case(0), measured.plain.result)
+
+
+def test_another_number_of_steps_is_refused_by_both_numbers(measured):
+    expected = measured.expected()
+    steps = {"num_inference_steps": 5}
+    if "strength" in measured.case.arguments():
+        steps["strength"] = 1.0
+    with cached(measured.case.pipe, measured.plan()):
+        with pytest.raises(eigencache.PlanError, match=rf"{len(measured.plain)}.*\b5\b"):
+            measured.case(0, **steps)
+        check_same(measured.case(0), expected)
+
+
+# ---- Batches, types of numbers
+
+
+def several(measured):
+    name = "num_images_per_prompt"
+    names = type(measured.case.pipe).__call__.__annotations__
+    return {name if name in names else "num_videos_per_prompt": 2}
+
+
+@of("flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22")
+def test_several_images_of_a_prompt(measured):
+    two = several(measured)
+    expected, one = measured.expected(**two), measured.expected()
+    assert len(expected[0]) == 2 * len(one[0])
+    with cached(measured.case.pipe, measured.plan()):
+        check_same(measured.case(0), one)
+        check_same(measured.case(0, **two), expected)
+        check_same(measured.case(0), one)
+
+
+def stacked(case, numbers):
+    """Return the arguments of several prompts in one call."""
+    parts = [case.prompt(number) for number in numbers]
+    embeddings = [name for name in parts[0] if "embeds" in name]
+    found = {name: torch.cat([part[name] for part in parts]) for name in embeddings}
+    masks = {k: v for k, v in case.arguments(0).items() if k.endswith("mask") and v.ndim == 2}
+    found |= {name: torch.cat([mask] * len(parts)) for name, mask in masks.items()}
+    return found | {"generator": [torch.Generator().manual_seed(n) for n in numbers]}
+
+
+@of("flux", "qwen-true-cfg", "wan22")
+def test_a_batch_of_prompts(measured):
+    def batch():
+        return stacked(measured.case, (1, 2, 3))
+
+    expected, one = measured.expected(**batch()), measured.expected()
+    assert len(expected[0]) == 3
+    with cached(measured.case.pipe, measured.plan()):
+        check_same(measured.case(0, **batch()), expected)
+        check_same(measured.case(0), one)
+        check_same(measured.case(0, **batch()), expected)
+
+
+def halved(value):
+    """Return tensors in bfloat16."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.bfloat16()
+    return value
+
+
+def test_bfloat16(measured):
+    case = ZOO[measured.case.name]()
+    case.pipe.to(torch.bfloat16)
+    changes = {name: halved(value) for name, value in case.arguments(0).items()}
+    changes.pop("generator")
+    plain = recorded(case, **changes)
+    np.testing.assert_array_equal(plain.timesteps, measured.plain.timesteps)
+    with cached(case.pipe, measured.plan([True] * len(plain))):
+        check_same(case(0, **changes), plain.result)
+    expected = reused(case, measured.full, **changes)
+    with cached(case.pipe, measured.plan()):
+        check_same(case(0, **changes), expected)
+    assert all(network.dtype == torch.bfloat16 for network in case.denoisers().values())
+
+
+@of("flux", "wan22")
+def test_weights_in_float8(measured):
+    case = ZOO[measured.case.name]()
+    for network in case.denoisers().values():
+        network.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    plain, expected = recorded(case), reused(case, measured.full)
+    assert not torch.equal(plain.result[0], measured.plain.result[0])
+    with cached(case.pipe, measured.plan()):
+        check_same(case(0), expected)
+    check_same(case(0), plain.result)
+
+
+# ---- Copied, saved
+
+
+def test_a_copied_plan_is_the_same(measured):
+    plan, expected = copy.deepcopy(measured.plan()), measured.expected()
+    with cached(measured.case.pipe, plan):
+        check_same(measured.case(0), expected)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@of("flux", "sdxl-controlnet", "wan22")
+def test_a_cached_pipeline_saves_what_it_would_save_otherwise(measured, tmp_path):
+    measured.case(0)
+    measured.case.pipe.save_pretrained(tmp_path / "plain")
+    with cached(measured.case.pipe, measured.plan()):
+        measured.case(0)
+        measured.case.pipe.save_pretrained(tmp_path / "cached")
+    plain, saved = files(tmp_path / "plain"), files(tmp_path / "cached")
+    assert plain.keys() == saved.keys()
+    assert [name for name in plain if plain[name] != saved[name]] == []
+
+
+# ---- Compiled
+
+
+class Counted:
+    """A backend of torch.compile that runs what it is given, and counts how often."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, graph, inputs):
+        def run(*args):
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+def compile_whole(pipe, backend):
+    for name in ("transformer", "transformer_2", "unet"):
+        if getattr(pipe, name, None) is not None:
+            setattr(pipe, name, torch.compile(getattr(pipe, name), backend=backend))
+
+
+def compile_in_place(pipe, backend):
+    for name in ("transformer", "transformer_2", "unet"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).compile(backend=backend)
+
+
+def compile_blocks(pipe, backend):
+    for name in ("transformer", "transformer_2", "unet"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).compile_repeated_blocks(backend=backend)
+
+
+@of("flux", "wan22", "sdxl-controlnet")
+@pytest.mark.parametrize("way", [compile_whole, compile_in_place, compile_blocks])
+def test_compiled_networks(measured, way):
+    case, backend = ZOO[measured.case.name](), Counted()
+    torch._dynamo.reset()
+    way(case.pipe, backend)
+    if way is compile_whole:
+        case.denoisers = dict  # hooks on what is compiled would be compiled too
+    case(0)
+    backend.runs = 0
+    plain = case(0)
+    whole = backend.runs
+    for one, other in zip(plain, measured.plain.result, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with cached(case.pipe, measured.plan()) as stats:
+        for number in (0, 1):
+            backend.runs = 0
+            made = case(number)
+            for one, other in zip(made, measured.expected(number), strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+            assert backend.runs == whole * measured.full.sum() / len(measured.full)
+    assert stats.full == 2 * measured.full.sum()
+    assert stats.skipped == 2 * (~measured.full).sum()
+    check_same(case(0), plain)
+
+
+# ---- Offloaded
+
+
+@of("flux", "sdxl-controlnet", "wan22", "qwen-true-cfg")
+@pytest.mark.parametrize("first", ["offloading", "cache"])
+def test_offloading(measured, first):
+    case = ZOO[measured.case.name]()
+    if first == "offloading":
+        case.pipe.enable_model_cpu_offload(device="cpu")
+    with cached(case.pipe, measured.plan()) as stats:
+        if first == "cache":
+            case.pipe.enable_model_cpu_offload(device="cpu")
+        for number in (0, 1, 0):
+            check_same(case(number), measured.expected(number))
+    assert stats.full == 3 * measured.full.sum()
+    check_same(case(0), measured.plain.result)
+    moved = []
+    name, network = next(iter(case.denoisers().items()))
+    hook = network._hf_hook
+    move = type(hook).pre_forward
+    hook.pre_forward = lambda module, *a, **k: (moved.append(name), move(hook, module, *a, **k))[1]
+    case(0)
+    assert moved  # offloading is still on

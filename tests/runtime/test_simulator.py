@@ -1,0 +1,413 @@
+"""The simulator: full runs, what becomes of them with steps skipped, and what schedulers do."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from fields import SIZE, FieldPipeline, field_pipeline
+from helpers import arguments_of, tiny_pipeline
+
+from eigencache.calibration.sampler import image_seed
+from eigencache.calibration.simulator import Simulator, _Record, sample_of
+from eigencache.design import step_sizes
+from eigencache.methods import make_plan
+from eigencache.plan import PlanError
+from eigencache.predictors import Newton, Reuse
+from eigencache.runtime import cached
+from eigencache.runtime._driver import Driver
+from eigencache.schedules import Steps
+
+STEPS, FULL = 10, [0, 1, 2, 5, 6]
+PROMPTS = ["a cat", "a dog", "a house", "a tree", "a boat"]
+SEEDS = [image_seed(7, i) for i in range(len(PROMPTS))]
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+SCHEDULERS = {
+    "Euler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "stochastic Euler": FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+    "DDIM": DDIMScheduler(clip_sample=False),
+    "Euler of sigmas": EulerDiscreteScheduler(),
+    "ancestral": EulerAncestralDiscreteScheduler(),
+    "DPM++ 2M": DPMSolverMultistepScheduler(**FLOW),
+    "DPM++ SDE": DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **FLOW),
+    "UniPC": UniPCMultistepScheduler(**FLOW),
+    "Heun": HeunDiscreteScheduler(),
+    "flow Heun": FlowMatchHeunDiscreteScheduler(),
+}
+every_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS.values(), ids=SCHEDULERS)
+
+
+def simulator(pipe, count=3, batch=16, **arguments):
+    calls = [{"prompt": prompt} for prompt in PROMPTS[:count]]
+    return Simulator(pipe, calls, SEEDS[:count], {"num_inference_steps": STEPS} | arguments, batch)
+
+
+def plan_of(runs, full=FULL, predictor=None):
+    full = [step for step in full if step < len(runs)]
+    return make_plan(Steps(full), predictor or Reuse(), runs.timesteps)
+
+
+def alone(pipe, index, plan=None, **arguments):
+    """Return the final latents of one prompt, sampled by the runtime."""
+    noise = torch.Generator().manual_seed(SEEDS[index])
+    arguments = {"num_inference_steps": STEPS} | arguments
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEEDS[index])
+        if plan is None:
+            return pipe(PROMPTS[index], generator=noise, **arguments).images
+        with cached(pipe, plan):
+            return pipe(PROMPTS[index], generator=noise, **arguments).images
+
+
+# ---- Full runs and plans
+
+
+@every_scheduler
+def test_sampling_is_that_of_the_runtime(scheduler):
+    pipe = field_pipeline(scheduler=scheduler)
+    runs = simulator(pipe, batch=1)
+    plan = plan_of(runs)
+    final, features = runs.run(plan.full, plan.weights)
+    assert [len(part) for part in features] == [3] * plan.full.sum()
+    for index in range(3):
+        assert torch.equal(runs.batches[index].samples[-1], alone(pipe, index))
+        assert torch.equal(final[index], alone(pipe, index, plan))
+    assert not torch.equal(final[0], runs.batches[0].samples[-1])
+
+
+@every_scheduler
+@pytest.mark.parametrize("known", range(6))
+def test_what_is_known_is_not_computed_and_changes_nothing(scheduler, known):
+    pipe = field_pipeline(scheduler=scheduler)
+    runs = simulator(pipe, batch=1)
+    plan = plan_of(runs)
+    final, features = runs.run(plan.full, plan.weights)
+    pipe.transformer.calls.clear()
+    before = runs.computed
+    again, same = runs.run(plan.full, plan.weights, features[:known])
+    assert all(map(torch.equal, final, again))
+    assert all(torch.equal(a, b) for f, g in zip(features, same, strict=True)
+               for a, b in zip(f, g, strict=True))  # fmt: skip
+    assert len(pipe.transformer.calls) == 3 * (plan.full.sum() - known) == runs.computed - before
+
+
+def test_prompts_are_encoded_once():
+    pipe = field_pipeline()
+    runs = simulator(pipe)
+    assert pipe.text_encoder.calls == 1
+    plan = plan_of(runs)
+    runs.run(plan.full, plan.weights)
+    runs.gap(plan.full, plan.weights, (), 2, None)
+    assert pipe.text_encoder.calls == 1
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "stochastic Euler"])
+def test_batches_change_nothing_but_rounding(name):
+    """An image's noise and text are its own; only stochastic Euler takes no generators."""
+    pipe = field_pipeline(scheduler=SCHEDULERS[name])
+    one, all_ = (simulator(pipe, 5, batch) for batch in (1, 16))
+    assert len(one.batches) == 5 and len(all_.batches) == 1
+    plan = plan_of(one)
+    ends = [torch.cat(runs.run(plan.full, plan.weights)[0]) for runs in (one, all_)]
+    # Schedulers step in single precision.
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(one.grams, all_.grams, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(one.step_sizes, all_.step_sizes, rtol=1e-4)
+    assert one.computed == all_.computed == 5 * (len(one) + len(plan.full_steps))
+
+
+def test_a_pipeline_that_takes_one_prompt_is_called_one_by_one():
+    with pytest.warns(UserWarning, match=r"does not take 3 prompts at once \(one prompt at a time"):
+        runs = simulator(field_pipeline(), one_by_one=True)
+    assert [len(batch.seeds) for batch in runs.batches] == [1, 1, 1]
+    expected = simulator(field_pipeline(), batch=1)
+    assert np.array_equal(runs.grams, expected.grams)
+
+
+def test_what_is_wrong_with_a_call_is_raised():
+    with pytest.warns(UserWarning), pytest.raises(TypeError, match="attic"):
+        simulator(field_pipeline(), attic=3)
+
+
+def test_calls_at_other_timesteps_are_refused():
+    calls = [{"prompt": "a", "num_inference_steps": n} for n in (4, 5)]
+    with pytest.raises(PlanError, match=r"calls 0 and 1 sample at other timesteps \(5 steps from"):
+        Simulator(field_pipeline(), calls, [0, 1], {})
+
+
+def test_torch_s_own_generator_is_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    runs = simulator(field_pipeline(scheduler=SCHEDULERS["stochastic Euler"]))
+    plan = plan_of(runs)
+    runs.run(plan.full, plan.weights)
+    runs.gap(plan.full, plan.weights, (), 2, None)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_nothing_stays_on_the_pipeline():
+    pipe = field_pipeline()
+    before = id(pipe.scheduler), sorted(vars(pipe.scheduler)), sorted(vars(pipe.transformer))
+    runs = simulator(pipe)
+    runs.gap(*plan_arrays(runs), (), 1, None)
+    after = id(pipe.scheduler), sorted(vars(pipe.scheduler)), sorted(vars(pipe.transformer))
+    assert before[0] == after[0] and before[2] == after[2]
+    assert not {"step", "_eigencache"} & set(after[1])
+
+
+def plan_arrays(runs):
+    plan = plan_of(runs)
+    return plan.full, plan.weights
+
+
+def test_kernels_are_of_what_the_scheduler_was_given():
+    runs = simulator(field_pipeline(), 4, batch=2)
+    kernel = runs.kernel({"from": "here"})
+    grams = []
+    for index in range(4):
+        given = outputs_of(field_pipeline(), index)
+        rows = torch.stack(given).flatten(1).double()
+        grams.append((rows @ rows.T / SIZE).numpy())
+    np.testing.assert_allclose(kernel.matrix(), np.mean(grams, axis=0), rtol=1e-10)
+    assert kernel.runs == 4 and kernel.source == {"from": "here"}
+    assert kernel.model.startswith("Field-")
+    assert np.array_equal(kernel.step_sizes, runs.step_sizes)
+
+
+def outputs_of(pipe, index):
+    """Return what the scheduler is given in a full run."""
+    given, step = [], type(pipe.scheduler).step
+
+    def watched(output, *args, **kwargs):
+        given.append(output.clone())
+        return step(pipe.scheduler, output, *args, **kwargs)
+
+    pipe.scheduler.step = watched
+    alone(pipe, index)
+    return given
+
+
+# ---- Where networks change
+
+
+def test_a_second_network_and_more_passes_are_found():
+    assert simulator(field_pipeline()).switches == ()
+    assert simulator(field_pipeline(), passes=2, guidance_scale=2.0).switches == ()
+    runs = simulator(field_pipeline(second="linear"), switch=4)
+    assert runs.switches == (4,) == runs.kernel().switches
+    assert runs.denoisers == {"transformer", "transformer_2"}
+    plan = make_plan(Steps([0, 1, 4, 7]), Reuse(), runs.timesteps)
+    assert runs.computed == 3 * STEPS
+    final, features = runs.run(plan.full, plan.weights)
+    assert runs.computed == 3 * (STEPS + 4)
+    again, _ = runs.run(plan.full, plan.weights, features[:3])
+    assert runs.computed == 3 * (STEPS + 5) and torch.equal(final[0], again[0])
+
+
+# ---- How outputs move the latents
+
+
+def looped(scheduler, outputs, x, seed):
+    """Sample with given outputs in a plain loop."""
+    scheduler, noise = copy.deepcopy(scheduler), torch.Generator().manual_seed(seed)
+    scheduler.set_timesteps(STEPS)
+    takes = scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+    more = {"generator": noise} if "generator" in takes else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for output, t in zip(outputs, scheduler.timesteps, strict=True):
+            x = scheduler.step(output, t, x, return_dict=False, **more)[0]
+    return x
+
+
+@every_scheduler
+def test_step_sizes_are_finite_differences(scheduler):
+    """Of a scalar problem: the outputs are any numbers, and one of them is moved a little."""
+    sizes = simulator(field_pipeline(scheduler=scheduler), 1).step_sizes
+    outputs = [torch.randn(1, 1, 1, 1).double() for _ in sizes]
+    x = torch.randn(1, 1, 1, 1).double()
+    for step, size in enumerate(sizes):
+        moved = [o + (s == step) for s, o in enumerate(outputs)]
+        ends = [looped(scheduler, given, x, 5) for given in (moved, outputs)]
+        # Schedulers step in single precision, and some add noise of many units.
+        close = 3e-5 * max(np.abs(sizes).max(), float(ends[0].abs()))
+        assert float(ends[0] - ends[1]) == pytest.approx(size, rel=1e-4, abs=close)
+
+
+def test_step_sizes_of_euler_are_differences_of_sigma():
+    runs = simulator(field_pipeline(), 2)
+    np.testing.assert_allclose(runs.step_sizes, step_sizes(runs.timesteps), rtol=1e-5, atol=1e-7)
+
+
+def test_a_scheduler_that_hands_on_what_it_predicted():
+    """CogVideoX's DPM wants the last step's prediction back, and the timestep before."""
+    scheduler = CogVideoXDPMScheduler(rescale_betas_zero_snr=False)
+    outputs = [torch.randn(1, 1, 1, 1).double() for _ in range(6)]
+
+    def loop(outputs, x, policy=None):
+        own, old = copy.deepcopy(scheduler), None
+        noise = torch.Generator().manual_seed(0)
+        if policy:
+            pipe = field_pipeline(scheduler=own)
+            driver = Driver(pipe, policy)
+            driver.attach()
+            own = pipe.scheduler
+        own.set_timesteps(6)
+        for i, (output, t) in enumerate(zip(outputs, own.timesteps, strict=True)):
+            back = own.timesteps[i - 1] if i else None
+            x, old = own.step(output, old, t, back, x, generator=noise, return_dict=False)
+        return x
+
+    record, x = _Record(), torch.randn(1, 1, 1, 1).double()
+    loop(outputs, x, record)
+    sizes = record.step_sizes()
+    for step, size in enumerate(sizes):
+        moved = [o + 1e-3 * (s == step) for s, o in enumerate(outputs)]
+        change = float(loop(moved, x) - loop(outputs, x)) / 1e-3
+        assert change == pytest.approx(size, rel=1e-3, abs=1e-6)
+
+
+class Stubborn(FlowMatchEulerDiscreteScheduler):
+    """A scheduler that fails in double precision."""
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        made = super().step(model_output, timestep, sample, return_dict=False)[0]
+        return (made * float("nan") if sample.ndim == 4 else made,)
+
+
+def test_a_scheduler_without_an_answer_is_refused():
+    with pytest.raises(PlanError, match="Stubborn: how outputs move the latents cannot be told"):
+        simulator(field_pipeline(scheduler=Stubborn()))
+
+
+# ---- The gap behind a full step
+
+
+@every_scheduler
+@pytest.mark.parametrize("anchors", [None, 2])
+def test_a_gap_is_told_as_the_scheduler_sees_it(scheduler, anchors):
+    """Adding u_a of each feature to every output of the gap moves its end by c sum_a u_a f_a."""
+    pipe = field_pipeline(scheduler=scheduler)
+    runs = simulator(pipe, 2, batch=1)
+    plan = plan_of(runs)
+    k = 2  # behind step 2, steps 3 and 4 are skipped
+    features, gap = runs.gap(plan.full, plan.weights, (), k, anchors)
+    count = anchors or k + 1
+    assert len(gap.toward) == count and len(features) == k + 1
+
+    def ends(u):
+        """The latents before step 5, of both images."""
+        weights = plan.weights.copy()
+        weights[3:5, [0, 1, 2][-count:]] += u
+        found = []
+        for index in range(2):
+            seen, shorter = [], make_plan(Steps(FULL), Reuse(), runs.timesteps)
+            shorter = type(plan)(shorter.full, weights, runs.timesteps, "output")
+            kept = Keep(seen)
+            with cached(pipe, shorter):
+                vars(pipe)["_eigencache_driver"].policy.moved = kept
+                alone_in(pipe, index)
+            found.append(seen[4])
+        return torch.stack(found)
+
+    base = ends(np.zeros(count))
+    target = torch.stack([batch.samples[5] for batch in runs.batches])
+    moved = torch.stack([(ends(u) - base).flatten() for u in np.eye(count)])
+    gram, toward = (moved @ moved.T).numpy(), (moved @ (target - base).flatten()).numpy()
+    size = np.sqrt(np.diag(gram))
+    # In single precision, as schedulers step.
+    both = np.outer(size, size)
+    np.testing.assert_allclose(gap.gram / both, gram / both, atol=0.01)
+    away = float((target - base).norm())
+    np.testing.assert_allclose(gap.toward / size / away, toward / size / away, atol=0.01)
+
+
+class Keep:
+    """Keeps what the scheduler returned at every step."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, call, result):
+        self.seen.append(sample_of(result).clone())
+        return result
+
+
+def alone_in(pipe, index):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEEDS[index])
+        noise = torch.Generator().manual_seed(SEEDS[index])
+        return pipe(PROMPTS[index], generator=noise, num_inference_steps=STEPS).images
+
+
+def test_where_nothing_is_skipped_there_is_no_gap():
+    runs = simulator(field_pipeline(), 2)
+    plan = plan_of(runs)
+    features, gap = runs.gap(plan.full, plan.weights, (), 0, None)
+    assert gap is None and len(features) == 1
+    features, gap = runs.gap(plan.full, plan.weights, features, 1, None)
+    assert gap is None and len(features) == 2
+    assert runs.computed == 2 * (STEPS + 2)
+
+
+def test_an_error_grows_as_the_field_says():
+    """v = 0.7 x / sigma: a push before step s grows by (1 + 0.7 (s' - s) / s) a step."""
+    runs = simulator(field_pipeline("growing"), 2)
+    sigma = np.append(runs.timesteps / 1000, 0)
+    full, weights = np.ones(STEPS, bool), np.zeros((STEPS, STEPS))
+    final, features = runs.run(full, weights)
+    for step in (2, 5, 9):
+        rates = [1 + 0.7 * (b - a) / a for a, b in pairwise(sigma[step:])]
+        expected = np.prod(rates)
+        found = runs.growth(full, weights, features[:step], step, 1e-3, final)
+        assert found == pytest.approx(expected, rel=1e-3)
+
+
+# ---- On FLUX
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_flux_in_any_precision(dtype):
+    pipe = tiny_pipeline()
+    pipe.transformer.to(dtype)
+    pipe.vae.to(dtype)
+    calls = [{k: v.to(dtype) for k, v in arguments_of(i).items()} for i in range(2)]
+    shared = {"num_inference_steps": 6, "height": 16, "width": 16}
+    runs = Simulator(pipe, calls, SEEDS[:2], shared | {"output_type": "latent"})
+    assert runs.batches[0].samples[0].dtype == dtype
+    assert runs.eps == torch.finfo(dtype).eps
+    plan = make_plan(Steps([0, 1, 3]), Newton(1), runs.timesteps)
+    final, _ = runs.run(plan.full, plan.weights)
+    for index in range(2):
+        noise = torch.Generator().manual_seed(SEEDS[index])
+        with cached(pipe, plan):
+            made = pipe(**calls[index], **shared, generator=noise, output_type="latent").images
+        assert torch.equal(made, final[index])
+    _, gap = runs.gap(plan.full, plan.weights, (), 1, None)
+    assert np.isfinite(gap.gram).all() and np.linalg.eigvalsh(gap.gram).min() > 0
+
+
+class Idle(FieldPipeline):
+    """A pipeline that never steps its scheduler."""
+
+    def __call__(self, prompt, generator=None):
+        self.scheduler.set_timesteps(3)
+
+
+def test_a_pipeline_that_never_steps_is_refused():
+    parts = field_pipeline().components
+    with pytest.raises(PlanError, match="Idle never called its scheduler's step"):
+        Simulator(Idle(**parts), [{"prompt": "a"}], [0], {})

@@ -1,0 +1,28 @@
+# A rule for every line of the table of figures; each is drawn by its module from tidy files.
+for figure_name, figure in FIGURES.items():
+
+    rule:
+        """Draw a figure of this name."""
+        name:
+            f"figure_{figure_name}"
+        input:
+            **figure.inputs,
+        output:
+            report(
+                multiext(f"figures/{NAME}/{figure_name}", ".pdf", ".png"),
+                caption=f"../report/{figure_name}.rst",
+                category="Figures",
+                labels={"figure": figure.title},
+            ),
+        log:
+            f"logs/{NAME}/figure-{figure_name}.log",
+        localrule: True
+        conda:
+            "../../envs/workflow.yaml"
+        params:
+            module=figure_name,
+            arguments=figure.arguments,
+            code=code_of(f"reproduction.figures.{figure_name}"),
+        shell:
+            "python -m reproduction.figures.{params.module} {params.arguments:q} "
+            "--out {output:q} > {log:q} 2>&1"
