@@ -21,9 +21,9 @@ CREDIT = """\
 
 The {count} emoji are pinned in `data/emoji/emoji.tsv`, the packages with their hashes in
 `data/emoji/packages.tsv`. A training picture shows one emoji, or two side by side, on one of eight
-plain backgrounds ({colours}), {size} x {size} pixels, with jitter in size, place, angle, mirror and
-shade. For each emoji one background is held out, and one of eight couples of emoji: those captions
-are never trained on.
+plain backgrounds ({colours}),
+{size} x {size} pixels, with jitter in size, place, angle, mirror and shade. For each emoji one
+background is held out, and one of eight couples of emoji: those captions are never trained on.
 """
 
 FLUX = """\
