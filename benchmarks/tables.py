@@ -144,6 +144,13 @@ def matrix() -> str:
     return pipelines.table(pd.read_csv(pipelines.FILE))
 
 
+def others() -> str:
+    """Return the table of docs/pipelines.md on other caches."""
+    data = pd.read_csv(BENCHMARKS / "pipelines-peers.csv", dtype=str)
+    titles = ["cache", "version", "configurations", "work", "no effect"]
+    return _lines(titles, data.to_numpy().tolist())
+
+
 # Each table with the document that holds it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
@@ -151,6 +158,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "depth": ("docs/gpus.md", depth),
     "taps": ("docs/gpus.md", taps),
     "matrix": ("docs/pipelines.md", matrix),
+    "others": ("docs/pipelines.md", others),
 }
 
 
