@@ -88,7 +88,9 @@ def _is_folder(model: str | os.PathLike) -> bool:
     return os.path.isdir(model) or len(parts) != 2 or not all(parts) or parts[0].startswith(".")
 
 
-def check_arguments(pipe: Any, calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> None:
+def check_arguments(
+    pipe: Any, calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> None:
     """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
 
     Args:
