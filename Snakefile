@@ -34,7 +34,7 @@ if not workflow.configfiles:
 
 
 try:
-    E = Experiment(retyped(config, workflow.config_settings.overwrite_config))
+    E = Experiment(retyped(config, workflow.config_settings.config))
 except (ValueError, OSError) as error:
     raise WorkflowError(f"configuration: {error}") from None
 NAME, FIGURES = E.config.experiment, figures(E)

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from eigencache.methods import METHODS
 from reproduction.commands import schema
 from reproduction.config import ConfigError
-from reproduction.experiment import Experiment
+from reproduction.experiment import Experiment, retyped
 
 ROOT = Path(__file__).parents[2]
 
@@ -268,6 +268,14 @@ def test_a_prompt_file_may_have_a_space_in_its_name(config, tmp_path, monkeypatc
     config["calibration"]["prompts"] = "calibration.txt"
     config |= {"prompts": "my prompts.txt", "num_prompts": None, "shards": 1}
     assert experiment(config).prompts == ["a cat"]
+
+
+def test_types_that_the_command_line_loses_are_read_again():
+    config = {"budgets": ["5", "11"], "seed": 3, "methods": {"a": {"order": "2", "method": "x: y"}},
+              "collect": {"streams": {"blocks": ["1"]}}}  # fmt: skip
+    assert retyped(config, ["budgets", "methods", "seed"]) == config | {
+        "budgets": [5, 11], "methods": {"a": {"order": 2, "method": "x: y"}},
+    }  # fmt: skip
 
 
 def test_the_schema_for_editors_is_up_to_date(config):
