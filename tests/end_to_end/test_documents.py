@@ -315,6 +315,13 @@ def test_the_pipelines_that_are_stated_are_those_of_the_file():
         assert stated in " ".join((ROOT / document).read_text().split())
     assert libraries[:-1] in " ".join((ROOT / "docs/pipelines.md").read_text().split())
     assert f"{len(rows)} tiny pipelines" in README
+    page = " ".join((ROOT / "docs/pipelines.md").read_text().split())
+    inner = rows[list(pipelines.INNER)]
+    kinds = (pipelines.RIGHT, pipelines.REFUSED, pipelines.FAILED)
+    right, refused, failed = ((inner == kind).sum().sum() for kind in kinds)
+    assert f"Of the {inner.size} combinations" in page
+    assert f"tap {right} work, {refused} are refused with a reason, and {failed} fail" in page
+    assert (rows[["output", "design", "closed_loop"]] == pipelines.RIGHT).all(axis=None)
 
 
 def test_the_matrix_lists_the_configurations_of_the_tests():
