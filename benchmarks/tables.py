@@ -2,8 +2,11 @@
 
     python -m benchmarks.tables                 # all of them
     python -m benchmarks.tables headline        # one
+    python -m benchmarks.tables --write         # put them into the documents
+    python -m benchmarks.tables --main results/emoji-flux/summary.csv --write
 
-`tests/end_to_end/test_documents.py` checks that the documents hold them as they are printed.
+The last line first takes the main job's numbers into data/benchmarks/main.csv.
+`tests/end_to_end/test_documents.py` checks that the documents hold the tables as they are printed.
 """
 
 import argparse
@@ -20,6 +23,8 @@ GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
 TOKENS_1024 = 4096
 EAGER, COMPILED = "no", "blocks"
+# What main.csv has of the main job's summary.
+MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high", "predicted_psnr"]
 # What tables call the labels of the main job.
 METHODS = {
     "fewer-steps": "fewer steps", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
@@ -162,10 +167,45 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
 }
 
 
+def take_main(summary: Path) -> None:
+    """Write data/benchmarks/main.csv from the summary of the main job.
+
+    Args:
+        summary: results/emoji-flux/summary.csv; its runs that have a budget are taken.
+    """
+    data = pd.read_csv(summary)
+    data = data[data["method"].isin(METHODS)]
+    data[MAIN_COLUMNS].to_csv(MAIN, index=False)
+
+
+def write(name: str) -> None:
+    """Put a table into its document, in place of the one that has the same titles.
+
+    Args:
+        name: a key of `TABLES`.
+
+    Raises:
+        ValueError: the document has no table with these titles.
+    """
+    document, make = TABLES[name]
+    path, table = BENCHMARKS.parents[1] / document, make()
+    lines = path.read_text().splitlines()
+    start = lines.index(table.splitlines()[0])
+    end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    lines[start:end] = table.splitlines()
+    path.write_text("\n".join(lines) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", nargs="?", choices=TABLES)
-    wanted = parser.parse_args().table
-    for name, (document, make) in TABLES.items():
-        if wanted in (None, name):
-            print(f"{name}, of {document}:\n\n{make()}\n")
+    parser.add_argument("--write", action="store_true", help="put tables into their documents")
+    parser.add_argument("--main", type=Path, metavar="SUMMARY", help="of the main job")
+    arguments = parser.parse_args()
+    if arguments.main:
+        take_main(arguments.main)
+    for name in [arguments.table] if arguments.table else TABLES:
+        if arguments.write:
+            write(name)
+        else:
+            print(f"{name}, of {TABLES[name][0]}:\n\n{TABLES[name][1]()}\n")

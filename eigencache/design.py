@@ -49,13 +49,13 @@ def fill(
 def step_sizes(timesteps: ArrayLike) -> np.ndarray:
     """Return d, float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
 
-    Of flow matching, sigma = timestep / 1000, and the sampler ends at sigma 0.
+    In flow matching sigma is timestep / 1000, and the sampler ends at sigma 0.
     """
     return np.diff(np.append(np.asarray(timesteps, np.float64) / 1000, 0.0))
 
 
 def residuals(plan: Plan, stream: str = "output") -> np.ndarray:
-    """Return float64 `[T, T]`: each step's forecast less the truth, as weights of the features.
+    """Return float64 `[T, T]`: each step's forecast minus the truth, as weights of the features.
 
     Rows of steps that compute the stream are zero. For one trajectory of features f `[T, D]`, the
     errors of the forecasts are `residuals @ f`.
@@ -93,9 +93,9 @@ def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> n
 def latents_errors(plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = None) -> np.ndarray:
     """Return the root of the mean square error of the latents after each step, float64 `[T]`.
 
-    In open loop: the errors of forecasts add up, and are not fed back through the network. `matrix`
-    is the second-moment kernel of the output tap, float64 `[T, T]`, and the mean is over its runs
-    and a latent's numbers.
+    In open loop: the errors of forecasts add up and are not fed back through the network. `matrix`
+    is the second-moment kernel of the output tap, float64 `[T, T]`; the mean is over its runs and
+    over the elements of the latents.
     """
     sizes = step_sizes(plan.timesteps) if sizes is None else sizes
     drift = np.cumsum(sizes[:, None] * residuals(plan), axis=0)
@@ -107,9 +107,9 @@ def predicted_error(
 ) -> float:
     """Return the design objective of any plan: the sum over its gaps of sqrt(q^T C q).
 
-    It is the root-mean-square error of a latent's element if the gaps' errors were to add up in
-    the same direction and were not fed back through the sampler; `matrix` is the kernel of the
-    output tap, float64 `[T, T]`.
+    It would be the root-mean-square error of the latents if the errors of all gaps pointed in the
+    same direction and were not fed back through the sampler. `matrix` is the kernel of the output
+    tap, float64 `[T, T]`.
     """
     q = gap_coefficients(plan, stream, sizes)
     return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
@@ -118,8 +118,8 @@ def predicted_error(
 def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     """Return the plan with its `predicted_error`.
 
-    The plan comes back as it was if the kernel cannot tell: if either is not of the output tap and
-    its one stream, or if the kernel is of cosines, which do not know how large a feature is.
+    The plan is returned unchanged if the kernel cannot predict it: if either is not at the output
+    tap with its one stream, or if the kernel holds cosines, which do not know the features' size.
     """
     of_output = plan.tap == kernel.tap == "output" and len(kernel.streams) == 1
     if not (of_output and kernel.normalisation == "second-moment"):
@@ -139,15 +139,15 @@ def optimal_steps(
         timesteps: float `[T]`.
         matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
         budgets: numbers of full steps, each from 1 to T.
-        carry: float `[T + 1]`, by which an error in the latents before a step (T: at the end) has
-            grown when the sampler ends; it weighs each gap's error. By default all are 1.
+        carry: float `[T + 1]`, the factor by which an error in the latents before a step (T: at the
+            end) has grown when sampling ends; it weighs each gap's error. By default all are 1.
         sizes: float `[T]`, by how much the latents move per unit of each step's output; by default
             those of a flow-matching Euler sampler (`step_sizes`).
-        kept: steps that are to be full whatever they cost.
+        kept: steps that must be full.
 
     Raises:
-        ValueError: a budget is out of range; `T ** (window + 1)` is too large a table, as that of
-            a window of None always is; or no schedule has finite weights.
+        ValueError: a budget is out of range; the table of `T ** (window + 1)` entries would be too
+            large, as it always is for a window of None; or no schedule has finite weights.
     """
     count, window = np.size(timesteps), predictor.window
     budgets = sorted(set(budgets))
@@ -161,7 +161,7 @@ def optimal_steps(
     errors = {
         m: carry * gap_errors(predictor, timesteps, matrix, m, sizes) for m in range(1, window + 1)
     }
-    for table in errors.values():  # no gap leads across a step that is kept
+    for table in errors.values():  # no gap crosses a step that must be full
         for step in kept:
             table[..., :step, step + 1 :] = np.inf
     value = np.where(np.arange(count) == 0, 0.0, np.inf)  # one full step so far: step 0
@@ -191,7 +191,7 @@ def gap_errors(
     """Return the table of sqrt(E|e|^2) for every gap behind every window of `size` full steps.
 
     Float64 `[T] * size + [T + 1]`: the window's steps ascending, then the next full step, or T
-    for a gap that runs to the end. Entries that are no ascending sequence are infinite.
+    for a gap that runs to the end. Entries that are not ascending are infinite.
     """
     count, sizes = np.size(timesteps), step_sizes(timesteps) if sizes is None else sizes
     table = np.full((count,) * size + (count + 1,), np.inf)
@@ -202,7 +202,7 @@ def gap_errors(
         with np.errstate(divide="ignore", invalid="ignore"):
             weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
         moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
-        # q[:, k] is the gap that skips k steps; it moves along the window and misses the truth.
+        # q[:, k] is the gap that skips k steps: what it moves by, minus the truth.
         q = np.zeros((len(windows), len(skipped) + 1, count))
         past = np.broadcast_to(windows[:, None, :], moved.shape)
         np.put_along_axis(q[:, 1:], past, moved, axis=-1)

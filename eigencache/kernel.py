@@ -1,4 +1,4 @@
-"""The kernel: how a model's features at any two sampler steps go together, by calibration."""
+"""The kernel: how similar a model's features are at any two sampler steps, by calibration."""
 
 import json
 import os
@@ -226,7 +226,7 @@ class Kernel:
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
 
-        P projects onto polynomials in the timestep. With few calibration runs it takes out what is
+        P projects onto polynomials in the timestep. With few calibration runs this removes what is
         peculiar to them.
 
         Args:
@@ -252,11 +252,11 @@ class Kernel:
         """Return the kernel of a sampler that visits other timesteps of the same model.
 
         A kernel is a smooth function of the timestep: the eigenvectors of each matrix, by cubic
-        splines, are read at the new timesteps. What comes out is positive semi-definite too.
+        splines, are read at the new timesteps. The result is positive semi-definite too.
 
         Args:
             timesteps: float `[T']`, the other sampler's, descending.
-            step_sizes: float `[T']`; by default those of this kernel, read likewise.
+            step_sizes: float `[T']`; by default those of this kernel, interpolated too.
 
         Raises:
             KernelError: there are fewer than four timesteps here, or the new ones are not finite.
@@ -280,7 +280,7 @@ class Kernel:
             read = _spline(self.timesteps, scaled, new)
             sums[name] = read @ read.T
         if step_sizes is None and sizes is not None:
-            # How far the latents have come is a function of the timestep; they end at or below 0.
+            # The way the latents have gone is a function of the timestep. It ends at 0 or below.
             end = 0.0 if self.timesteps[-1] > 0 else self.timesteps[-1] - 1
             come = np.append(0.0, np.cumsum(sizes))[:, None]
             knots, wanted = np.append(self.timesteps, end), np.append(new, end)
@@ -291,7 +291,7 @@ class Kernel:
         )
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the kernel as safetensors: `timesteps`, one sum a stream, and its metadata.
+        """Write the kernel as safetensors: `timesteps`, one sum per stream, and its metadata.
 
         Args:
             path: of the file, which is whole or absent.
@@ -355,7 +355,7 @@ class Kernel:
 def _spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return natural cubic splines through `values` `[K, D]` at `knots`, read at `new`: `[N, D]`.
 
-    Beyond the knots they go on straight. Knots are in any order.
+    Beyond the knots they continue as straight lines. Knots may be in any order.
     """
     order = np.argsort(knots)
     x, y = knots[order], values[order]
@@ -385,12 +385,12 @@ def _spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True)
 class KernelUse:
-    """Which calibrated kernel a method wants, and what is done to it before use.
+    """Which calibrated kernel a method needs, and how it is changed before use.
 
     Attributes:
         features: what is kept of a feature, one of `FEATURES`.
         normalisation: one of `NORMALISATIONS`.
-        runs: the calibration runs to use, the first so many; None for all.
+        runs: how many of the calibration runs to use, from the first; None for all.
         rank: eigenpairs to keep (`Kernel.truncated`); None for all.
         shared: whether all streams share one matrix (`Kernel.shared`).
         smooth: the share of the smooth kernel in it (`Kernel.smoothed`), 0 to 1.
@@ -419,12 +419,12 @@ class KernelUse:
 
     @property
     def kind(self) -> str:
-        """What the calibrated kernel is called: FEATURES.NORMALISATION or that and .RUNS."""
+        """The name of the calibrated kernel: FEATURES.NORMALISATION, followed by .RUNS if set."""
         runs = [] if self.runs is None else [str(self.runs)]
         return ".".join([self.features, self.normalisation, *runs])
 
     def of(self, kernel: Kernel) -> Kernel:
-        """Return the kernel as the method wants it.
+        """Return the kernel in the form that the method needs.
 
         Args:
             kernel: as it was calibrated.

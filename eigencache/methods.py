@@ -1,6 +1,6 @@
 """The table of methods: each is a schedule, a predictor and a tap, with its citation.
 
-A few have a part more: a gate, or a rule by which skipped steps recompute tokens.
+A few have one more part: a gate, or a rule by which skipped steps recompute tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from eigencache.predictors import (
 from eigencache.schedules import Greedy, Interval, Optimal, Schedule, Variance
 from eigencache.tokens import ClusCa, Rule, ToCa
 
-# Options that state how many steps are full: the budget does.
+# Parameters that are not options, since the budget sets them.
 BUDGETS = {"full_steps", "every", "tau"}
 
 
@@ -69,7 +69,7 @@ class Gate:
 
 
 class Parts(NamedTuple):
-    """What a method consists of; None is for a part that it has not."""
+    """The parts of a method; None where it has no such part."""
 
     schedule: Schedule
     predictor: Predictor
@@ -89,11 +89,11 @@ class Method:
         tap: where the method takes its features (`eigencache.plan.TAPS`).
         cite: where it was published.
         defaults: options that differ from those of its parts.
-        gate: makes the gate from options, of a method that has one; its tap is "delta".
-        refresh: makes the token-wise rule from options, of a method that has one; its tap is
+        gate: makes the gate from options, if the method has one; its tap is "delta".
+        refresh: makes the token-wise rule from options, if the method has one; its tap is
             "modules".
         closed_loop: makes the fit with the network in the loop (`eigencache.closed_loop`) from
-            options, of a method whose plans are refined by it; its tap is "output".
+            options, if the method's plans are refined by it; its tap is "output".
     """
 
     schedule: type[Schedule]
@@ -112,7 +112,7 @@ class Method:
 
     @property
     def name(self) -> str | None:
-        """What the method is called in `METHODS`; None if it is not there."""
+        """The method's name in `METHODS`; None if it is not there."""
         return next((name for name, method in METHODS.items() if method is self), None)
 
     @property
@@ -121,11 +121,11 @@ class Method:
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
 
     def parts(self, full_steps: int, **options: object) -> Parts:
-        """Return what the method consists of.
+        """Return the parts of the method.
 
         Args:
             full_steps: the budget.
-            options: those of the names in `options`; others have their defaults.
+            options: values for some of the names in `options`; the others keep their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range.
@@ -177,14 +177,14 @@ class Method:
         Args:
             full_steps: the budget.
             timesteps: float `[T]`, the sampler's.
-            kernel: of the kind that the method wants, where `needs_kernel`.
+            kernel: of the kind that the method needs, if `needs_kernel`.
             tap: where features are taken; by default the method's own.
-            options: those of the names in `options`; others have their defaults.
+            options: values for some of the names in `options`; the others keep their defaults.
 
         Raises:
             ValueError: an option is unknown or out of range, or the budget cannot be met.
             PlanError: a kernel is missing, or was made at another tap.
-            KernelError: the kernel is not of the kind that the method wants.
+            KernelError: the kernel is not of the kind that the method needs.
         """
         parts = self.parts(full_steps, **options)
         return self._made(parts, parts.schedule, timesteps, kernel, tap)
@@ -193,7 +193,7 @@ class Method:
         self, every: int, timesteps: ArrayLike, kernel: Kernel | None = None,
         tap: str | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
-        """Return the plan with one full step in every so many, after the first few.
+        """Return the plan with one full step in every `every`, after the first few.
 
         Args:
             every: the interval in steps.
@@ -229,7 +229,7 @@ class Method:
         return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
 
 
-# The fewest full steps that are tried for a quality.
+# The fewest full steps that are tried when a quality is asked for.
 FEWEST = 2
 PUBLISHED = {"window": 3, "jitter": 1e-3, "features": "token-mean", "normalisation": "cosine"}
 DESIGNED = {"window": 2, "jitter": 1e-6, "ordinary": True}
@@ -265,10 +265,10 @@ METHODS: Mapping[str, Method] = {
 
 
 def method_of(name: str) -> Method:
-    """Return the method of a name.
+    """Return the method with a name.
 
     Raises:
-        ValueError: there is none; the message lists those that there are.
+        ValueError: there is none; the message lists all names.
     """
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
@@ -279,10 +279,10 @@ def check_wish(
     method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
     options: Mapping[str, object],
 ) -> None:  # fmt: skip
-    """Raise a ValueError that says what is wrong with what is asked of a method, before any work.
+    """Validate what is asked of a method before any work; raise a ValueError if it is wrong.
 
     Args:
-        method: that is asked for a plan.
+        method: the method.
         full_steps: the budget, or None.
         psnr: the quality in dB, or None.
         tap: where features are to be taken, or None.
@@ -320,14 +320,14 @@ def make_plan(
         schedule: which steps are full; see `eigencache.schedules`.
         predictor: how the others are forecast; see `eigencache.predictors`.
         timesteps: float `[T]`, the sampler's (`pipe.scheduler.timesteps` after a run).
-        kernel: what a schedule or predictor with `kernel = True` needs.
+        kernel: needed if `schedule.kernel` or `predictor.kernel` is True.
         tap: where features are taken; by default the kernel's tap, or else "output".
         gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
         PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
-            at another tap than "delta", or a rule at another than "modules".
+            at a tap other than "delta", or a rule at a tap other than "modules".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)

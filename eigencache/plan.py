@@ -1,9 +1,9 @@
 """The plan: which steps are computed in full, and how every other step is forecast from them.
 
 Almost every published caching method is a plan: it forecasts the feature of a skipped step as a
-fixed weighted sum of the features of earlier full steps. Methods differ in the weights alone, and
-the weights depend on nothing but which steps are full. Token-wise methods recompute some tokens
-besides, by a rule that is part of the plan. See `eigencache.methods` for the table.
+fixed weighted sum of the features of earlier full steps. Methods differ only in the weights, which
+depend only on which steps are full. Token-wise methods also recompute some tokens, by a rule that
+is part of the plan. See `eigencache.methods` for the table.
 """
 
 import json
@@ -27,9 +27,9 @@ TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
-# Under these a plan of an earlier version says in its source what is predicted of it.
+# Plans of earlier versions have their predictions in `source`, under these names.
 _EARLIER = {"predicted psnr": "predicted_psnr", "predicted error": "predicted_error"}
-# Fields that plans of earlier versions do not have in their files.
+# Fields that files of earlier versions lack.
 _STATED = (
     "method", "predicted_psnr", "predicted_error", "arguments", "scheduler", "pipeline",
 )  # fmt: skip
@@ -40,7 +40,7 @@ class PlanError(ValueError):
 
 
 class PlanWarning(UserWarning):
-    """A plan is used otherwise than it was made for, or this cannot be checked."""
+    """A plan is used for something that it was not made for, or this cannot be checked."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,10 +62,10 @@ class Plan:
         refresh: which MLP tokens a skipped step recomputes (`eigencache.tokens`), at tap "modules";
             None recomputes none.
         method: its name in `eigencache.METHODS`; None if it has none.
-        predicted_psnr: the PSNR in dB that its images will have to those of full runs, by
-            calibration prompts; nan if nobody tried.
-        predicted_error: the error of latents that its kernel predicts, root mean square
-            (`eigencache.design.predicted_error`); nan if it has none.
+        predicted_psnr: the PSNR in dB of its images to those of full runs, predicted from
+            calibration prompts; nan if it was not predicted.
+        predicted_error: the root-mean-square error of the latents, predicted from its kernel
+            (`eigencache.design.predicted_error`); nan if it was not predicted.
         arguments: what the pipeline was called with in calibration: names to numbers, texts, flags.
         scheduler: class of the sampler's scheduler; None if it is not known.
         pipeline: class of the pipeline; None if it is not known.
@@ -144,7 +144,7 @@ class Plan:
         """Return the float64 `[T, T]` weights of one stream.
 
         Args:
-            stream: its name; any, if one matrix serves all.
+            stream: its name; any name will do if one matrix serves all.
 
         Raises:
             PlanError: the plan has one matrix per stream and none for `stream`.
@@ -156,7 +156,7 @@ class Plan:
         return self.weights[self.streams.index(stream)]
 
     def check_timesteps(self, timesteps: ArrayLike) -> None:
-        """Refuse a sampler whose timesteps are not those the plan was made for.
+        """Refuse a sampler with other timesteps than the plan was made for.
 
         Args:
             timesteps: float `[T]`, the sampler's.
@@ -184,8 +184,8 @@ class Plan:
         """Return the plan carried over to a sampler with other timesteps.
 
         The full steps keep their indices and the weights their values; where they sum to one, each
-        gap then covers its new length. To rescale each gap's update instead was measured to be no
-        better. What was predicted is forgotten, since the images are others;
+        gap then covers its new length. Rescaling each gap's update instead was measured and is no
+        better. Predictions are dropped, since they are of other images;
         `benchmarks/carry_over.py` measures what is lost.
 
         Args:
@@ -264,20 +264,20 @@ class Plan:
 
 
 def predicted_psnr(plan: Plan) -> float:
-    """Return the PSNR in dB that a plan says its images will have; nan if it says nothing."""
+    """Return the PSNR in dB that is predicted for a plan's images; nan if there is none."""
     return plan.predicted_psnr
 
 
 def predicted_latent_error(plan: Plan) -> float:
-    """Return the error of latents that a plan says its kernel predicts; nan if it says nothing.
+    """Return the error of latents that is predicted for a plan; nan if there is none.
 
-    It is the root mean square of an element, before it is decoded (`eigencache.design`).
+    It is the root mean square over elements, before decoding (`eigencache.design`).
     """
     return plan.predicted_error
 
 
 def remembered(source: Mapping[str, str], name: str) -> str | None:
-    """Return what a plan or kernel says of its calibration, such as "dtype"; None: nothing.
+    """Return an entry of a plan's or kernel's source, such as "dtype"; None if it is missing.
 
     Args:
         source: of a plan or a kernel.

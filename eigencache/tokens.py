@@ -10,15 +10,15 @@ full steps the runtime asks it three things:
     source:   what the rule `observes`: "attention", the attention that each token of a block
               receives, float32 [B, text + image tokens], once for each block; or "hidden", the
               last block's image tokens, [B, N, C], once for all blocks;
-    seen:     what the rule made of it; the runtime keeps it, as it is, until the next full step;
-    age:      int64 [B, L], how many skipped steps have gone by without each of the MLP's tokens;
+    seen:     what the rule returned for it; the runtime keeps it until the next full step;
+    age:      int64 [B, L], for each of the MLP's tokens, skipped steps since it was recomputed;
     forecast: float32 or better [B, L, C], of the MLP's output; fresh: [B, k, C], what the MLP
-              gives for `tokens`.
+              returns for `tokens`.
 
-What blending adds to a forecast lasts until the next full step: it is added to the forecasts of
-the skipped steps in between, and forgotten then. Rules draw no random numbers and look at no other
-image of a batch. They need tensors, but not torch, so that planning can name them at once; to a
-type checker their tensors are `Any`.
+What blending adds to a forecast is also added to the forecasts of the following skipped steps, and
+forgotten at the next full step. Rules draw no random numbers and look at no other image of a batch.
+They work on tensors without importing torch, so that planning can name them without the import; to
+a type checker their tensors are `Any`.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,9 +32,10 @@ class Place:
     """Where an MLP is.
 
     Attributes:
-        text: its tokens are the text's; else they are the image's, or of a fused block both.
-        fused: its block computes attention and MLP side by side, over the text and the image.
-        depth: of its block among those alike, from 0 (the first) to 1 (the last).
+        text: whether its tokens are those of the text; otherwise they are those of the image or,
+            in a fused block, both.
+        fused: whether its block computes attention and MLP in parallel, over text and image.
+        depth: of its block among blocks of its kind, from 0 (the first) to 1 (the last).
     """
 
     text: bool
@@ -56,7 +57,7 @@ class Moment:
 
 
 class Rule(Protocol):
-    """What every rule offers; the module's text says what is asked when.
+    """What every rule offers; the module's docstring says which is called when.
 
     Attributes:
         observes: what it looks at when a step is full: "attention" or "hidden".
@@ -67,7 +68,7 @@ class Rule(Protocol):
     text: ClassVar[bool]
 
     def observe(self, source: Any) -> Any:
-        """Return what is to be kept of a full step until the next.
+        """Return what to keep of a full step until the next.
 
         Args:
             source: float32 `[B, text + image tokens]` or `[B, N, C]`, what the rule observes.
@@ -84,11 +85,11 @@ class Rule(Protocol):
         """
 
     def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
-        """Return the forecast with what was recomputed, `[B, L, C]`.
+        """Return the forecast with the recomputed tokens in it, `[B, L, C]`.
 
         Args:
             forecast: float32 or better `[B, L, C]`, of the MLP's output.
-            fresh: `[B, k, C]`, what the MLP gives for `tokens`.
+            fresh: `[B, k, C]`, what the MLP returns for `tokens`.
             tokens: int64 `[B, k]`, from `pick`.
             seen: what `observe` returned at the last full step.
         """
@@ -159,7 +160,7 @@ class ToCa:
 
 @dataclass(frozen=True)
 class ClusCa:
-    """Recompute a token or a few of each cluster, and move the cluster a little towards them.
+    """Recompute one or a few tokens of each cluster, and move the cluster slightly towards them.
 
     ClusCa (arXiv 2509.10312) with its published settings. At a full step, k-means over the last
     block's image tokens (Euclidean, from evenly spaced tokens) makes `clusters` clusters, for all
@@ -169,14 +170,14 @@ class ClusCa:
     recomputed tokens of its cluster. Text tokens are forecast like all else.
 
     The releases differ: they take a random member; they start k-means from random tokens or the
-    last centres, with distances in L1; they recompute text tokens too; they write what was
-    recomputed into the expansion's constant term, to which its higher terms are then added once
-    more; and where an empty cluster recomputes a token of another they take a sum for the mean.
+    last centres, with L1 distances; they recompute text tokens too; they write recomputed tokens
+    into the constant term of the expansion, to which its higher terms are then added once more;
+    and where an empty cluster recomputes a token of another, they use a sum in place of the mean.
 
     Attributes:
         clusters: how many, at least 1.
         per_cluster: tokens of each that are recomputed, at least 1.
-        weight: by how much the others move towards them, 0 to 1.
+        weight: how far the other tokens move towards them, 0 to 1.
         iterations: of k-means, at least 1.
 
     Raises:
@@ -204,7 +205,7 @@ class ClusCa:
                 "set `clusters` to fewer"
             )
         labels, distance = k_means(source, self.clusters, self.iterations)
-        # Two members are equally far from their mean: rounding shall not choose between them.
+        # Two members are equally far from their mean: rounding must not choose between them.
         rank = (1000 * distance / distance.mean(1, keepdim=True).clamp(min=1e-30)).round()
         outside = 1 - _one_hot(labels, distance)
         order = (rank + outside * (rank.amax(1, keepdim=True) + 1)).argsort(dim=1, stable=True)
@@ -212,7 +213,7 @@ class ClusCa:
 
     def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:
         labels, tokens = seen
-        return tokens + (age.shape[1] - labels.shape[1])  # of a fused block, the image comes last
+        return tokens + (age.shape[1] - labels.shape[1])  # in a fused block, the image comes last
 
     def blend(self, forecast: Any, fresh: Any, tokens: Any, seen: Any) -> Any:
         labels, picked = seen
@@ -225,8 +226,8 @@ class ClusCa:
     def _means(self, fresh: Any, picked: Any, labels: Any) -> Any:
         """Return the mean of the recomputed tokens of each cluster, `[B, clusters, C]`.
 
-        A token that stands in for a missing member of another cluster counts once, for its own. An
-        empty cluster has no mean, and no token that would ask for it.
+        A token that replaces a missing member of another cluster counts once, for its own cluster.
+        An empty cluster has no mean, and no token needs it.
         """
         times = (picked[:, :, None] == picked[:, None, :]).sum(-1, keepdim=True)
         empty = fresh.new_zeros(*picked.shape, self.clusters)

@@ -1,4 +1,4 @@
-"""Trajectories: what streams of a network hold at every sampler step of one full run."""
+"""Trajectories: the features of a network's streams at every sampler step of one full run."""
 
 import json
 import os
@@ -21,8 +21,8 @@ class Trajectory:
     """The features of one full run of `T` sampler steps.
 
     Attributes:
-        features: stream name to float32 `[T, ...]`. A stream of two tensors, which in diffusers
-            are the image's and the text's, is here as two: NAME.image and NAME.text.
+        features: stream name to float32 `[T, ...]`. A stream of two tensors, in diffusers
+            those of the image and the text, is split in two: NAME.image and NAME.text.
         timesteps: float64 `[T]`; the sampler's timesteps.
         sigmas: float64 `[T + 1]`; the noise levels before each step and after the last.
         tap: where the features were taken; one of `eigencache.plan.TAPS`.
@@ -31,7 +31,7 @@ class Trajectory:
         model: fingerprint of the model (`eigencache.runtime._taps.fingerprint`).
 
     Raises:
-        TrajectoryError: there is no stream, or one does not have an entry a step or is not finite.
+        TrajectoryError: there is no stream, or one lacks an entry per step or is not finite.
     """
 
     features: Mapping[str, np.ndarray]

@@ -1,8 +1,8 @@
-"""The metrics: what each is called, how to read it and what it needs; a file each computes it.
+"""The metrics: their names, how to read them and what they need. One file computes each.
 
-Names are those of columns, and say exactly what is computed: a substitute for a known metric has a
-name of its own. This module imports nothing heavy, so tables and figures can ask it. To add a
-metric, add a line here and a file `_NAME.py` as `eigencache.metrics.scorers` describes it.
+The names are those of columns and say exactly what is computed: a substitute for a known metric has
+a name of its own. This module imports nothing heavy, so that tables and figures can import it. To
+add a metric, add a line here and a file `_NAME.py` as `eigencache.metrics.scorers` describes it.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,15 @@ class Metric:
     """How to read a metric.
 
     Attributes:
-        label: what axes and heads of tables say, with the unit.
+        label: the text on axes and in heads of tables, with the unit.
         higher: whether higher is better.
         paired: whether it compares an image with a reference image of the same prompt and noise;
-            otherwise it is of the image and its prompt alone, or of a set of images.
+            otherwise it depends on the image and its prompt only, or on a set of images.
         digits: decimals that tables show.
-        whole: whether it is of a whole set of images, and not of each.
-        package: whose code computes it, as package registries call it.
-        models: what has its weights, names of data/models.tsv; CLIP is the configuration's `clip`.
+        whole: whether it has one value per set of images, not one per image.
+        package: the package whose code computes it.
+        models: the models of data/models.tsv that have its weights; CLIP stands for `clip` of the
+            configuration.
     """
 
     label: str

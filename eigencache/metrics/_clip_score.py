@@ -1,4 +1,4 @@
-"""The CLIP score: how well an image goes with its prompt, by an open_clip model."""
+"""The CLIP score: how well an image matches its prompt, by an open_clip model."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ class ClipScore:
         self.model = self.model.to(device).double().eval()
         self.tokenizer = open_clip.get_tokenizer(name)
         self.device = device
-        self.texts: dict[str, torch.Tensor] = {}  # a prompt has an image of every run
+        self.texts: dict[str, torch.Tensor] = {}  # every run has an image of each prompt
 
     @torch.no_grad()
     def __call__(self, reference: torch.Tensor | None, image: torch.Tensor, prompt: str) -> float:

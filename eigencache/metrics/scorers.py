@@ -1,15 +1,14 @@
 """Scorers: from the name of a metric to what computes it.
 
-The file of a metric, `_NAME.py`, has a function `scorer(*folders, device)`: the folders are those
-of the metric's models, in their order, the device is torch's name of it. What it returns is of
-one of two kinds:
+A metric's file, `_NAME.py`, has a function `scorer(*folders, device)`. The folders are those of the
+metric's models, in their order; the device is a torch device by name. It returns one of two kinds:
 
     of an image   score(reference, image, prompt) -> float
     of a set      `features(image)`, a vector, and `distance(reference, images)` -> float, of two
                   arrays [images, size] of such vectors
 
-Images are float64 `[1, 3, height, width]` from 0 to 1. A metric that is not paired takes no notice
-of the reference.
+Images are float64 `[1, 3, height, width]` from 0 to 1. A metric that is not paired ignores the
+reference.
 """
 
 import importlib
@@ -39,20 +38,20 @@ class SetScore(Protocol):
 
 
 class Scorers:
-    """What computes some metrics.
+    """The scorers of some metrics.
 
     Attributes:
-        images: name to the metrics of an image, in the order in which they were asked for.
-        sets: the same of the metrics of a set.
+        images: by name, the metrics of single images, in the order in which they were requested.
+        sets: by name, the metrics of sets.
         about: name to the `package` that computes it and its `version`.
 
     Args:
         models: name of the metric to the folders of the models it needs, in the order of
             `METRICS[name].models`.
-        device: where networks run; torch's name of it.
+        device: where networks run, as torch names it.
 
     Raises:
-        ValueError, OSError: what the metric says of its model or its environment.
+        ValueError, OSError: a metric cannot use its model or its environment; the message says why.
     """
 
     def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu") -> None:
@@ -75,6 +74,6 @@ def scorer(name: str, folders: Sequence[Path], device: str = "cpu") -> Any:
     Args:
         name: a key of METRICS.
         folders: of its models, in their order.
-        device: where networks run; torch's name of it.
+        device: where networks run, as torch names it.
     """
     return importlib.import_module(f"eigencache.metrics._{name}").scorer(*folders, device=device)

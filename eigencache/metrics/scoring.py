@@ -1,7 +1,7 @@
 """The scores of images: each against reference images, and against its prompt.
 
-An image is loaded once, and with it the images of the same prompt that it is compared with. The
-scores of a video are means over its frames, each compared with the same frame of the reference.
+An image is loaded once, together with the images of the same prompt that it is compared with. A
+video's scores are means over its frames, each compared with the same frame of the reference.
 """
 
 from typing import Any
@@ -24,13 +24,14 @@ def score_records(
 
     Args:
         records: of the images to score: run, prompt_index, prompt, seed, image.
-        references: of what to compare them with: the same of one or several runs.
+        references: of the images to compare them with, from one or several runs; same columns.
         scorers: the metrics.
 
     Returns:
-        `run, prompt_index, reference` and one column a metric of an image, a row for every image
-        and reference, in the order of the records and of the references; and `run, reference` and
-        one column a metric of a set. What is not paired is the same for every reference.
+        The scores of images: `run, prompt_index, reference` and one column per metric, one row per
+        image and reference, in the order of the records and of the references. And the scores of
+        sets: `run, reference` and one column per metric. A metric that is not paired has the same
+        value for every reference.
 
     Raises:
         ValueError: a prompt has no image in a reference, or another prompt's or noise's.
@@ -76,7 +77,7 @@ def score_records(
 
 
 class _Features:
-    """The features of the images so far, for metrics of a set; each image is looked at once."""
+    """The features of the images so far, for metrics of a set; each is computed once."""
 
     def __init__(self, scorers: Scorers):
         self.sets = scorers.sets
@@ -93,7 +94,7 @@ class _Features:
         self._look(path, image)
 
     def table(self) -> pd.DataFrame:
-        """Return `run, reference` and one column a metric."""
+        """Return `run, reference` and one column per metric."""
         rows = []
         for (run_, reference), paths in self.pairs.items():
             row: dict[str, Any] = {"run": run_, "reference": reference}

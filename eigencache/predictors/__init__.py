@@ -1,4 +1,4 @@
-"""Predictors: with which weights a skipped step is forecast from the full steps before it.
+"""Predictors: the weights with which a skipped step is forecast from the full steps before it.
 
 A predictor is a small immutable object with one method,
 
@@ -6,12 +6,12 @@ A predictor is a small immutable object with one method,
 
     past:   int [..., m], the last `m <= window` full steps, ascending;
     step:   int [...], the step to forecast, later than all of `past`;
-    timesteps: float64 [T], the sampler's timesteps (of flow matching: 1000 sigma);
+    timesteps: float64 [T], the sampler's timesteps (1000 sigma in flow matching);
     matrix: float64 [T, T], the kernel of the stream; None for a predictor with `kernel = False`.
 
 Leading dimensions broadcast, so that a planner can ask for every window at once. The forecast of
-the feature is `sum_i weights[i] * f[past[i]]`. When fewer than `window` full steps exist yet, a
-predictor does the best that it can with those; a `window` of None takes them all.
+the feature is `sum_i weights[i] * f[past[i]]`. While there are fewer than `window` full steps, a
+predictor uses those that there are; a `window` of None takes all of them.
 """
 
 from typing import TYPE_CHECKING

@@ -15,13 +15,13 @@ class Chebyshev:
     """Ridge regression on Chebyshev polynomials over every full step so far (Spectrum).
 
     With Phi the polynomials T_0 ... T_degree of the step index scaled to [-1, 1], the forecast is
-    Phi_step (Phi_A^T Phi_A + ridge I)^-1 Phi_A^T f_A (arXiv 2603.01623). The ridge also draws the
-    constant term towards zero, so that not even a constant is quite reproduced. Spectrum may blend
-    this with a Taylor expansion; that is not done here.
+    Phi_step (Phi_A^T Phi_A + ridge I)^-1 Phi_A^T f_A (arXiv 2603.01623). The ridge also shrinks the
+    constant term, so that even a constant is not reproduced exactly. Spectrum may blend this with
+    a Taylor expansion; that is not done here.
 
     Attributes:
         degree: of the polynomials, at least 0.
-        ridge: added to the diagonal, above 0; it does not depend on how large features are.
+        ridge: added to the diagonal, above 0; it does not depend on the size of the features.
 
     Raises:
         ValueError: an option is out of range.

@@ -17,7 +17,7 @@ class HiCache(OfOrder):
     """Hermite expansion with scaled differences (HiCache, arXiv 2508.16984).
 
     f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
-    physicists' Hermite polynomials H_k and x = step - a, towards the future.
+    physicists' Hermite polynomials H_k and x = step - a, positive towards later steps.
 
     Attributes:
         order: of the highest difference, at least 0.

@@ -15,15 +15,15 @@ class Kriging:
     """Best linear forecast under the kernel (EigenCache).
 
     w = (C_AA + jitter * s I)^-1 C_A,step over the last `window` full steps A, with s the mean
-    diagonal of C_AA, so that the jitter is relative to the features' size (for a cosine kernel
-    s = 1, which is the published form).
+    diagonal of C_AA, so that the jitter is relative to the size of the features (for a cosine
+    kernel s = 1, which is the published form).
 
     Attributes:
         window: how many full steps to forecast from; None for all of them.
         jitter: added to the diagonal, as a share of its mean.
-        ordinary: make the weights sum to one.
-        phases: the first steps of phases after the first, ascending. A step is then forecast from
-            the full steps of its own phase alone; while there are none, the latest is reused.
+        ordinary: whether the weights must sum to one.
+        phases: the first step of each phase after the first, ascending. A step is then forecast
+            only from full steps of its own phase; while there are none, the latest is reused.
 
     Raises:
         ValueError: an option is out of range; in `weights`: there is no kernel.
@@ -75,7 +75,7 @@ class Kriging:
         return weights
 
     def _solve(self, among: np.ndarray, toward: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Return the weights; an anchor that is not known (0, not 1) has zeros and gets none."""
+        """Return the weights; an anchor that is not `known` (0, not 1) has zeros and weighs 0."""
         scale = np.trace(among, axis1=-2, axis2=-1) / known.sum(-1)
         among = among + self.jitter * scale[..., None, None] * np.eye(known.shape[-1])
         if not self.ordinary:

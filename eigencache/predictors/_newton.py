@@ -12,8 +12,8 @@ from eigencache.predictors._order import OfOrder
 class Newton(OfOrder):
     """The polynomial in sigma through the last `order + 1` full steps, extrapolated.
 
-    Exact for features that are polynomials of degree `order` in the sampler's noise level. These
-    are Newton's divided differences, written with Lagrange's basis.
+    Exact for features that are polynomials of degree `order` in the sampler's noise level. It
+    equals Newton's divided differences, written in Lagrange's basis.
 
     Attributes:
         order: the degree, at least 0.
@@ -34,7 +34,7 @@ class Newton(OfOrder):
         timesteps = np.asarray(timesteps, np.float64)
         nodes, target = timesteps[np.asarray(past)], timesteps[np.asarray(step)][..., None]
         weights = np.ones(np.broadcast_shapes(nodes.shape, target.shape))
-        for i in range(nodes.shape[-1]):  # Lagrange's basis: weights of the polynomial's values
+        for i in range(nodes.shape[-1]):  # Lagrange's basis gives the weights
             for j in range(nodes.shape[-1]):
                 if j != i:
                     node, other = nodes[..., i], nodes[..., j]

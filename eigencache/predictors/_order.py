@@ -1,4 +1,4 @@
-"""What predictors of an order share."""
+"""What predictors with an order share."""
 
 from dataclasses import dataclass
 from typing import ClassVar

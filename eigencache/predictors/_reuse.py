@@ -1,4 +1,4 @@
-"""The latest feature again."""
+"""Reuse of the latest feature."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -15,14 +15,14 @@ from eigencache.schedules._streams import check_patterns, needed, stream_weights
 
 @dataclass(frozen=True)
 class Greedy:
-    """Steps whose features tell most about all (EigenCache, greedy schedule).
+    """The steps whose features say most about all others (EigenCache, greedy schedule).
 
-    From {0}, add the step that raises `sum_l w_l logdet(I + C_SS / (jitter s)) / 2` most, until
-    there are `full_steps`; s is the mean diagonal of a stream's C, so that jitter is relative.
+    Starting from {0}, add the step that raises `sum_l w_l logdet(I + C_SS / (jitter s)) / 2` most,
+    until there are `full_steps`. s is the mean diagonal of a stream's C, so the jitter is relative.
 
     Attributes:
         full_steps: the budget; 0 is always among the steps.
-        jitter: the noise that a feature is taken to carry.
+        jitter: the relative variance of the noise that a feature is assumed to carry.
         stream_weights: patterns of stream names to w_l; see `stream_weights`.
 
     Raises:

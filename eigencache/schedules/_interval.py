@@ -14,8 +14,8 @@ from eigencache.predictors import Predictor
 class Interval:
     """The first `first` steps, then one step in every `every` (FORA, TaylorSeer, HiCache ...).
 
-    State `every` as published, or `full_steps` and have the shortest interval found that gives
-    exactly that many.
+    Set `every`, as published, or `full_steps`: then the shortest interval that gives exactly that
+    many is used.
 
     Attributes:
         full_steps: the budget, or None.

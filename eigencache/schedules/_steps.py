@@ -1,4 +1,4 @@
-"""Steps by name."""
+"""Steps that are listed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from eigencache.predictors import Predictor
 
 @dataclass(frozen=True)
 class Steps:
-    """Exactly the steps named (for plans by hand; no method of `eigencache.METHODS` has it).
+    """Exactly the listed steps (for plans by hand; no method of `eigencache.METHODS` uses it).
 
     Attributes:
         steps: their indices, counted from 0.

@@ -1,4 +1,4 @@
-"""The streams of a kernel: that there is one, and weights by patterns of their names."""
+"""The streams of a kernel: a check that there is one, and weights by patterns of names."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -17,11 +17,11 @@ def needed(kernel: Kernel | None) -> Kernel:
 
 
 def stream_weights(patterns: Mapping[str, float], streams: tuple[str, ...]) -> np.ndarray:
-    """Return one weight a stream, float64 `[S]`, that sum to one.
+    """Return one weight per stream, float64 `[S]`; they sum to one.
 
     Args:
         patterns: shell patterns of stream names (`transformer_blocks.*.attn`) to weights; the
-            first that matches counts, a stream that none matches weighs 1.
+            first that matches counts; a stream that matches none has weight 1.
         streams: the names.
 
     Raises:

@@ -20,8 +20,8 @@ class Variance:
     A step is full if the mean over streams of its kriging variance from the last `window` full
     steps, as a share of its own second moment, exceeds `tau`.
 
-    State `tau` as published (0.05), or `full_steps`: then the largest tau is found that gives at
-    least that many, and of its steps the least uncertain are skipped until the budget is met.
+    Set `tau`, as published (0.05), or `full_steps`: then the largest tau that gives at least that
+    many is used, and the least uncertain of its steps are skipped until the budget is met.
 
     Attributes:
         full_steps: the budget.
@@ -77,7 +77,7 @@ class Variance:
     def _threshold(
         self, matrices: np.ndarray, weights: np.ndarray, tau: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return which steps exceed tau, and the variance that each was judged by."""
+        """Return which steps exceed tau, and the variance of each that was compared with it."""
         count = matrices.shape[-1]
         full, variance = np.zeros(count, bool), np.ones(count)
         full[0] = True
@@ -88,7 +88,7 @@ class Variance:
         return full, variance
 
     def _share(self, matrices: np.ndarray, past: np.ndarray, step: int) -> np.ndarray:
-        """Return the kriging variance of a step over its second moment, `[S]`."""
+        """Return the kriging variance of a step divided by its second moment, `[S]`."""
         among, toward = matrices[:, past[:, None], past], matrices[:, past, step]
         scale = np.trace(among, axis1=1, axis2=2) / len(past)
         among = among + self.jitter * scale[:, None, None] * np.eye(len(past))

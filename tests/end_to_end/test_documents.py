@@ -203,7 +203,7 @@ def full_steps(count):
 SENTENCES = [
     (
         "README.md",
-        r"takes ([\d.]+) ms, one that runs the network (\d+) ms: every speed-up is ([\d.]+) or more",
+        r"takes ([\d.]+) ms, one that runs the network (\d+) ms: every speed-up is ([\d.]+) or",
         [
             of_file("skipped_step_mean_seconds", full_steps=9, scale=1e3),
             of_file(FULL, UNCACHED, scale=1e3), least("share_of_ideal"),
@@ -216,8 +216,8 @@ SENTENCES = [
     ),
     (
         "docs/gpus.md",
-        r"A skipped step\*\* takes ([\d.]+) ms .*takes (\d+) ms\. .* adds ([\d.]+) ms of host time to it, "
-        r"([\d.]+) %",
+        r"A skipped step\*\* takes ([\d.]+) ms .*takes (\d+) ms\. "
+        r".* adds ([\d.]+) ms of host time to it, ([\d.]+) %",
         [
             of_file("skipped_step_mean_seconds", full_steps=9, scale=1e3),
             of_file(FULL, UNCACHED, scale=1e3),
@@ -258,7 +258,8 @@ SENTENCES = [
     ("docs/models.md", r"peaked at ([\d.]+) GB", [of_file(MEMORY, UNCACHED, scale=1e-3)]),
     (
         "docs/models.md",
-        r"the peak grew by ([\d.]+) MB.*order 1 added ([\d.]+) GB.*added (\d+) MB, (\d+) MB and ([\d.]+) GB",
+        r"the peak grew by ([\d.]+) MB.*order 1 added ([\d.]+) GB.*"
+        r"added (\d+) MB, (\d+) MB and ([\d.]+) GB",
         [
             of_file("added_memory_mb", full_steps=9),
             of_file("added_memory_mb", TAYLOR, tap="modules", scale=1e-3),
@@ -267,7 +268,7 @@ SENTENCES = [
             of_file("added_memory_mb", TAYLOR, tap="blocks", scale=1e-3),
         ],
     ),
-    ("docs/models.md", r"142,000, or ([\d.]+) hours on an H200", [lambda: full_steps(142_000)() / 3600]),
+    ("docs/models.md", r"142,000, or ([\d.]+) hours on", [lambda: full_steps(142_000)() / 3600]),
     (
         "docs/models.md",
         r"modules tap \((\d+) ms each",
@@ -317,6 +318,13 @@ def test_the_pipelines_that_are_stated_are_those_of_the_file():
         assert stated in " ".join((ROOT / document).read_text().split())
     assert libraries[:-1] in " ".join((ROOT / "docs/pipelines.md").read_text().split())
     assert f"{len(rows)} tiny pipelines" in README
+    page = " ".join((ROOT / "docs/pipelines.md").read_text().split())
+    inner = rows[list(pipelines.INNER)]
+    kinds = (pipelines.RIGHT, pipelines.REFUSED, pipelines.FAILED)
+    right, refused, failed = ((inner == kind).sum().sum() for kind in kinds)
+    assert f"Of the {inner.size} combinations" in page
+    assert f"tap {right} work, {refused} are refused with a reason, and {failed} fail" in page
+    assert (rows[["output", "design", "closed_loop"]] == pipelines.RIGHT).all(axis=None)
 
 
 def test_the_matrix_lists_the_configurations_of_the_tests():
