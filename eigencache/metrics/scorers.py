@@ -55,7 +55,7 @@ class Scorers:
         ValueError, OSError: what the metric says of its model or its environment.
     """
 
-    def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu"):
+    def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu") -> None:
         self.images: dict[str, Score] = {}
         self.sets: dict[str, SetScore] = {}
         self.about: dict[str, dict] = {}

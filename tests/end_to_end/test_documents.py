@@ -1,4 +1,4 @@
-"""The documents: every command in them is run or at least asked what it would do, every path is."""
+"""The documents: commands in them run, paths in them exist, and numbers in them were measured."""
 
 import os
 import re
@@ -11,6 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from helpers import copy_of_project, pythonpath, snakemake
+
+from benchmarks import pipelines
+from benchmarks.tables import COMPILED, GPU, TABLES, UNCACHED, measured
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -130,9 +135,9 @@ np.testing.assert_array_equal(tried.weights, plan.weights)
 """
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/extending.md"])
-def test_the_worked_method_is_a_method_and_forecasts_a_line(document):
-    code = re.search(r"```python\n(from dataclasses.*?)```", (ROOT / document).read_text(), re.S)[1]
+def test_the_worked_method_is_a_method_and_forecasts_a_line():
+    page = (ROOT / "docs/extending.md").read_text()
+    code = re.search(r"```python\n(from dataclasses.*?)```", page, re.S)[1]
     assert len(code.splitlines()) < 30
     imports = (
         "from eigencache.methods import METHODS, Method, make_plan\n"
@@ -159,3 +164,172 @@ def test_links_and_paths_lead_somewhere(document):
 def test_environments_of_the_documents_are_those_that_exist():
     named = set(re.findall(r"`(envs/[\w.]+)`", (ROOT / "docs/setup.md").read_text()))
     assert named == {f"envs/{path.name}" for path in (ROOT / "envs").iterdir()}
+
+
+# ---- Numbers
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_those_of_the_files(name):
+    document, make = TABLES[name]
+    assert make() in (ROOT / document).read_text(), f"python -m benchmarks.tables {name}"
+
+
+def of_file(quantity, *case, scale=1.0, **more):
+    """Return a number of the GPU's file in the unit that a document states."""
+    return lambda: scale * measured(quantity, *case, **more)
+
+
+def least(quantity):
+    """Return the least that the README's table holds, eager and compiled."""
+    return lambda: min(
+        measured(quantity, full_steps=budget, compiled=compiled)
+        for budget in (13, 9, 7, 5)
+        for compiled in ("no", COMPILED)
+    )
+
+
+FULL = "full_step_seconds"
+MEMORY = "peak_memory_mb"
+SMALLER = {"image_tokens": 1024}  # 512 x 512 pixels
+PROFILED = SMALLER | {"num_steps": 6}
+TAYLOR = "TaylorSeer-1"
+
+
+def full_steps(count):
+    """Return the seconds of so many full steps."""
+    return lambda: count * measured(FULL, UNCACHED)
+
+
+# Each sentence with numbers of the GPU's file, in the order in which it states them.
+SENTENCES = [
+    (
+        "README.md",
+        r"takes ([\d.]+) ms, one that runs the network (\d+) ms: every speed-up is ([\d.]+) or more",
+        [
+            of_file("skipped_step_mean_seconds", full_steps=9, scale=1e3),
+            of_file(FULL, UNCACHED, scale=1e3), least("share_of_ideal"),
+        ],
+    ),
+    (
+        "README.md",
+        r"memory grows by (\d+) MB from ([\d.]+) GB",
+        [of_file("added_memory_mb", full_steps=9), of_file(MEMORY, UNCACHED, scale=1e-3)],
+    ),
+    (
+        "docs/gpus.md",
+        r"A skipped step\*\* takes ([\d.]+) ms .*takes (\d+) ms\. .* adds ([\d.]+) ms of host time to it, "
+        r"([\d.]+) %",
+        [
+            of_file("skipped_step_mean_seconds", full_steps=9, scale=1e3),
+            of_file(FULL, UNCACHED, scale=1e3),
+            of_file("added_host_seconds", scale=1e3), of_file("added_host_share", scale=100),
+        ],
+    ),
+    (
+        "docs/gpus.md",
+        r"adds ([\d.]+) MB to a peak of ([\d,]+) MB",
+        [of_file("added_memory_mb", full_steps=9), of_file(MEMORY, UNCACHED)],
+    ),
+    (
+        "docs/gpus.md",
+        r"7 full steps are ([\d.]+) times as fast as 50, ([\d.]+) of the ideal.*"
+        r"host time, ([\d.]+) ms, where a full one takes (\d+) ms",
+        [
+            of_file("speedup", full_steps=7, **SMALLER),
+            of_file("share_of_ideal", full_steps=7, **SMALLER),
+            of_file("skipped_step_seconds", full_steps=7, scale=1e3, **SMALLER),
+            of_file(FULL, UNCACHED, scale=1e3, **SMALLER),
+        ],
+    ),
+    (
+        "docs/gpus.md",
+        r"an uncached run took ([\d.]+) s, (\d+) ms per step",
+        [
+            of_file("loop_seconds", UNCACHED, model="QwenImageTransformer2DModel"),
+            of_file(FULL, UNCACHED, scale=1e3, model="QwenImageTransformer2DModel"),
+        ],
+    ),
+    ("docs/gpus.md", r"takes (\d+) s with 8 prompts", [full_steps(8 * 50)]),
+    ("docs/gpus.md", r"and (\d+) s with 32", [full_steps(32 * 50)]),
+    (
+        "docs/models.md",
+        r"\| H200 \| ([\d.]+) s \| ([\d.]+) s \| measured",
+        [of_file(FULL, UNCACHED), of_file(FULL, UNCACHED, compiled=COMPILED)],
+    ),
+    ("docs/models.md", r"peaked at ([\d.]+) GB", [of_file(MEMORY, UNCACHED, scale=1e-3)]),
+    (
+        "docs/models.md",
+        r"the peak grew by ([\d.]+) MB.*order 1 added ([\d.]+) GB.*added (\d+) MB, (\d+) MB and ([\d.]+) GB",
+        [
+            of_file("added_memory_mb", full_steps=9),
+            of_file("added_memory_mb", TAYLOR, tap="modules", scale=1e-3),
+            of_file("added_memory_mb", TAYLOR, tap="hidden"),
+            of_file("added_memory_mb", TAYLOR, tap="delta"),
+            of_file("added_memory_mb", TAYLOR, tap="blocks", scale=1e-3),
+        ],
+    ),
+    ("docs/models.md", r"142,000, or ([\d.]+) hours on an H200", [lambda: full_steps(142_000)() / 3600]),
+    (
+        "docs/models.md",
+        r"modules tap \((\d+) ms each",
+        [of_file("skipped_step_seconds", TAYLOR, tap="modules", scale=1e3)],
+    ),
+    ("docs/scale.md", r"FULL = ([\d.]+) ", [of_file(FULL, UNCACHED)]),
+    (
+        "docs/scale.md",
+        r"SKIPPED = ([\d.]+) ",
+        [of_file("skipped_step_seconds", TAYLOR, tap="modules")],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("document, sentence, numbers", SENTENCES)
+def test_numbers_of_a_gpu_were_measured(document, sentence, numbers):
+    """Every number is that of the file, rounded to the digits that the document has."""
+    words = " ".join((ROOT / document).read_text().split())
+    stated = re.search(sentence, words)
+    assert stated, sentence
+    for text, number in zip(stated.groups(), numbers, strict=True):
+        digits = len(text.partition(".")[2])
+        assert text == f"{number():,.{digits}f}"
+
+
+def test_the_gpu_and_its_libraries_are_those_of_the_file():
+    rows = pd.read_csv(GPU)
+    text = " ".join((ROOT / "docs/gpus.md").read_text().split())
+    (device,), (driver,), (torch,) = (rows[c].unique() for c in ("device", "driver", "torch"))
+    release, cuda = torch.split("+cu")
+    assert f"one {device} (driver {driver}, torch {release.rpartition('.')[0]} with CUDA " in text
+    assert f"CUDA {cuda[:-1]}.{cuda[-1]}, diffusers {rows['diffusers'].unique()[0]})" in text
+    assert f"one {device}: " in " ".join(README.split())
+
+
+def test_nothing_waits_for_the_device():
+    rows = pd.read_csv(GPU)
+    waits = rows[rows["quantity"].str.contains(r"_(?:waits|reads|copies_to_\w+)$")]
+    assert len(waits) >= 20 and (waits["value"] == 0).all()
+
+
+def test_the_pipelines_that_are_stated_are_those_of_the_file():
+    rows = pd.read_csv(pipelines.FILE)
+    stated = rf"{len(rows)} configurations of {rows['pipeline'].nunique()} pipeline classes"
+    libraries = " ".join(f"{name} {rows[name].unique()[0]}," for name in ("torch", "diffusers"))
+    for document in ("README.md", "docs/pipelines.md"):
+        assert stated in " ".join((ROOT / document).read_text().split())
+    assert libraries[:-1] in " ".join((ROOT / "docs/pipelines.md").read_text().split())
+    assert f"{len(rows)} tiny pipelines" in README
+
+
+def test_the_matrix_lists_the_configurations_of_the_tests():
+    zoo = {path.stem for path in (ROOT / "tests/pipelines/zoo").glob("*.py")}
+    assert {"flux", "image", "stable", "video"} <= zoo
+    code = "import sys; sys.path[:0] = ['tests/pipelines']; from zoo import ZOO; print(*ZOO)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == list(pd.read_csv(pipelines.FILE)["configuration"])
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200

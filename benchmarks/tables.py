@@ -1,0 +1,171 @@
+"""Print the tables of the documents from the files of data/benchmarks.
+
+    python -m benchmarks.tables                 # all of them
+    python -m benchmarks.tables headline        # one
+
+`tests/end_to_end/test_documents.py` checks that the documents hold them as they are printed.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import pipelines
+
+BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
+GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
+FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
+TOKENS_1024 = 4096
+EAGER, COMPILED = "no", "blocks"
+# What tables call the labels of the main job.
+METHODS = {
+    "fewer-steps": "fewer steps", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
+    "TaylorSeer-2": "TaylorSeer, order 2", "HiCache": "HiCache",
+    "TaylorSeer-1-output": "TaylorSeer, order 1, at the output tap",
+    "EigenCache-published": "EigenCache as published",
+    "EigenCache-design": "EigenCache, open loop (`EigenCache-design`)",
+    "EigenCache": "EigenCache, closed loop (`EigenCache`)",
+}  # fmt: skip
+
+
+def measured(
+    quantity: str, method: str = OURS, full_steps: int | None = None, tap: str | None = None,
+    compiled: str = EAGER, model: str = FLUX, image_tokens: int = TOKENS_1024, num_steps: int = 50,
+) -> float:  # fmt: skip
+    """Return the one number that the GPU's file has of a case.
+
+    Args:
+        quantity: the name in the column of that name.
+        method, full_steps, tap, compiled, model, image_tokens, num_steps: of the case; a
+            `full_steps` or `tap` of None fits every row.
+
+    Raises:
+        LookupError: there is no such row, or rows differ.
+    """
+    data = pd.read_csv(GPU, dtype={"compiled": str})
+    stated = {
+        "quantity": quantity, "method": method, "full_steps": full_steps, "tap": tap,
+        "compiled": compiled, "model": model, "image_tokens": image_tokens, "num_steps": num_steps,
+    }  # fmt: skip
+    for column, value in stated.items():
+        data = data if value is None else data[data[column] == value]
+    if len(values := data["value"].unique()) != 1:
+        raise LookupError(f"{len(values)} values of {stated}")
+    return float(values[0])
+
+
+def _lines(titles: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
+    lines.insert(1, "|---" * len(titles) + "|")
+    return "\n".join(lines).replace("|  |", "| |")
+
+
+def headline() -> str:
+    """Return the README's table of seconds and speed-ups."""
+    budgets = (13, 9, 7, 5)
+    rows = []
+    for title, compiled in {"eager": EAGER, "blocks compiled": COMPILED}.items():
+        cells = [title, f"{measured('loop_seconds', UNCACHED, compiled=compiled):.2f} s"]
+        for budget in budgets:
+            seconds = measured("loop_seconds", OURS, budget, compiled=compiled)
+            speedup = measured("speedup", OURS, budget, compiled=compiled)
+            cells.append(f"{seconds:.2f} s ({speedup:.2f}x)")
+        rows.append(cells)
+    titles = ["FLUX.1-dev's architecture, 50 steps", "all 50 run"]
+    return _lines([*titles, *(f"{budget} run" for budget in budgets)], rows)
+
+
+def depth() -> str:
+    """Return the table of docs/gpus.md: the output tap, eager and compiled."""
+    rows = []
+    for title, compiled in {"eager": EAGER, "blocks compiled": COMPILED}.items():
+        seconds = measured("loop_seconds", UNCACHED, compiled=compiled)
+        full = measured("full_step_seconds", UNCACHED, compiled=compiled)
+        rows.append([title, "50", f"{seconds:.3f}", "1.00", "", f"{1e3 * full:.1f}", ""])
+        for budget in (20, 13, 9, 7, 5):
+            find = partial(
+                measured, method=OURS, full_steps=budget, tap="output", compiled=compiled
+            )
+            rows.append(
+                [
+                    title, str(budget), f"{find('loop_seconds'):.3f}", f"{find('speedup'):.2f}",
+                    f"{find('share_of_ideal'):.4f}", f"{1e3 * find('full_step_seconds'):.1f}",
+                    f"{1e3 * find('skipped_step_seconds'):.3f}",
+                ]
+            )  # fmt: skip
+    titles = ["", "full steps", "seconds", "speed-up", "of ideal", "full step, ms"]
+    return _lines([*titles, "skipped step, ms"], rows)
+
+
+def taps() -> str:
+    """Return the table of docs/gpus.md: taps and other caches, with 7 full steps."""
+    data = pd.read_csv(GPU)
+    data = data[
+        (data["model"] == FLUX) & (data["image_tokens"] == TOKENS_1024) & (data["full_steps"] == 7)
+        & (data["compiled"] == EAGER) & (data["num_steps"] == 50)
+    ]  # fmt: skip
+    cases = data[data["quantity"] == "speedup"][["method", "tap"]]
+    rows = []
+    for method, tap in cases.itertuples(index=False):
+        find = partial(measured, method=method, full_steps=7, tap=tap)
+        rows.append(
+            [
+                method, tap, f"{1e3 * find('skipped_step_seconds'):.2f}",
+                f"{find('loop_seconds'):.3f}", f"{find('speedup'):.2f}",
+                f"{find('share_of_ideal'):.3f}", f"{find('added_memory_mb'):,.0f}",
+            ]
+        )  # fmt: skip
+    titles = ["method", "tap", "skipped step, ms", "seconds", "speed-up", "of ideal"]
+    return _lines([*titles, "memory added, MB"], rows)
+
+
+def quality() -> str:
+    """Return the README's table of the main job: mean PSNR by method and number of full steps."""
+    data = pd.read_csv(MAIN)
+    budgets = sorted(data["full_steps"].unique())
+    rows = []
+    for label, title in METHODS.items():
+        means = data[data["method"] == label].set_index("full_steps")["psnr"]
+        bold = "**" if label == "EigenCache" else ""
+        cells = [f"{bold}{means[budget]:.1f}{bold}" for budget in budgets]
+        rows.append([f"{bold}{title}{bold}", *cells])
+    told = data[data["method"] == "EigenCache"].set_index("full_steps")["predicted_psnr"]
+    rows.append(
+        ["*the same, predicted from calibration prompts*", *(f"*{told[b]:.1f}*" for b in budgets)]
+    )
+    return _lines(["full steps of 50", *map(str, budgets)], rows)
+
+
+def matrix() -> str:
+    """Return the table of docs/pipelines.md."""
+    return pipelines.table(pd.read_csv(pipelines.FILE))
+
+
+def others() -> str:
+    """Return the table of docs/pipelines.md on other caches."""
+    data = pd.read_csv(BENCHMARKS / "pipelines-peers.csv", dtype=str)
+    titles = ["cache", "version", "configurations", "work", "no effect"]
+    return _lines(titles, data.to_numpy().tolist())
+
+
+# Each table with the document that holds it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "headline": ("README.md", headline),
+    "quality": ("README.md", quality),
+    "depth": ("docs/gpus.md", depth),
+    "taps": ("docs/gpus.md", taps),
+    "matrix": ("docs/pipelines.md", matrix),
+    "others": ("docs/pipelines.md", others),
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", nargs="?", choices=TABLES)
+    wanted = parser.parse_args().table
+    for name, (document, make) in TABLES.items():
+        if wanted in (None, name):
+            print(f"{name}, of {document}:\n\n{make()}\n")
