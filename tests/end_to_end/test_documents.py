@@ -37,6 +37,8 @@ ELSEWHERE = {
     "benchmarks/peers/run": "tests/end_to_end/test_peers.py",
     "JOBS=1 benchmarks/peers/run": "tests/end_to_end/test_peers.py",
     "build/peers/cache-dit/bin/python": "tests/end_to_end/test_peers.py",
+    "cd results/train/bundle": "tests/training/test_shipping.py",
+    "OUT=results FLOW": "tests/training/test_shipping.py",
     "snakemake --report": "tests/end_to_end/test_workflow.py",
 }
 

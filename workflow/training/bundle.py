@@ -31,8 +31,10 @@ cd "$(dirname "$0")"
 : "${OUT:?the folder for the results}"
 mkdir -p "$OUT"
 site=$(mktemp -d) work=${WORK:-$(mktemp -d)}
-python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" \\
-    whl/*.whl
+if compgen -G 'whl/*.whl' >/dev/null; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" \\
+        whl/*.whl
+fi
 export PYTHONPATH=$site:. PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 start=()
 [ -d start ] && start=(--start start)

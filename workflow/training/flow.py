@@ -403,6 +403,7 @@ def train(
         save_seconds=save_seconds,
         warm_up=WARM_UP_AGAIN if begin else WARM_UP,
         constant=constant,
+        falls=begin is None,
         look=lambda: {"held_out_loss": measure(trainee.average)},
     )
     model = trainee.average.eval()

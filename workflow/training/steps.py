@@ -282,13 +282,16 @@ def train(
     save_seconds: float = 600.0,
     warm_up: float = 0.02,
     constant: bool = False,
+    falls: bool = True,
     look: Callable[[], dict] | None = None,
 ) -> None:
     """Train to the end of the budget, in place.
 
     ``loss_of(worker)`` draws its own batch. Every ``every`` steps the mean loss goes to the
     history, with what ``look()`` measured about ten times in the whole budget. A checkpoint is
-    written every ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph.
+    written every ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph,
+    and a loss that is no lower after a fifth of the training raises GraphTrouble then; ``falls``
+    false says that it need not be, as with weights that were trained before.
     """
     device = trainee.total.device
     torch.manual_seed(seed + trainee.iteration)
@@ -297,7 +300,7 @@ def train(
         trainee.step(loss_of)
 
     advance, saved, looked, timed = step, time.monotonic(), 0.0, None
-    fresh, first = trainee.iteration == 0, None
+    fresh, first = trainee.iteration == 0 and falls, None
     trainee.total.zero_()
     since = trainee.iteration
     while (progress := budget.progress(trainee.iteration)) < 1:
