@@ -5,7 +5,9 @@ for any pipeline, network, guidance and scheduler, and at skipped steps no netwo
 
 Other taps are inside the transformer, whose modules get hooks. Where a stream is computed, as at
 every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
-its modules do not run, and one weighted sum stands in for them. If the plan has a token-wise rule,
+its modules do not run, and one weighted sum stands in for them. The first step of every image,
+always a full one, is inspected (`_inspection.py`): where the network does not run as the tap takes
+it to, or more of it would go on running at skipped steps, an error says so. If the plan has a token-wise rule,
 a few tokens go through the MLPs on top of that.
 
 Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
@@ -32,7 +34,7 @@ import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +48,7 @@ from torch import nn
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import refreshing_hooks
 from eigencache.runtime._taps import DENOISERS, Tapped, fingerprint, network_of, tapped, tensors
@@ -53,7 +56,7 @@ from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
 
-_STEP_HOOK, _STREAM_HOOK, _DRIVER = "eigencache_step", "eigencache_stream", "_eigencache_driver"
+_STEP_HOOK, _DRIVER = "eigencache_step", "_eigencache_driver"
 
 
 class _StepHook(ModelHook):
@@ -61,11 +64,9 @@ class _StepHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(
-        self, plan: Plan, call: Call, stats: CacheStats, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, plan: Plan, call: Call, stats: CacheStats, inspection: Inspection) -> None:
         super().__init__()
-        self.plan, self.call, self.stats, self.check = plan, call, stats, check
+        self.plan, self.call, self.stats, self.inspection = plan, call, stats, inspection
         self.is_full = plan.full.tolist()
         self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
 
@@ -81,21 +82,26 @@ class _StepHook(ModelHook):
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         check_no_cache("the transformer", module)
         self._advance(state, timestep)
-        if state.step == 0:
-            self.check()
         full = self.is_full[state.step]
-        if full:
-            state.seen.clear()
-            state.refreshed.clear()
+        state.begin(full)
+        self.inspection.stop()  # of a call that has raised
+        if state.step == 0:
+            self.inspection.begin()
         self.stats.begin(full, timestep.device)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         self.stats.end()
+        if state is not None and state.step == 0:
+            self.inspection.end(state)
         if state is not None and state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
+
+    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers spells it so
+        self.inspection.stop()
+        return module
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
@@ -204,10 +210,8 @@ def enable_cache(
             )
         pairs = _inner_hooks(plan, transformer, call)
         name = next(k for k, part in model.components.items() if part is transformer)
-        places = _places(transformer, pairs)
-        policy = InnerPolicy(
-            plan, call, transformer, name, lambda: _check_in_place(transformer, places)
-        )
+        inspection = Inspection(transformer, plan.tap, pairs)
+        policy = InnerPolicy(plan, call, transformer, name, inspection)
     driver = Driver(model, policy, stats)
     driver.attach()
     _register(pairs)
@@ -225,10 +229,10 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
     stats, call = CacheStats(plan), Call(device)
     _check_compiled(transformer, {transformer})
     pairs = _inner_hooks(plan, transformer, call)
-    places = _places(transformer, pairs)
+    inspection = Inspection(transformer, plan.tap, pairs)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(plan, call, stats, lambda: _check_in_place(transformer, places))
+        step = _StepHook(plan, call, stats, inspection)
         registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
@@ -271,32 +275,7 @@ def _inner_hooks(
 
 def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
     for module, hook in pairs:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, _STREAM_HOOK)
-
-
-def _check_in_place(transformer: nn.Module, places: Mapping[str, nn.Module]) -> None:
-    """Raise a PlanError if a hooked module is not where it was, as when a LoRA is loaded.
-
-    PEFT puts a module of its own in the place of one that it adapts, which is then inside of it.
-
-    Args:
-        transformer: whose modules have hooks.
-        places: name to the module that was there when the cache was enabled.
-    """
-    found = dict(transformer.named_modules())
-    for name, module in places.items():
-        hooks = getattr(module, "_diffusers_hook", None)
-        if found.get(name) is not module or hooks is None or not hooks.get_hook(_STREAM_HOOK):
-            raise PlanError(
-                f"{name} was replaced while the cache is enabled, for instance by loading or "
-                "unloading a LoRA: disable the cache first and enable it again after that"
-            )
-
-
-def _places(transformer: nn.Module, pairs: Sequence[tuple[nn.Module, ModelHook]]) -> dict:
-    """Return the modules that have hooks, by name."""
-    hooked = {id(module) for module, _ in pairs}
-    return {name: part for name, part in transformer.named_modules() if id(part) in hooked}
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, STREAM_HOOK)
 
 
 def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
@@ -348,7 +327,7 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         model = driver.policy.transformer
     registry = HookRegistry.check_if_exists_or_initialize(model)
     with _offloading_apart(model):
-        for name in (_STEP_HOOK, _STREAM_HOOK):
+        for name in (_STEP_HOOK, STREAM_HOOK):
             registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
 

@@ -135,8 +135,11 @@ class Policy:
     def enter(self, step: int, denoiser: str, call: int) -> None:
         """A denoiser is about to run, for the `call`-th time in this step."""
 
+    def ran(self) -> None:
+        """The denoiser that was entered last has returned."""
+
     def leave(self) -> None:
-        """The denoiser that was entered last is done."""
+        """The denoiser that was entered last has returned or raised."""
 
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
@@ -480,6 +483,7 @@ class Driver:
         self.policy.enter(self.step, name, index)
         try:
             output = run(*args, **kwargs)
+            self.policy.ran()
         except BaseException:
             self.attachment.finish()
             raise

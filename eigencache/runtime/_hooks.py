@@ -8,11 +8,11 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState
 from torch import nn
 
-from eigencache.plan import Plan
+from eigencache.plan import Plan, PlanError
 from eigencache.runtime._taps import Stream, map_tensors, tensors
 
 # The parts of a state that hold something of a sampling, and nothing of the next one.
-HELD = ("anchors", "devices", "passing", "silence", "seen", "refreshed")
+HELD = ("anchors", "devices", "passing", "silence", "seen", "refreshed", "sizes", "turns")
 
 
 @dataclass
@@ -22,10 +22,14 @@ class State(BaseState):
     Attributes:
         step: the sampler step of the present call; -1 before the first.
         scale: what the transformer's `timestep` is multiplied by to give the sampler's.
-        anchors: stream to its remembered features, by step.
+        anchors: stream to its remembered features, by step. A module that is called several times
+            per call of the transformer has as many streams: "name", "name, call 2" ...
+        turns: hook to how often its module was called in the present call of the transformer, in
+            the order of the first of these calls.
+        sizes: stream to the shape of the first tensor that its module was last given.
         passing: what one hook leaves for another of the same call, by stream: the states that
             entered or are to leave a run of blocks, or an MLP's tokens.
-        silence: silent hook to the zeros that stand for its module's output.
+        silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
@@ -37,9 +41,23 @@ class State(BaseState):
     anchors: dict[str, dict[int, object]] = field(default_factory=dict)
     devices: dict[str, torch.device] = field(default_factory=dict)
     passing: dict[str, Any] = field(default_factory=dict)
-    silence: dict[ModelHook, object] = field(default_factory=dict)
+    silence: dict[tuple[ModelHook, str], object] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    turns: dict[ModelHook, int] = field(default_factory=dict)
+    sizes: dict[str, torch.Size | None] = field(default_factory=dict)
+
+    def begin(self, full: bool) -> None:
+        """A call of the transformer begins."""
+        self.turns.clear()
+        if full:
+            self.seen.clear()
+            self.refreshed.clear()
+
+    def turn(self, hook: ModelHook, name: str) -> str:
+        """Return the stream of a call of the module that has `hook`, and count the call."""
+        turn = self.turns[hook] = self.turns.get(hook, 0) + 1
+        return name if turn == 1 else f"{name}, call {turn}"
 
     def reset(self) -> None:
         self.step = -1
@@ -71,6 +89,7 @@ class StreamHook(ModelHook):
     def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call) -> None:
         super().__init__()
         self.name, self.stream, self.index, self.call = name, stream, index, call
+        self.key = name  # of the present call of the module
         self.last = index == len(stream.modules) - 1
         weights = plan.weights_of(name)
         # Of each step: the anchors that the stream is forecast from, with weights (none where it
@@ -84,6 +103,7 @@ class StreamHook(ModelHook):
         state = self.call.state
         if state is None:
             return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        self.key = state.turn(self, self.name)
         if self.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
@@ -91,34 +111,55 @@ class StreamHook(ModelHook):
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module returns; at the stream's last one, remember its feature."""
         needed = self.last_use[state.step] > state.step
-        if needed and self.index == 0:
-            state.passing[self.name] = self.stream.entering(args, kwargs)
+        if self.index == 0:
+            size = _size(args, kwargs)
+            if state.sizes.get(self.key) != size:
+                state.anchors.pop(self.key, None)  # of a call with other shapes, as of a batch
+                state.sizes[self.key] = size
+            if needed:
+                state.passing[self.key] = self.stream.entering(0, args, kwargs)
         output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        if state.step == 0:
+            self.stream.check(self.index, self.stream.entering(self.index, args, kwargs), output)
         if needed and self.last:
-            feature = self.stream.feature(state.passing.pop(self.name), output)
-            anchors = state.anchors.setdefault(self.name, {})
+            feature = self.stream.feature(state.passing.pop(self.key), output)
+            anchors = state.anchors.setdefault(self.key, {})
             anchors[state.step] = map_tensors(self.call.keep, feature)
-            state.devices[self.name] = tensors(feature)[0].device
+            state.devices[self.key] = tensors(feature)[0].device
         return output
 
     def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module would return if the stream's feature were its forecast."""
-        if self.index == 0:
-            feature = self.predict(state, args)
-            left = self.stream.leaving(self.stream.entering(args, kwargs), feature)
-            if not self.last:
-                state.passing[self.name] = left
-        else:
-            left = state.passing.pop(self.name) if self.last else state.passing[self.name]
+        entered = self.stream.entering(self.index, args, kwargs)
+        if self.index == 0 and state.sizes.get(self.key) != _size(args, kwargs):
+            raise self.missing(state)
+        if not self.last:
+            if self.index == 0:
+                state.passing[self.key] = entered
+            return self.stream.output(self.index, entered)
+        first = entered if self.index == 0 else state.passing.pop(self.key)
+        left = self.stream.leaving(first, self.predict(state, args))
         return self.stream.output(self.index, left)
 
     def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
-        return forecast(self.terms(state), state.devices[self.name])
+        terms = self.terms(state)
+        return forecast(terms, state.devices[self.key])
+
+    def missing(self, state: State) -> PlanError:
+        """Return the error of a call at the present step of which there are no anchors."""
+        anchors = [a for a, _ in self.rows[state.step]]
+        return PlanError(
+            f"at step {state.step} {self.key} is called where it was not at the full steps "
+            f"{anchors}, or with other shapes (another batch, guidance from that step on): make a "
+            "plan in which the step is full, or use tap 'output'"
+        )
 
     def terms(self, state: State) -> list[tuple[Any, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
-        anchors = state.anchors[self.name]
+        anchors = state.anchors.get(self.key, {})
+        if any(a not in anchors for a, _ in self.rows[state.step]):
+            raise self.missing(state)
         row = [(anchors[a], weight) for a, weight in self.rows[state.step]]
         for a in [a for a in anchors if self.last_use[a] <= state.step]:
             del anchors[a]
@@ -130,21 +171,33 @@ class SilentHook(ModelHook):
 
     def __init__(self, fed: StreamHook) -> None:
         super().__init__()
-        self.fed = fed
+        self.fed, self.key = fed, fed.name
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.fed.call.state
         if state is None:
             return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        self.key = state.turn(self, self.fed.name)
         if self.fed.rows[state.step]:
             return self.stand_in(state, args)
         output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
-        state.silence[self] = map_tensors(lambda x: x.new_zeros(()).expand(x.shape), output)
+        state.silence[self, self.key] = map_tensors(
+            lambda x: x.new_zeros(()).expand(x.shape), output
+        )
         return output
 
     def stand_in(self, state: State, args: tuple) -> Any:
         """Return zeros of the shape that the module last returned."""
-        return state.silence[self]
+        if (self, self.key) not in state.silence:
+            raise self.fed.missing(state)
+        return state.silence[self, self.key]
+
+
+def _size(args: tuple, kwargs: dict) -> torch.Size | None:
+    """Return the shape of the first tensor among arguments."""
+    given = (x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+    first = next(given, None)
+    return None if first is None else first.shape
 
 
 def forecast(

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import nn
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
 from eigencache.runtime._hooks import HELD, Call, State, forecast
+from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
 
 
@@ -106,16 +106,16 @@ class InnerPolicy(Policy):
         call: which the hooks share.
         transformer: the network that has the hooks.
         network: its name in the pipeline.
-        check: raises an error if the hooks are not all in place any more.
+        inspection: of the first step of every image.
     """
 
     def __init__(
         self, plan: Plan, call: Call, transformer: nn.Module, network: str,
-        check: Callable[[], None],
+        inspection: Inspection,
     ) -> None:  # fmt: skip
         self.plan, self.steps, self.call = plan, len(plan), call
         self.transformer, self.network = transformer, network
-        self.check, self.states = check, dict[int, State]()
+        self.inspection, self.states = inspection, dict[int, State]()
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
@@ -133,8 +133,6 @@ class InnerPolicy(Policy):
                     f"plan at tap {self.plan.tap!r} would not skip: use tap 'output'"
                 )
             return
-        if step == 0 and call == 0:
-            self.check()
         if step > 0 and call not in self.states:
             raise PlanError(
                 f"the pipeline begins at step {step} to call {denoiser} {call + 1} times a step, "
@@ -143,12 +141,17 @@ class InnerPolicy(Policy):
             )
         state = self.call.state = self.states.setdefault(call, State())
         state.step = step
-        if self.plan.full[step]:
-            state.seen.clear()
-            state.refreshed.clear()
+        state.begin(bool(self.plan.full[step]))
+        if step == 0:
+            self.inspection.begin()
+
+    def ran(self) -> None:
+        if self.call.state is not None and self.call.state.step == 0:
+            self.inspection.end(self.call.state)
 
     def leave(self) -> None:
         self.call.state = None  # where others call the network, it runs as it is
+        self.inspection.stop()
 
     def end(self) -> None:
         for state in self.states.values():

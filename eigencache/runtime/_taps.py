@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,22 +36,36 @@ class Ports:
         """Return the ports that diffusers has registered for a block's class.
 
         Raises:
-            ValueError: it has registered none.
+            ValueError: it has registered none, or arguments that the block does not take.
         """
         try:
-            return cls(TransformerBlockRegistry.get(type(block)))
+            ports = cls(TransformerBlockRegistry.get(type(block)))
         except ValueError as error:
             raise ValueError(
                 f"diffusers does not say which results of {type(block).__name__} are its states "
                 "(TransformerBlockRegistry): use tap output or modules"
             ) from error
+        takes = list(inspect.signature(type(block).forward).parameters)
+        missing = [name for name in ports.arguments if name not in takes]
+        if missing:
+            raise ValueError(
+                f"diffusers says that the states of {type(block).__name__} are its arguments "
+                f"{missing}, but it takes {takes[1:]}: use tap output or modules"
+            )
+        return ports
 
-    def entering(self, args: tuple, kwargs: dict) -> tuple[torch.Tensor, ...]:
-        """Return the states with which the block is called."""
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the arguments that are states."""
         names = [self.metadata.hidden_states_argument_name]
         if self.metadata.return_encoder_hidden_states_index is not None:
             names += [self.metadata.encoder_hidden_states_argument_name]
-        found = [self.metadata._get_parameter_from_args_kwargs(n, args, kwargs) for n in names]
+        return names
+
+    def entering(self, args: tuple, kwargs: dict) -> tuple[torch.Tensor, ...]:
+        """Return the states with which the block is called."""
+        find = self.metadata._get_parameter_from_args_kwargs
+        found = [find(name, args, kwargs) for name in self.arguments]
         return tuple(state for state in found if state is not None)
 
     def leaving(self, output: Any) -> tuple[torch.Tensor, ...]:
@@ -77,8 +93,11 @@ class Whole:
     def __init__(self, module: nn.Module) -> None:
         self.modules = (module,)
 
-    def entering(self, args: tuple, kwargs: dict) -> Any:
+    def entering(self, index: int, args: tuple, kwargs: dict) -> Any:
         return None
+
+    def check(self, index: int, entered: Any, output: Any) -> None:
+        """Any output can be stood in for."""
 
     def feature(self, entered: Any, output: Any) -> Any:
         return output
@@ -94,22 +113,43 @@ class Blocks:
     """A stream of blocks that run one after another, whose states are taken where they end.
 
     The feature is what all of them together add to the states; or, if not `residual`, the image's
-    states as the last block returns them.
+    states as the last block returns them. Where it is forecast the blocks before the last return
+    the states that enter them.
     """
 
     def __init__(self, blocks: list[nn.Module], residual: bool) -> None:
         self.modules, self.residual = tuple(blocks), residual
         self.ports = [Ports.of(block) for block in blocks]
 
-    def entering(self, args: tuple, kwargs: dict) -> tuple[torch.Tensor, ...]:
-        """Return the states with which the first block is called."""
-        return self.ports[0].entering(args, kwargs)
+    def entering(self, index: int, args: tuple, kwargs: dict) -> tuple[torch.Tensor, ...]:
+        """Return the states with which the block at `index` is called."""
+        return self.ports[index].entering(args, kwargs)
+
+    def check(self, index: int, entered: tuple, output: Any) -> None:
+        """Raise a ValueError if the block at `index` returns what could not be stood in for."""
+        ports, kind = self.ports[index], type(self.modules[index]).__name__
+        left = ports.leaving(output)
+        if pytree.tree_structure(ports.output(left)) != pytree.tree_structure(output):
+            raise ValueError(f"{kind} returns more than its states: use tap output or modules")
+        before, after = [[list(state.shape) for state in states] for states in (entered, left)]
+        last = index == len(self.modules) - 1
+        if after != before[: len(after)] and not last:
+            raise ValueError(
+                f"{kind} is given states of shapes {before} and returns {after}: use tap output or "
+                "modules"
+            )
 
     def feature(self, entered: tuple, output: Any) -> tuple[torch.Tensor, ...]:
         """Return the feature, from the states that entered and what the last block returned."""
         left = self.ports[-1].leaving(output)
         if not self.residual:
             return left[:1]
+        if any(a.shape != b.shape for a, b in zip(left, entered, strict=False)):
+            raise ValueError(
+                f"what {len(self.modules)} blocks up to a {type(self.modules[-1]).__name__} add "
+                "cannot be taken, since their states leave in other shapes than they enter: use "
+                "tap hidden, output or modules"
+            )
         return tuple(after - before for after, before in zip(left, entered, strict=False))
 
     def leaving(self, entered: tuple, feature: tuple) -> tuple[torch.Tensor, ...]:
@@ -157,6 +197,9 @@ class Tapped:
     mlps: Mapping[str, Mlp] = field(default_factory=dict)
 
 
+# Children of a block that prepare its input for each image, not for each token; by name or class.
+_AROUND = re.compile("norm|modul|embed|_mod$", re.IGNORECASE)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # The children of a fused block that feed its projection.
 FUSED = ("attn", "proj_mlp", "act_mlp")
 
@@ -192,6 +235,9 @@ def tap_delta(transformer: nn.Module) -> Tapped:
 def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
     """Every attention and MLP output, as TaylorSeer, HiCache and the EigenCache authors have it.
 
+    These are the children of blocks that hold weights and are neither norms nor modulations. Blocks
+    are the entries of every list of modules, wherever it is, that has such children.
+
     A block that fuses its attention and MLP into one projection (FLUX's single-stream blocks) is
     one stream, taken after the projection; what feeds the projection is silent. If tokens are to
     be `refreshed`, its attention is a stream too, since the projection of a token needs it.
@@ -203,7 +249,7 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
     streams: dict[str, Stream] = {}
     silent: list[tuple[nn.Module, str]] = []
     mlps: dict[str, Mlp] = {}
-    for name, depth, block in _block_lists(transformer):
+    for name, depth, block in _working_blocks(transformer):
         children = dict(block.named_children())
         if refreshed:
             _check_refreshable(block)
@@ -216,7 +262,7 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
                 mlps[stream] = Mlp(Place(False, True, depth), f"{name}.attn", inner)
             silent += [(children[part], stream) for part in feeding]
         else:
-            parts = [part for part in children if part.startswith(("attn", "ff"))]
+            parts = [part for part, child in children.items() if _works(part, child)]
             if refreshed:
                 mlps |= {
                     f"{name}.{part}": Mlp(Place(part != "ff", False, depth), f"{name}.attn")
@@ -269,6 +315,34 @@ def _block_lists(transformer: nn.Module) -> Iterator[tuple[str, float, nn.Module
                 yield f"{name}.{index}", index / max(len(blocks) - 1, 1), block
 
 
+def _works(name: str, module: nn.Module) -> bool:
+    """Return whether a child of a block is a part of it: holds weights, and is no norm or such."""
+    around = _AROUND.search(name) or _AROUND.search(type(module).__name__)
+    return not around and any(isinstance(inner, WEIGHTED) for inner in module.modules())
+
+
+def _working_blocks(transformer: nn.Module) -> Iterator[tuple[str, float, nn.Module]]:
+    """Yield each block that has parts, with its name and its depth in its list, from 0 to 1.
+
+    A block that only holds another block (HiDream's) is passed over in favour of that one.
+    """
+    inside: set[nn.Module] = set()
+    for path, blocks in transformer.named_modules():
+        if not isinstance(blocks, nn.ModuleList) or blocks in inside:
+            continue
+        for index, outer in enumerate(blocks):
+            name, block = f"{path}.{index}", outer
+            while len(children := list(block.named_children())) == 1:
+                child, inner = children[0]
+                if "Block" not in type(inner).__name__:
+                    break
+                name, block = f"{name}.{child}", inner
+            parts = [child for name, child in children if _works(name, child)]
+            if any(list(part.children()) and not hasattr(part, "base_layer") for part in parts):
+                inside.update(outer.modules())
+                yield name, index / max(len(blocks) - 1, 1), block
+
+
 def _check_refreshable(block: nn.Module) -> None:
     """Raise a ValueError unless the block's attention is over the text and then the image."""
     known = (FluxTransformerBlock, FluxSingleTransformerBlock)
@@ -288,7 +362,7 @@ def watching(stream: Stream, keep: Callable) -> Iterator[None]:
     entered: list[Any] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        entered[:] = [stream.entering(args, kwargs)]
+        entered[:] = [stream.entering(0, args, kwargs)]
 
     def leave(module: nn.Module, args: tuple, output: Any) -> None:
         keep(stream.feature(entered.pop(), output))

@@ -3,7 +3,7 @@
 A dummy transformer, whose blocks add a linear function of the step, has forecasts in closed form.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import numpy as np
@@ -299,6 +299,157 @@ def test_blocks_that_diffusers_does_not_know_are_refused(tap):
 def test_what_has_no_blocks_is_refused(tap):
     with pytest.raises(ValueError, match="OfUnknown has no list of blocks"):
         tapped(OfUnknown(0), tap)
+
+
+class TakesX(nn.Module):
+    def forward(self, x):
+        return x
+
+
+TransformerBlockRegistry.register(TakesX, TransformerBlockMetadata(0))
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_blocks_whose_registered_arguments_are_wrong_are_refused(tap):
+    model = OfUnknown(0)
+    model.blocks = nn.ModuleList([TakesX(), TakesX()])
+    with pytest.raises(ValueError, match=r"TakesX are its arguments \['hidden.*takes \['x'\]: use"):
+        enable_cache(model, plan_of(tap))
+
+
+class Backwards(Dummy):
+    """Runs its blocks in another order than it lists them."""
+
+    def __init__(self, kinds):
+        super().__init__(kinds)
+        self.run_in = [1, 0, 3, 2]
+
+    def forward(self, hidden_states, timestep):
+        step = int(np.abs(TIMESTEPS - float(timestep)).argmin())
+        image = hidden_states * (1 + step)
+        for i in self.run_in:
+            image = self.blocks[i](image, step)
+        return (torch.cat([hidden_states[:, :1], image], dim=1),)
+
+
+@pytest.mark.parametrize("tap", ["hidden", "delta"])
+@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3], [0, 1, 2]])
+def test_blocks_that_do_not_run_once_each_in_the_order_listed_are_refused(tap, order):
+    dummy = Backwards(KINDS[0])
+    dummy.run_in = order
+    refused = pytest.raises(ValueError, match=r"not run its blocks once each.*: use tap 'output'")
+    with cached(dummy, plan_of(tap)), refused:
+        run(dummy)
+
+
+@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3, 0]])
+def test_each_run_of_each_block_is_forecast_by_itself(order):
+    """What a block adds is linear in the step, whenever it runs, and so forecast exactly."""
+    dummy = Backwards(KINDS[0])
+    dummy.run_in = order
+    plain = run(dummy)
+    with cached(dummy, plan_of("blocks")):
+        for output, expected in zip(run(dummy), plain, strict=True):
+            torch.testing.assert_close(output, expected)
+
+
+class Side(nn.Module):
+    """Works on tokens in a list of its own, which is no block."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4, dtype=torch.float64)])
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+class WithSide(Dummy):
+    tokens = slice(None)
+
+    def __init__(self, kinds):
+        super().__init__(kinds)
+        self.side = Side()
+
+    def forward(self, hidden_states, timestep):
+        self.side(hidden_states[:, self.tokens])
+        return super().forward(hidden_states, timestep)
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_what_would_go_on_running_for_every_token_is_refused(tap):
+    dummy = WithSide(KINDS[0])
+    refused = pytest.raises(ValueError, match=r"side\.layers\.0 of WithSide works on 3 tokens and")
+    with cached(dummy, plan_of(tap)), refused:
+        run(dummy)
+    assert not any(module._forward_pre_hooks for module in dummy.modules())
+    dummy.tokens = slice(1)
+    with cached(dummy, plan_of(tap)):
+        run(dummy)
+
+
+class Doubling(nn.Module):
+    """A part of a block: scales by a weight; an attention or an MLP to the tap."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4, bias=False, dtype=torch.float64))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x)
+
+
+class Twice(nn.Module):
+    """A block that calls one MLP for its image and then for its text, as CogView4's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.txt_mlp = Doubling()
+
+    def forward(self, hidden_states, text):
+        return hidden_states + self.txt_mlp(hidden_states), text + self.txt_mlp(text)
+
+
+class OfTwice(nn.Module, CacheMixin):
+    """Its text has as many tokens as its image, or one."""
+
+    tokens = 3
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Twice(), Twice()])
+
+    def forward(self, hidden_states, timestep):
+        step = int(np.abs(TIMESTEPS - float(timestep)).argmin())
+        image, text = hidden_states * (1 + step), hidden_states[:, : self.tokens] * (3 - step)
+        for block in self.blocks:
+            image, text = block(image, text)
+        return (torch.cat([text, image], dim=1),)
+
+
+@pytest.mark.parametrize("tokens", [3, 1])
+def test_a_module_called_twice_per_pass_has_two_anchors(tokens):
+    model = OfTwice()
+    model.tokens = tokens
+    with torch.no_grad():
+        plain = run(model)
+        before = [block.txt_mlp.calls for block in model.blocks]
+        with cached(model, plan_of("modules")):
+            for output, expected in zip(run(model), plain, strict=True):
+                torch.testing.assert_close(output, expected)
+    assert [b.txt_mlp.calls - n for b, n in zip(model.blocks, before, strict=True)] == [8, 8]
+
+
+def test_a_skipped_step_of_other_shapes_is_refused():
+    model = OfTwice()
+    with cached(model, plan_of("modules")), torch.no_grad():
+        x = torch.zeros(2, 3, 4, dtype=torch.float64)
+        for step, timestep in enumerate(TIMESTEPS[:4]):
+            refused = pytest.raises(ValueError, match=r"at step 3 blocks\.0\.txt_mlp is called wh")
+            with model.cache_context("cond"), refused if step == 3 else nullcontext():
+                model(x[: 1 if step == 3 else 2], torch.tensor([timestep]))
 
 
 def test_one_block_has_no_halves():
