@@ -12,11 +12,15 @@ min_version("9.12")
 # reads this file again before it runs.
 home = str(workflow.current_basedir)
 sys.path[:0] = homes = [os.path.join(home, "workflow"), home]
-os.environ["PYTHONPATH"] = os.pathsep.join([*homes, os.environ.get("PYTHONPATH", "")])
 try:
-    from reproduction.experiment import Experiment, one_of
+    from reproduction.experiment import (
+        Experiment,
+        environment,
+        one_of,
+        options,
+        retyped,
+    )
     from reproduction.figures._table import figures
-    from reproduction.provenance.code import source_hash
 except ModuleNotFoundError as error:
     raise WorkflowError(
         f"{error}: run `pip install -c envs/workflow.txt -e '.[workflow]'` in {home}"
@@ -30,21 +34,12 @@ if not workflow.configfiles:
 
 
 try:
-    E = Experiment(config)
+    E = Experiment(retyped(config, workflow.config_settings.overwrite_config))
 except (ValueError, OSError) as error:
     raise WorkflowError(f"configuration: {error}") from None
 NAME, FIGURES = E.config.experiment, figures(E)
 
-
-def code_of(module, *labels):
-    """Return a hash of what a program runs, with the methods of some labels, or of all."""
-    methods = [E.spec(label)["method"] for label in labels or E.labels]
-    return source_hash(module, frozenset({*E.config.metrics, *methods}))
-
-
-# Jobs call `python`: let it be the one that runs this, whether or not its environment is active.
-path = os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
-os.environ.update(PATH=path, EIGENCACHE_DEVICE=E.config.device)
+os.environ.update(environment(homes), EIGENCACHE_DEVICE=E.config.device)
 shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 
 

@@ -52,13 +52,13 @@ from eigencache.calibration import OUTPUT, Calibration, ClosedLoopMaker
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
-from eigencache.emoji.data import COLOURS, caption, read_selection
 from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 from reproduction.tables.tables import write_table
+from training.data import COLOURS, caption, read_selection
 
 SEED, CALIBRATION_SEED = 2026, 7
 OPEN, CLOSED = "EigenCache-design", "EigenCache"

@@ -46,7 +46,9 @@ CALL = {"height": 64, "width": 64, "max_sequence_length": 16}
 
 def pipeline(dtype: torch.dtype, device: str, low_memory: bool = False) -> Any:
     """Return the embedded model on a device."""
-    pipe = DiffusionPipeline.from_pretrained(MODEL, dtype=dtype, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(
+        MODEL, dtype=dtype, local_files_only=True, use_safetensors=True
+    )
     pipe.set_progress_bar_config(disable=True)
     if low_memory:
         pipe.enable_model_cpu_offload(device=device)

@@ -3,13 +3,14 @@
 torch is imported only where it is used, so that the tests of planning start at once.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -187,38 +188,33 @@ def copy_of_project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
-    """Run snakemake in a folder; return what it printed."""
+def snakemake(
+    folder: Path, *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run snakemake in a folder, with other variables than usual if some are stated.
+
+    Returns:
+        what it printed.
+    """
     done = subprocess.run(
         [*SNAKEMAKE, *arguments],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET},
+        env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET} | dict(environment or {}),
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout[-5000:]
     return done.stdout
 
 
-def planned_jobs(printed: str) -> set[str]:
-    """Return the rules that a dry run would execute."""
+def planned_jobs(printed: str) -> Counter:
+    """Return the rules that a dry run would execute, each with its number of jobs."""
     lines = printed.split("Job stats:")[1].splitlines()[3:] if "Job stats:" in printed else []
-    rules = set()
+    rules: Counter = Counter()
     for line in lines:
         if not line.strip() or line.startswith("total"):
             break
-        rules.add(line.split()[0])
+        rule, count = line.split()
+        rules[rule] = int(count)
     return rules
-
-
-@contextlib.contextmanager
-def edited(path: Path, old: str, new: str):
-    """Replace a text in a file inside a `with` block."""
-    before = path.read_text()
-    assert old in before
-    path.write_text(before.replace(old, new))
-    try:
-        yield
-    finally:
-        path.write_text(before)
 
 
 def compiled(text: str, folder) -> str:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.calibration._calibration import Calibration as Calibration
     from eigencache.calibration._calibration import kind_of as kind_of
     from eigencache.calibration._calls import calls_of as calls_of
-    from eigencache.calibration._calls import check_arguments as check_arguments
     from eigencache.calibration._closed_loop import ClosedLoopMaker as ClosedLoopMaker
+    from eigencache.calibration.sampler import check_arguments as check_arguments
 
 _HOMES = {
     "Calibration": "_calibration",
@@ -20,7 +20,7 @@ _HOMES = {
     "OUTPUT": "_calibration",
     "calibrate": "_calibrate",
     "calls_of": "_calls",
-    "check_arguments": "_calls",
+    "check_arguments": "sampler",
     "kind_of": "_calibration",
     "plan_with": "_calibrate",
 }

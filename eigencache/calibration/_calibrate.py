@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from eigencache.calibration._calibration import Calibration, kind_of
-from eigencache.calibration._calls import Call, calls_of, check_arguments
+from eigencache.calibration._calls import Call, calls_of
 from eigencache.calibration._closed_loop import ClosedLoopMaker
 from eigencache.calibration.quality import cheapest, with_prediction
+from eigencache.calibration.sampler import check_arguments
 from eigencache.kernel import Kernel
 from eigencache.methods import FEWEST, Method, check_wish, method_of
 from eigencache.plan import Plan

@@ -1,13 +1,11 @@
 """The calls of a pipeline that plans are made on: their arguments, and how they are made."""
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 # The arguments of one call of a pipeline.
 Call = Mapping[str, Any]
@@ -34,33 +32,6 @@ def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
     if not calls:
         raise ValueError("there are no prompts to calibrate on")
     return calls
-
-
-def check_arguments(pipe: Any, calls: Sequence[Call], arguments: Mapping[str, Any]) -> None:
-    """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
-
-    Args:
-        pipe: a pipeline of diffusers, or its class.
-        calls: the arguments that are each call's own.
-        arguments: those that all calls share.
-    """
-    kind = pipe if isinstance(pipe, type) else type(pipe)
-    if not issubclass(kind, DiffusionPipeline):
-        raise ValueError(
-            f"{kind.__name__} is not a diffusers pipeline: give what "
-            "DiffusionPipeline.from_pretrained returns"
-        )
-    parameters = inspect.signature(kind.__call__).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for name in sorted({*arguments, *(name for call in calls for name in call)}):
-        if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
-            raise ValueError(f"{name}: it is stated by the calibration itself; leave it out")
-        if name in ("num_images_per_prompt", "num_videos_per_prompt"):
-            raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
-        if name not in parameters and not open_ended:
-            near = difflib.get_close_matches(name, [*parameters][1:], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Sampling one image, or video, with a diffusers pipeline: its noise, its time, its memory."""
 
 import difflib
+import inspect
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +86,35 @@ def _is_folder(model: str | os.PathLike) -> bool:
     """Return whether a model is a folder, or at least no id of the hub."""
     parts = os.fspath(model).split("/")
     return os.path.isdir(model) or len(parts) != 2 or not all(parts) or parts[0].startswith(".")
+
+
+def check_arguments(
+    pipe: Any, calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if a pipeline cannot be called with these arguments, and say why.
+
+    Args:
+        pipe: a pipeline of diffusers, or its class.
+        calls: the arguments that are each call's own.
+        arguments: those that all calls share.
+    """
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    if not issubclass(kind, DiffusionPipeline):
+        raise ValueError(
+            f"{kind.__name__} is not a diffusers pipeline: give what "
+            "DiffusionPipeline.from_pretrained returns"
+        )
+    parameters = inspect.signature(kind.__call__).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in sorted({*arguments, *(name for call in calls for name in call)}):
+        if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
+            raise ValueError(f"{name}: it is stated by the calibration itself; leave it out")
+        if name in ("num_images_per_prompt", "num_videos_per_prompt"):
+            raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
+        if name not in parameters and not open_ended:
+            near = difflib.get_close_matches(name, [*parameters][1:], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
 
 
 def load_pipeline(

@@ -105,7 +105,8 @@ def _with_paths(file: Path, number: int, call: dict[str, Any]) -> dict[str, Any]
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             raise ValueError(f"{path}, line {number}: empty; write one prompt a line")
         yield number, {"prompt": line.strip()}

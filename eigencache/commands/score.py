@@ -57,7 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     Raises:
         FolderError: the folders or the prompts do not go together, or a model is missing.
+        ValueError: what computes the metrics is not installed.
     """
+    try:
+        _score(arguments)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}; run `pip install 'eigencache[metrics]'`") from error
+
+
+def _score(arguments: argparse.Namespace) -> None:
     if arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     check_file(Path(arguments.out))

@@ -54,7 +54,7 @@ class Scorers:
         ValueError, OSError: a metric cannot use its model or its environment; the message says why.
     """
 
-    def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu"):
+    def __init__(self, models: Mapping[str, Sequence[Path]], device: str = "cpu") -> None:
         self.images: dict[str, Score] = {}
         self.sets: dict[str, SetScore] = {}
         self.about: dict[str, dict] = {}

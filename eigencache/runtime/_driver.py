@@ -182,17 +182,16 @@ class Attachment:
             return None
         return Attachment(self.policy.sibling(), None, self.leader or self)
 
-    @property
-    def apart(self) -> bool:
-        """Whether this is a copy that is used elsewhere than in the pipeline of its original."""
-        if self.leader is None:
-            return False
-        driver = self.leader.driver
-        return driver is None or not driver.attached or _calling()[0] is not driver.pipe
+    def is_elsewhere(self) -> bool:
+        """Return whether the scheduler, or this copy of it, is used outside the driven pipeline."""
+        driver = (self.leader or self).driver
+        if driver is None or not driver.attached:
+            return True
+        caller = _calling()[0]
+        by_hand = caller is None and self.leader is None  # a loop of the user's own
+        return caller is not driver.pipe and not by_hand
 
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
-        if self.apart:
-            return original(*args, **kwargs)
         if self.driver:
             self.driver.check_networks()
         result = original(*args, **kwargs)
@@ -205,8 +204,6 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
-        if self.apart:
-            return original(*args, **kwargs)
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
         driver, passes, ran = self.driver, (), (self.leader or self).ran
         call = StepCall(self.index, scheduler, bound, True, None, passes)
@@ -246,11 +243,6 @@ class Attachment:
             for follow in driver.followers:
                 follow(result)
         return result
-
-    def is_foreign(self) -> bool:
-        """Return whether a pipeline steps the scheduler that was only made from the driven one."""
-        caller = _calling()[0] if self.driver else None
-        return caller is not None and self.driver is not None and caller is not self.driver.pipe
 
     def _repeats(self, call: StepCall) -> bool:
         """Return whether a call is at the timestep of the last one."""
@@ -304,7 +296,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         attachment = self.__dict__.get(ATTACHED)
-        if attachment is None or attachment.is_foreign():  # of a copied pipeline, or by another
+        if attachment is None or attachment.is_elsewhere():
             return original(self, *args, **kwargs)
         return getattr(attachment, name)(self, functools.partial(original, self), args, kwargs)
 
@@ -330,9 +322,7 @@ class Driver:
         ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
     """
 
-    def __init__(
-        self, pipe: Any, policy: Policy, stats: CacheStats | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, policy: Policy, stats: CacheStats | None = None) -> None:
         self.pipe, self.policy, self.stats = pipe, policy, stats
         self.thread: int | None = None
         self.frame: types.FrameType | None = None  # of the pipeline's call that makes the image

@@ -85,9 +85,7 @@ class MlpHook(StreamHook):
             state.refreshed[self.name] = self.call.keep(added), age
         return blended.to(dtype)
 
-    def _recompute(
-        self, state: State, entered: torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
+    def _recompute(self, state: State, entered: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return the MLP's output for `tokens` `[B, k]`, from all that entered it `[B, L, ...]`."""
         entered = _gather(entered, tokens)
         if self.inner:

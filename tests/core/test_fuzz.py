@@ -356,7 +356,7 @@ def test_wild_records_with_a_right_manifest(folder, contents):
 def test_wild_manifests(folder, signed, data):
     about = data.draw(changed(ABOUT, json_values))
     if signed:
-        about["manifest"] = manifest._hash(about)
+        about["manifest"] = manifest.hash_of(about)
     text = json.dumps(about, indent=1)
     if not signed:
         text = data.draw(
@@ -393,6 +393,6 @@ def test_wild_model_manifests(folder, text):
     except FetchError as error:
         assert str(path) in str(error)
     try:
-        manifest._model(str(path))
+        record._model(str(path))
     except ManifestError as error:
         assert str(path) in str(error)

@@ -297,10 +297,11 @@ def test_a_file_with_a_field_of_another_kind_is_named(tmp_path, field):
         Plan.load(path)
 
 
-@pytest.mark.parametrize(
-    "again", [copy.copy, copy.deepcopy, lambda made: ForkingPickler.loads(ForkingPickler.dumps(made))],
-    ids=["copy", "deepcopy", "pickle"],
-)  # fmt: skip
+def through_a_pickle(made):
+    return ForkingPickler.loads(ForkingPickler.dumps(made))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, through_a_pickle])
 def test_a_plan_can_be_copied_and_pickled(again):
     before = plan(source={"kernel": "x"}, tap="modules", refresh=ToCa(0.3), **BELONGS)
     after = again(before)

@@ -28,6 +28,8 @@ from eigencache.predictors import Newton
 from eigencache.runtime import cached
 from eigencache.schedules import Steps
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 ARGUMENTS = {"num_inference_steps": STEPS, "height": 16, "width": 16}
 BASE = Setting("base", ["a", "b"], {3: "c", 5: "d", 8: "e"}, ARGUMENTS)

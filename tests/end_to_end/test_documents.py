@@ -15,6 +15,8 @@ from helpers import copy_of_project, pythonpath, snakemake
 from benchmarks import pipelines
 from benchmarks.tables import COMPILED, GPU, TABLES, UNCACHED, measured
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "profiles/README.md", "benchmarks/peers/README.md")),

@@ -16,6 +16,8 @@ from eigencache.predictors import Taylor
 from eigencache.runtime import cached
 from eigencache.schedules import Interval, Steps
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 SETTINGS = {"num_inference_steps": STEPS, "height": 16, "width": 16}
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from helpers import SECRET, SNAKEMAKE, copy_of_project, edited, planned_jobs, pythonpath, snakemake
+from helpers import SECRET, SNAKEMAKE, copy_of_project, planned_jobs, pythonpath, snakemake
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("pareto", "budget", "samples", "plans", "schedules", "kernel", "quality", "errors",
@@ -88,9 +92,61 @@ def test_every_target_has_jobs(untouched, target):
     assert planned_jobs(snakemake(untouched, "-n", target))
 
 
+def without(folder: Path, module: str) -> dict[str, str]:
+    """Return the variables of a process in which a module is not installed."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nfrom importlib.machinery import PathFinder\n\n\n"
+        "class Without(PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        f"        return None if name == {module!r} else super().find_spec(name, path, target)\n"
+        "\n\nsys.meta_path = [Without if f is PathFinder else f for f in sys.meta_path]\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_jobs_are_known_where_torch_is_missing(untouched, tmp_path):
+    printed = snakemake(untouched, "-n", environment=without(tmp_path, "torch"))
+    assert planned_jobs(printed)["sample"] == 20
+
+
+def test_a_missing_package_is_named_with_what_to_install(untouched, tmp_path):
+    printed = snakemake(untouched, "-n", check=False, environment=without(tmp_path, "safetensors"))
+    assert "No module named 'safetensors'" in printed and "Traceback" not in printed
+    assert "pip install -c envs/workflow.txt -e '.[workflow]'" in printed
+
+
+def test_a_prompt_file_with_a_space_in_its_name_is_one_argument(untouched):
+    shutil.copy(untouched / "data/prompts/emoji-calibration.txt", untouched / "data/my own.txt")
+    changed = "calibration={'prompts': 'data/my own.txt', 'seed': 7}"
+    printed = snakemake(untouched, "-n", "-p", "--config", changed)
+    assert printed.count("--prompts 'data/my own.txt'") == 2  # calibrate and refine
+
+
+def test_few_prompts_and_other_budgets_need_no_other_settings(untouched):
+    printed = snakemake(untouched, "-n", "-p", "--config", "num_prompts=8", "budgets=[5, 11]")
+    assert "--budget 5 --prompts 0 2 5" in printed
+    assert planned_jobs(printed)["sample"] == 20
+
+
+@pytest.mark.parametrize("target", ["tables", "figures", "gallery"])
+def test_targets_have_names(untouched, target):
+    jobs = planned_jobs(snakemake(untouched, "-n", target))
+    assert jobs["sample"] == 20 and jobs["gallery"] == (target == "gallery")
+    assert bool(jobs["compare"]) == (target == "tables")
+    assert bool(jobs["figure_pareto"]) == (target == "figures")
+
+
+def test_every_rule_says_what_it_does(untouched):
+    listed = [line for line in snakemake(untouched, "--list").splitlines() if " (" in line]
+    rules = snakemake(untouched, "--list-rules").splitlines()
+    assert len(listed) == len([line for line in rules if re.match(r"\w+( \(|$)", line)]) > 30
+
+
 def test_mistake_in_the_config_stops_before_anything_runs(untouched):
     printed = snakemake(untouched, "-n", "--config", "sead=3", check=False)
-    assert "unknown keys ['sead']" in printed
+    assert "unknown key 'sead'; there are" in printed and "did you mean 'seed'?" in printed
     assert "Traceback" not in printed
 
 
@@ -217,55 +273,12 @@ def test_an_image_damaged_in_silence_is_refused_and_made_again(finished):
 
 
 def test_nothing_is_left_to_do(finished):
-    assert planned_jobs(snakemake(finished, "-n")) == set()
+    assert not planned_jobs(snakemake(finished, "-n"))
 
 
 def test_no_temporary_file_is_left_behind(finished):
     # Of the killed jobs' own half-written files only hidden ones may remain, and none as a result.
     assert not [p for p in finished.glob("results/**/*.part*") if not p.name.startswith(".")]
-
-
-def test_plot_setting_redraws_only_that_plot(finished):
-    with edited(finished / "config.yaml", "    - 2\n", "    - 1\n"):
-        jobs = planned_jobs(snakemake(finished, "-n"))
-    assert "samples" in jobs and jobs <= {"samples", "all"}
-
-
-def test_a_metric_that_is_left_out_is_no_longer_computed_nor_its_model_fetched(finished):
-    with edited(finished / "config.yaml", "- frechet_lite0\n", ""):
-        jobs = planned_jobs(snakemake(finished, "-n"))
-    assert "score" in jobs and not {"sample", "fetch"} & jobs
-
-
-def test_edit_of_a_metric_that_is_not_used_runs_nothing(finished):
-    metric = finished / "eigencache/metrics/_lpips_alex.py"
-    with edited(metric, "import os\n", "import os  # an edit\n"):
-        assert planned_jobs(snakemake(finished, "-n")) == set()
-
-
-def test_edit_of_a_module_runs_what_used_it(finished):
-    with edited(
-        finished / "eigencache/metrics/_clip_score.py", "import os\n", "import os  # an edit\n"
-    ):
-        jobs = planned_jobs(snakemake(finished, "-n"))
-    assert {"score", "table"} <= jobs
-    assert not {"sample", "calibrate", "plan", "refine"} & jobs
-
-
-def test_edit_of_the_typesetting_makes_the_table_anew_alone(finished):
-    with edited(
-        finished / "workflow/reproduction/tables/typeset.py",
-        "import math\n",
-        "import math  # an edit\n",
-    ):
-        assert planned_jobs(snakemake(finished, "-n")) == {"compare", "all"}
-
-
-def test_another_baseline_makes_the_tables_anew_and_what_is_made_of_them(finished):
-    with edited(finished / "config.yaml", "baseline: null\n", "baseline: EigenCache\n"):
-        jobs = planned_jobs(snakemake(finished, "-n"))
-    assert {"table", "compare"} <= jobs
-    assert not {"score", "sample", "merge", "kernel", "plans"} & jobs
 
 
 def test_truncated_weights_are_named(finished):

@@ -236,9 +236,7 @@ def test_anchors_are_freed_at_their_last_use(pipe, timesteps):
 
     with cached(pipe, plan):
         image(pipe, callback_on_step_end=look)
-    needed = [
-        sum(plan.weights[s + 1 :, a].any() for a in range(s + 1)) for s in range(STEPS)
-    ]
+    needed = [sum(plan.weights[s + 1 :, a].any() for a in range(s + 1)) for s in range(STEPS)]
     assert kept == [n * size for n in needed] and max(needed) == 2 and needed[-1] == 0
 
 

@@ -397,9 +397,7 @@ def test_refining_gains_and_gives_the_same_plan_twice(name):
         setting = Setting("bent", SCHEDULERS[name])
         plan = make_plan(Optimal(4), ORDINARY, setting.runs.timesteps, setting.kernel)
         made.append(refined(setting, plan, ClosedLoop()))
-        gains = [
-            sampled(setting.runs, p.full, p.weights).decibels for p in (plan, made[-1])
-        ]
+        gains = [sampled(setting.runs, p.full, p.weights).decibels for p in (plan, made[-1])]
         assert gains[1] > gains[0]
     assert np.array_equal(made[0].weights, made[1].weights)
     assert made[0].full_steps == made[1].full_steps and made[0].source == made[1].source
@@ -418,7 +416,9 @@ def test_with_one_step_to_place_the_best_is_found(bent):
     plan = make_plan(Optimal(2), ORDINARY, bent.runs.timesteps, bent.kernel)
     loop = ClosedLoop(reach=STEPS, rounds=0)
     at = loop.exchange(bent.runs, bent.base, loop.fit(bent.runs, bent.base, plan.full_steps))
-    every = [loop.fit(bent.runs, bent.base, (0, s)).decibels for s, in combinations(range(1, 8), 1)]
+    every = [
+        loop.fit(bent.runs, bent.base, (0, s)).decibels for (s,) in combinations(range(1, 8), 1)
+    ]
     assert at.decibels == pytest.approx(max(every), rel=1e-9)
 
 

@@ -1,22 +1,20 @@
-"""Memory: what is loaded when, models that take turns, and anchors kept on another device.
+"""Memory: models that take turns, and anchors kept on another device.
 
 There is no accelerator here. Offloading is run with the CPU in its place: the hooks that move the
 models are the same, and move nothing. The second device for anchors is torch's meta device with a
 memory (`MetaMemory`), which can keep tensors and give them back, and cannot compute.
 """
 
-import gc
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FluxTransformer2DModel
 from helpers import flow_timesteps, sampling, tiny_flux
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CLIPTextModel, T5EncoderModel
 
-from eigencache.calibration.sampler import Settings, encode, load_encoded, load_pipeline, sample
+from eigencache.calibration.recording import timesteps_of
+from eigencache.calibration.sampler import load_pipeline, sample
 from eigencache.methods import METHODS, make_plan
 from eigencache.plan import TAPS
 from eigencache.predictors import Taylor
@@ -25,57 +23,8 @@ from eigencache.schedules import Interval, Steps
 from eigencache.tokens import ClusCa, ToCa
 
 MODEL = Path(__file__).parents[2] / "data/emoji-flux"
-SETTINGS = Settings(num_steps=6, height=64, width=64, max_sequence_length=16, dtype="float32")
-GUIDED = Settings(**{**vars(SETTINGS), "true_cfg_scale": 2.0})
+SMALL = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
 PROMPTS = ["a red apple", "a blue fish"]
-ENCODERS, IMAGE_MODELS = (CLIPTextModel, T5EncoderModel), (FluxTransformer2DModel, AutoencoderKL)
-
-
-def alive(kinds):
-    """Return how many models of these classes are in memory."""
-    return sum(issubclass(type(thing), kinds) for thing in gc.get_objects())
-
-
-# ---- What is loaded when
-
-
-@pytest.fixture(scope="module")
-def images():
-    """Return the images of both prompts, from a pipeline that was loaded whole."""
-    pipe = load_pipeline(MODEL, "float32")
-    return [sample(pipe, encode(pipe, p, SETTINGS), SETTINGS, 1).image.tobytes() for p in PROMPTS]
-
-
-@pytest.mark.parametrize("low_memory", [False, True])
-def test_images_do_not_depend_on_how_the_pipeline_is_loaded(images, low_memory):
-    pipe, texts = load_encoded(MODEL, PROMPTS, SETTINGS, low_memory)
-    assert hasattr(pipe.transformer, "_hf_hook") == low_memory
-    made = [sample(pipe, text, SETTINGS, 1).image.tobytes() for text in texts]
-    assert made == images and images[0] != images[1]
-
-
-def test_embeddings_are_those_of_the_whole_pipeline():
-    pipe = load_pipeline(MODEL, "float32")
-    for text, prompt in zip(load_encoded(MODEL, PROMPTS, GUIDED)[1], PROMPTS, strict=True):
-        expected = encode(pipe, prompt, GUIDED)
-        assert text.keys() == expected.keys() and len(text) == 4
-        assert all(torch.equal(text[name], expected[name]) for name in text)
-
-
-def test_text_encoders_and_image_models_are_never_in_memory_together(monkeypatch):
-    gc.collect()
-    before, seen = (alive(ENCODERS), alive(IMAGE_MODELS)), []
-    load = DiffusionPipeline.from_pretrained
-
-    def watched(*args, **kwargs):
-        pipe = load(*args, **kwargs)
-        seen.append((alive(ENCODERS) - before[0], alive(IMAGE_MODELS) - before[1]))
-        return pipe
-
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", watched)
-    pipe, _ = load_encoded(MODEL, PROMPTS, SETTINGS)
-    assert seen == [(2, 0), (0, 2)]
-    assert pipe.text_encoder is None and pipe.tokenizer_2 is None
 
 
 # ---- Models that take turns
@@ -83,64 +32,88 @@ def test_text_encoders_and_image_models_are_never_in_memory_together(monkeypatch
 
 @pytest.fixture(scope="module")
 def plans():
-    timesteps = timesteps_of(load_pipeline(MODEL, "float32"))
+    pipe = load_pipeline(MODEL, "float32")
+    timesteps = timesteps_of(pipe, {"prompt": PROMPTS[0]} | SMALL)
     return {tap: METHODS["TaylorSeer"].plan(4, timesteps, tap=tap) for tap in ("output", "modules")}
 
 
-def timesteps_of(pipe):
-    sample(pipe, encode(pipe, PROMPTS[0], SETTINGS), SETTINGS, 1)
-    return pipe.scheduler.timesteps.double().numpy()
+def images_of(pipe):
+    return [sample(pipe, {"prompt": p} | SMALL, 1).image.tobytes() for p in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Return the images of both prompts, from a pipeline that was loaded whole."""
+    return images_of(load_pipeline(MODEL, "float32"))
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_images_do_not_depend_on_how_the_pipeline_is_loaded(images, low_memory):
+    pipe = load_pipeline(MODEL, "float32", "cpu", low_memory=low_memory)
+    assert hasattr(pipe.transformer, "_hf_hook") == low_memory
+    assert images_of(pipe) == images and images[0] != images[1]
 
 
 @pytest.mark.parametrize("tap", ["output", "modules"])
 @pytest.mark.parametrize("first", ["offloading", "cache"])
-def test_the_cache_and_offloading_go_together(plans, images, tap, first):
+@pytest.mark.parametrize("whole", [True, False], ids=["pipeline", "transformer"])
+def test_the_cache_and_offloading_go_together(plans, images, tap, first, whole):
     """Offloading replaces its hooks after every image, and must leave those of the cache alone."""
-    pipe, texts = load_encoded(MODEL, PROMPTS, SETTINGS)
-    with cached(pipe.transformer, plans[tap]):
-        expected = [sample(pipe, text, SETTINGS, 1).image.tobytes() for text in texts]
+    pipe = load_pipeline(MODEL, "float32", "cpu")
+    model = pipe if whole else pipe.transformer
+    with cached(model, plans[tap]):
+        expected = images_in(pipe)
     if first == "offloading":
         pipe.enable_model_cpu_offload(device="cpu")
-    stats = enable_cache(pipe.transformer, plans[tap])
+    stats = enable_cache(model, plans[tap])
     if first == "cache":
         pipe.enable_model_cpu_offload(device="cpu")
-    made = [sample(pipe, text, SETTINGS, 1).image.tobytes() for text in texts]
-    assert made == expected != images
+    assert images_in(pipe) == expected != images
     assert (stats.full, stats.skipped) == (8, 4)
-    disable_cache(pipe.transformer)
-    assert [sample(pipe, text, SETTINGS, 1).image.tobytes() for text in texts] == images
+    disable_cache(model)
+    assert images_in(pipe) == images
     calls = []
     move = pipe.transformer._hf_hook.pre_forward
     pipe.transformer._hf_hook.pre_forward = lambda *a, **k: (calls.append(a), move(*a, **k))[1]
-    pipe.transformer(**arguments(pipe, texts[0]))
+    pipe.transformer(**given(pipe))
     assert len(calls) == 1  # offloading is still on
 
 
-def arguments(pipe, text):
+def images_in(pipe):
+    """Return the images of both prompts, sampled as people do."""
+    made = []
+    for prompt in PROMPTS:
+        noise = torch.Generator().manual_seed(1)
+        made.append(pipe(prompt, generator=noise, **SMALL).images[0].tobytes())
+    return made
+
+
+def given(pipe):
     return {
         "hidden_states": torch.zeros(1, 16, pipe.transformer.config.in_channels),
-        "encoder_hidden_states": text["prompt_embeds"],
-        "pooled_projections": text["pooled_prompt_embeds"],
+        "encoder_hidden_states": torch.zeros(1, 16, pipe.transformer.config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, pipe.transformer.config.pooled_projection_dim),
         "timestep": torch.ones(1),
         "img_ids": torch.zeros(16, 3),
         "txt_ids": torch.zeros(16, 3),
     }
 
 
-def test_the_transformer_moves_before_it_is_timed():
-    pipe, texts = load_encoded(MODEL, PROMPTS[:1], SETTINGS, low_memory=True)
-    events = []
-    move = type(pipe.transformer._hf_hook).pre_forward
+def test_a_skipped_step_moves_nothing(plans):
+    """The cache stands before offloading, so that what does not run is not moved either."""
+    pipe = load_pipeline(MODEL, "float32", "cpu", low_memory=True)
+    moved, move = [], type(pipe.transformer._hf_hook).pre_forward
 
     class Watched(type(pipe.transformer._hf_hook)):
         def pre_forward(self, module, *args, **kwargs):
-            events.append("moved")
+            moved.append("moved")
             return move(self, module, *args, **kwargs)
 
     pipe.transformer._hf_hook.__class__ = Watched
-    pipe.transformer.register_forward_pre_hook(lambda *_: events.append("called"))
-    sample(pipe, texts[0], SETTINGS, 1)
-    assert events[:2] == ["moved", "called"]
+    with cached(pipe, plans["output"]):
+        noise = torch.Generator().manual_seed(1)
+        pipe(PROMPTS[0], generator=noise, **SMALL)
+    assert len(moved) == 4
 
 
 # ---- Anchors on another device

@@ -411,3 +411,80 @@ def test_a_pipeline_that_never_steps_is_refused():
     parts = field_pipeline().components
     with pytest.raises(PlanError, match="Idle never called its scheduler's step"):
         Simulator(Idle(**parts), [{"prompt": "a"}], [0], {})
+
+
+# ---- Pipelines that copy their scheduler
+
+
+class TwoSorts(FieldPipeline):
+    """Samples latents of two sorts, which the network sees together, as LTX 2 does with sound."""
+
+    def __call__(self, prompt, num_inference_steps=STEPS, generator=None):
+        with torch.no_grad():
+            beside = copy.deepcopy(self.scheduler)
+            beside.set_timesteps(num_inference_steps)
+            self.scheduler.set_timesteps(num_inference_steps)
+            text, _ = self.text_encoder(torch.full((1, SIZE), float(len(prompt))).double())
+            x, y = (torch.randn(1, SIZE, generator=generator).double() for _ in range(2))
+            for t in self.scheduler.timesteps:
+                output = self.transformer(torch.cat([x + y, x - y]), t, text / 10)
+                x = self.scheduler.step(output[:1], t, x, return_dict=False)[0]
+                y = beside.step(output[1:], t, y, return_dict=False)[0]
+            return [x, y]
+
+
+def two_sorts():
+    parts = field_pipeline().components
+    parts["scheduler"] = SCHEDULERS["DPM++ 2M"]
+    return TwoSorts(**parts)
+
+
+@pytest.mark.parametrize("known", range(6))
+def test_a_copied_scheduler_is_given_forecasts_of_its_own_outputs(known):
+    pipe = two_sorts()
+    runs = Simulator(pipe, [{"prompt": "a cat"}], SEEDS[:1], {})
+    plan = plan_of(runs, predictor=Newton(1))
+    with cached(pipe, plan):
+        x, y = pipe("a cat", generator=torch.Generator().manual_seed(SEEDS[0]))
+    plain = pipe("a cat", generator=torch.Generator().manual_seed(SEEDS[0]))
+    assert not torch.equal(x, plain[0]) and not torch.equal(y, plain[1])
+    torch.testing.assert_close(y, beside_by_hand(pipe, plan), rtol=1e-5, atol=1e-6)
+    (final,), features = runs.run(plan.full, plan.weights)
+    assert torch.equal(final, x)
+    before = runs.computed
+    (again,), _ = runs.run(plan.full, plan.weights, features[:known])
+    assert torch.equal(again, x) and runs.computed - before == len(plan.full_steps) - known
+
+
+def beside_by_hand(pipe, plan):
+    """Return the second latents, both schedulers given the plan's sums in a plain loop."""
+    one, other = (copy.deepcopy(pipe.scheduler) for _ in range(2))
+    noise = torch.Generator().manual_seed(SEEDS[0])
+    with torch.no_grad():
+        text, _ = pipe.text_encoder(torch.full((1, SIZE), 5.0).double())
+        x, y = (torch.randn(1, SIZE, generator=noise).double() for _ in range(2))
+        one.set_timesteps(STEPS)
+        other.set_timesteps(STEPS)
+        outputs = []
+        for step, t in enumerate(one.timesteps):
+            output = pipe.transformer(torch.cat([x + y, x - y]), t, text / 10)
+            if not plan.full[step]:
+                pairs = zip(plan.weights[step], outputs, strict=False)
+                output = sum(weight * made for weight, made in pairs)
+            outputs.append(output)
+            x = one.step(output[:1], t, x, return_dict=False)[0]
+            y = other.step(output[1:], t, y, return_dict=False)[0]
+    return y
+
+
+def test_gaps_of_such_a_pipeline_are_fitted():
+    pipe = two_sorts()
+    runs = Simulator(pipe, [{"prompt": "a cat"}], SEEDS[:1], {})
+    plan = plan_of(runs)
+    features = ()
+    for k in range(len(plan.full_steps)):
+        features, _ = runs.gap(plan.full, plan.weights, features, k, None)
+    (final,), same = runs.run(plan.full, plan.weights)
+    for mine, expected in zip(features, same, strict=True):
+        assert torch.equal(mine[0], expected[0])
+    assert torch.equal(runs.run(plan.full, plan.weights, features)[0][0], final)

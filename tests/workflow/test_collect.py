@@ -220,8 +220,8 @@ def test_targets_are_made_by_their_paths():
     chosen = "collect={'streams': {'modules': ['*.attn', '*.ff']}}"
     target = "results/emoji-flux/collected/modules.safetensors"
     printed = dry_run("figures/emoji-flux/trajectory.pdf", target, "--config", chosen)
-    assert "--tap modules --streams '*.attn' '*.ff' --features whole" in printed
-    assert "--tap blocks --streams '*' --features whole" in printed
+    assert "--tap modules --index 0 --features whole --streams '*.attn' '*.ff' --seed" in printed
+    assert "--tap blocks --index 0 --features whole --streams '*' --seed" in printed
     assert "--plan results/emoji-flux/plans/FORA/9.safetensors --out figures" in printed
     assert "collect" not in dry_run("all").split("Job stats:")[1]
 

@@ -1,12 +1,19 @@
 """An experiment: validated configuration, and the file names derived from it."""
 
 import hashlib
+import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from eigencache.methods import METHODS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
 from reproduction.config import load
+from reproduction.provenance.code import source_hash
 from reproduction.shards import plan_shards
 
 # The kernel that every experiment has: of the network's output, as design wants it.
@@ -126,6 +133,10 @@ class Experiment:
         use = method.parts(1, **self.config.methods[label].options).use
         return f"{spec.get('tap', method.tap)}.{use.kind}"
 
+    def budgets(self, label: str) -> list[int]:
+        """Return the budgets of a label's runs; none where it has one run, or a quality."""
+        return [] if label == FULL or label in self.bounded else self.config.budgets
+
     def plans(self, label: str) -> list[str]:
         """Return the plan files of a label: one per budget, one for a target quality, or none."""
         if label not in self.planned:
@@ -144,13 +155,27 @@ class Experiment:
         folder = f"results/{self.config.experiment}/plans"
         return [f"{folder}/{settings.label}/{settings.budget}.safetensors"]
 
+    @property
+    def pipeline(self) -> dict[str, Any]:
+        """The options by which a stage is told its pipeline, and how it is called."""
+        config = self.config
+        return {
+            "pipeline": config.pipeline, "arguments": json.dumps(config.arguments.stated),
+            "dtype": config.dtype, "threads": config.threads,
+        }  # fmt: skip
+
+    def code_of(self, program: str, *labels: str) -> str:
+        """Return a hash of what a program runs, with the methods of the labels it is given."""
+        methods = [self.spec(label)["method"] for label in labels]
+        return source_hash(program, frozenset({*self.config.metrics, *methods}))
+
     def sampling(self, label: str) -> dict:
         """Return the settings of `reproduction.stages.sample` that all shards of a label share."""
         return {
             "label": label,
             "method": self.spec(label)["method"],
             "model": f"models/{self.config.model}/manifest.json",
-            "budgets": self.config.budgets,
+            "budgets": self.budgets(label),
             "plans": self.plans(label),
             "prompts": self.config.prompts,
             "num_prompts": len(self.prompts),
@@ -160,6 +185,55 @@ class Experiment:
             "arguments": self.config.arguments.stated,
             "dtype": self.config.dtype,
         }
+
+
+def environment(homes: Sequence[str]) -> dict[str, str]:
+    """Return the variables by which jobs run the Python and the code that this process runs.
+
+    Args:
+        homes: the folders of the packages.
+    """
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        "PATH": os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
+        "PYTHONPATH": os.pathsep.join([*homes, *([inherited] if inherited else [])]),
+    }
+
+
+def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
+    """Return a configuration with the types that `--config` loses.
+
+    Snakemake reads `budgets=[5, 11]` of its command line as two texts.
+
+    Args:
+        config: the whole configuration.
+        stated: the keys that the command line states.
+    """
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: typed(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [typed(one) for one in value]
+        return yaml.safe_load(value) if isinstance(value, str) else value
+
+    nested = {key: config[key] for key in stated if isinstance(config[key], Mapping | list)}
+    return {**config, **typed(nested)}
+
+
+def options(**values: Any) -> list[str]:
+    """Return a command line: `full_steps=3` is `--full-steps 3`, and what is None is left out.
+
+    A rule takes it as one parameter, since Snakemake compares the values of parameters without
+    their names: 3 images on 1 thread would be the same to it as 1 image on 3 threads.
+    """
+    words = []
+    for name, value in values.items():
+        if value is not None:
+            several = value if isinstance(value, list | tuple) else [value]
+            words.append(f"--{name.replace('_', '-')}")
+            words += [str(int(one) if isinstance(one, bool) else one) for one in several]
+    return words
 
 
 def hash_of(prompts: Iterable[str]) -> str:

@@ -30,12 +30,15 @@ rule ablation:
     conda:
         "../../envs/workflow.yaml"
     params:
-        reference=REFERENCE,
-        factors=json.dumps({k: v.model_dump() for k, v in E.config.ablation.items()}),
-        configfiles=[os.path.relpath(file) for file in workflow.configfiles],
-        code=code_of("reproduction.stages.ablation"),
+        options=options(
+            reference=REFERENCE,
+            factors=json.dumps(
+                {k: v.model_dump() for k, v in E.config.ablation.items()}
+            ),
+            configfiles=[os.path.relpath(file) for file in workflow.configfiles],
+        ),
+        code=E.code_of("reproduction.stages.ablation"),
     shell:
         "python -m reproduction.stages.ablation --summary {input.summary:q} --tidy {input.tidy:q} "
-        "--reference {params.reference:q} --factors {params.factors:q} "
-        "--configfiles {params.configfiles:q} --table {output.table:q} "
+        "{params.options:q} --table {output.table:q} "
         "--markdown {output.markdown:q} --latex {output.latex:q} > {log:q} 2>&1"

@@ -20,17 +20,14 @@ rule calibrate:
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         prompts=hash_of(E.calibration_prompts),
-        seed=E.config.calibration.seed,
-        pipeline=E.config.pipeline or [],
-        arguments=json.dumps(E.config.arguments.stated),
-        dtype=E.config.dtype,
-        threads=E.config.threads,
-        code=code_of("reproduction.stages.calibrate"),
+        options=options(
+            num_prompts=len(E.calibration_prompts),
+            seed=E.config.calibration.seed,
+            **E.pipeline,
+        ),
+        code=E.code_of("reproduction.stages.calibrate"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.calibrate --model {input.model:q} "
-        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
-        "--prompts {input.prompts:q} "
-        f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--threads {threads} "
+        "--prompts {input.prompts:q} {params.options:q} "
         "--low-memory {resources.low_memory} --kernels {output:q} 2>&1 | tee {log:q}"

@@ -21,20 +21,17 @@ rule collect:
         gpu=1,
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
-        index=E.config.collect.prompt,
-        features=E.config.collect.features,
-        streams=lambda w: E.config.collect.streams.get(w.tap, ["*"]),
-        seed=E.config.calibration.seed,
-        pipeline=E.config.pipeline or [],
-        arguments=json.dumps(E.config.arguments.stated),
-        dtype=E.config.dtype,
-        code=code_of("reproduction.stages.collect"),
+        options=lambda w: options(
+            tap=w.tap,
+            index=E.config.collect.prompt,
+            features=E.config.collect.features,
+            streams=E.config.collect.streams.get(w.tap, ["*"]),
+            seed=E.config.calibration.seed,
+            **E.pipeline,
+        ),
+        code=E.code_of("reproduction.stages.collect"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.collect --model {input.model:q} "
-        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
-        "--prompts {input.prompts:q} "
-        "--index {params.index:q} --seed {params.seed:q} "
-        "--low-memory {resources.low_memory} --threads {threads} "
-        "--tap {wildcards.tap:q} --streams {params.streams:q} "
-        "--features {params.features:q} --trajectory {output:q} > {log:q} 2>&1"
+        "--prompts {input.prompts:q} {params.options:q} "
+        "--low-memory {resources.low_memory} --trajectory {output:q} > {log:q} 2>&1"

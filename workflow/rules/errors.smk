@@ -25,20 +25,15 @@ rule errors:
         gpu=1,
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
-        indices=ERRORS.prompts,
-        seed=E.config.seed,
-        pipeline=E.config.pipeline or [],
-        arguments=json.dumps(E.config.arguments.stated),
-        dtype=E.config.dtype,
-        threads=E.config.threads,
-        anchor_device=E.config.anchor_device or [],
-        code=code_of("reproduction.stages.errors"),
+        options=options(
+            indices=ERRORS.prompts,
+            seed=E.config.seed,
+            anchor_device=E.config.anchor_device,
+            **E.pipeline,
+        ),
+        code=E.code_of("reproduction.stages.errors"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.errors --model {input.model:q} "
-        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
-        "--plans {input.plans:q} "
-        "--kernel {input.kernel:q} --prompts {input.prompts:q} --indices {params.indices:q} "
-        "--seed {params.seed:q} --threads {threads} "
-        "--low-memory {resources.low_memory} --anchor-device {params.anchor_device:q} "
-        "--table {output:q} 2>&1 | tee {log:q}"
+        "python -m reproduction.stages.errors --model {input.model:q} --plans {input.plans:q} "
+        "--kernel {input.kernel:q} --prompts {input.prompts:q} {params.options:q} "
+        "--low-memory {resources.low_memory} --table {output:q} 2>&1 | tee {log:q}"

@@ -22,7 +22,7 @@ for figure_name, figure in FIGURES.items():
         params:
             module=figure_name,
             arguments=figure.arguments,
-            code=code_of(f"reproduction.figures.{figure_name}"),
+            code=E.code_of(f"reproduction.figures.{figure_name}"),
         shell:
             "python -m reproduction.figures.{params.module} {params.arguments:q} "
             "--out {output:q} > {log:q} 2>&1"

@@ -19,13 +19,14 @@ rule gallery:
     conda:
         "../../envs/workflow.yaml"
     params:
-        title=NAME,
-        budgets=E.config.figures.gallery.budgets,
-        prompts=E.config.figures.gallery.prompts or [],
-        size=E.config.figures.gallery.size,
-        code=code_of("reproduction.gallery.page"),
+        options=options(
+            title=NAME,
+            budgets=E.config.figures.gallery.budgets,
+            prompts=E.config.figures.gallery.prompts,
+            size=E.config.figures.gallery.size,
+        ),
+        code=E.code_of("reproduction.gallery.page"),
     shell:
-        "python -m reproduction.gallery.page --title {params.title:q} "
-        "--records {input.records:q} --scores {input.scores:q} --summary {input.summary:q} "
-        "--budgets {params.budgets:q} --prompts {params.prompts:q} --size {params.size:q} "
+        "python -m reproduction.gallery.page --records {input.records:q} "
+        "--scores {input.scores:q} --summary {input.summary:q} {params.options:q} "
         "--page {output:q} > {log:q} 2>&1"

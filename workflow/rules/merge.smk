@@ -10,9 +10,10 @@ rule merge:
     conda:
         "../../envs/workflow.yaml"
     params:
-        num_prompts=len(E.prompts),
-        settings=lambda w: json.dumps(E.sampling(w.label)),
-        code=code_of("reproduction.stages.merge"),
+        options=lambda w: options(
+            count=len(E.prompts), settings=json.dumps(E.sampling(w.label))
+        ),
+        code=E.code_of("reproduction.stages.merge"),
     shell:
-        "python -m reproduction.stages.merge --shards {input:q} --count {params.num_prompts:q} "
-        "--settings {params.settings:q} --records {output:q} > {log:q} 2>&1"
+        "python -m reproduction.stages.merge --shards {input:q} {params.options:q} "
+        "--records {output:q} > {log:q} 2>&1"

@@ -17,7 +17,7 @@ rule plan:
         "../../envs/workflow.yaml"
     params:
         method=lambda w: json.dumps(E.spec(w.label)),
-        code=lambda w: code_of("reproduction.stages.plan", w.label),
+        code=lambda w: E.code_of("reproduction.stages.plan", w.label),
     shell:
         "python -m reproduction.stages.plan --kernel {input.kernel:q} --method {params.method:q} "
         "--plans {output:q} > {log:q} 2>&1"

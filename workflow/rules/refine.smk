@@ -27,22 +27,18 @@ rule refine:
         gpu=1,
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
-        method=lambda w: json.dumps(E.spec(w.label)),
         prompts=hash_of(E.calibration_prompts),
-        seed=E.config.calibration.seed,
-        pipeline=E.config.pipeline or [],
-        arguments=json.dumps(E.config.arguments.stated),
-        dtype=E.config.dtype,
-        threads=E.config.threads,
-        code=lambda w: code_of("reproduction.stages.refine", w.label),
+        options=lambda w: options(
+            method=json.dumps(E.spec(w.label)),
+            num_prompts=len(E.calibration_prompts),
+            seed=E.config.calibration.seed,
+            **E.pipeline,
+        ),
+        code=lambda w: E.code_of("reproduction.stages.refine", w.label),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
-        "python -m reproduction.stages.refine --model {input.model:q} "
-        "--pipeline {params.pipeline:q} --arguments {params.arguments:q} --dtype {params.dtype:q} "
-        "--kernel {input.kernel:q} "
-        "--method {params.method:q} --prompts {input.prompts:q} "
-        f"--num-prompts {len(E.calibration_prompts)} --seed {{params.seed}} "
-        "--threads {threads} "
+        "python -m reproduction.stages.refine --model {input.model:q} --kernel {input.kernel:q} "
+        "--prompts {input.prompts:q} {params.options:q} "
         "--low-memory {resources.low_memory} --plans {output:q} 2>&1 | tee {log:q}"
 
 

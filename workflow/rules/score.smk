@@ -29,10 +29,13 @@ rule score:
     resources:
         gpu=1,
     params:
-        metrics=json.dumps(MANIFESTS),
-        references=E.config.references,
+        options=options(
+            metrics=json.dumps(MANIFESTS),
+            references=E.config.references,
+            threads=E.config.threads,
+        ),
         code=[
-            code_of(module)
+            E.code_of(module)
             for module in (
                 "reproduction.stages.score",
                 *(f"eigencache.metrics._{name}" for name in E.metrics),
@@ -41,6 +44,5 @@ rule score:
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.score --records {input.records:q} "
-        "--references {params.references:q} --reference-records {input.references:q} "
-        "--metrics {params.metrics:q} --models {input.models:q} --threads {threads} "
+        "--reference-records {input.references:q} --models {input.models:q} {params.options:q} "
         "--scores {output.scores:q} --sets {output.sets:q} 2>&1 | tee {log:q}"

@@ -26,14 +26,12 @@ rule table:
     conda:
         "../../envs/workflow.yaml"
     params:
-        baseline=E.baseline or [],
-        seed=E.config.seed,
-        code=code_of("reproduction.stages.table"),
+        options=options(baseline=E.baseline, noise_seed=E.config.seed),
+        code=E.code_of("reproduction.stages.table"),
     shell:
         "python -m reproduction.stages.table --records {input.records:q} --scores {input.scores:q} "
-        "--sets {input.sets:q} --baseline {params.baseline:q} "
-        "--noise-seed {params.seed:q} --tidy {output.tidy:q} --parquet {output.parquet:q} --summary {output.summary:q} "
-        "2>&1 | tee {log:q}"
+        "--sets {input.sets:q} {params.options:q} --tidy {output.tidy:q} "
+        "--parquet {output.parquet:q} --summary {output.summary:q} 2>&1 | tee {log:q}"
 
 
 rule compare:
@@ -67,7 +65,7 @@ rule compare:
         "../../envs/workflow.yaml"
     params:
         reference=REFERENCE,
-        code=code_of("reproduction.stages.compare"),
+        code=E.code_of("reproduction.stages.compare"),
     shell:
         "python -m reproduction.stages.compare --summary {input.summary:q} --tidy {input.tidy:q} "
         "--reference {params.reference:q} --table {output.table:q} --markdown {output.markdown:q} "

@@ -1,12 +1,13 @@
-# Training of emoji-flux and emoji-clip from the emoji pictures, from nothing to the model cards.
+# Training of emoji-flux and emoji-clip from the emoji pictures, to the model cards.
 #
 # Nothing else in the workflow depends on these rules: the trained weights live in git under
 # data/emoji-flux and data/emoji-clip.  To replace them by a retrained model, run
 #
 #     snakemake --use-conda --cores 2 emoji_models
 #
-# look at results/train/flux/contact-sheet.png and at the share in results/train/proof/report.json,
-# and copy results/train/flux and results/train/clip-card over data/emoji-flux and data/emoji-clip.
+# look at results/train/flux/contact-sheet.png and at the card beside it, and copy results/train/flux
+# and results/train/clip-card over data/emoji-flux and data/emoji-clip.  With a GPU the training takes
+# minutes, on two CPU cores a night.  `emoji_bundle` packs it for a GPU elsewhere.
 
 import csv
 
@@ -15,6 +16,8 @@ with open("data/emoji/packages.tsv", newline="") as file:
 
 EMOJI = "data/emoji/emoji.tsv"
 ASSETS = "results/train/npm/fluent-emoji-3d/assets"
+# The weights to go on from; an empty string trains everything from nothing.
+START = "data/emoji-flux-start"
 # On shared cores, OpenMP threads that spin for long or change cores stop each other.
 SPIN = "GOMP_SPINCOUNT=100000 OMP_PROC_BIND=true"
 
@@ -68,83 +71,65 @@ rule emoji_sheet:
     params:
         assets=ASSETS,
     shell:
-        "python -m eigencache.emoji.data --data {input.data} --assets {params.assets}"
+        "python -m training.data --data {input.data} --assets {params.assets}"
         " --emojibase {input.labels}/en/data.json --out {output} 2>&1 | tee {log}"
 
 
-rule emoji_vae:
-    """Train the autoencoder."""
+rule emoji_flux:
+    """Train autoencoder, flow transformer and text encoders, distil guidance, judge the pictures.
+
+    What a run that was stopped has done is kept in checkpoints beside the outputs.
+    """
     input:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
         checked="results/train/renderings.png",
-    output:
-        model=directory("results/train/vae/vae"),
-        report="results/train/vae/report.json",
-    log:
-        "results/train/logs/vae.log",
-    benchmark:
-        "results/train/benchmarks/vae.tsv"
-    conda:
-        "../../envs/workflow.yaml"
-    threads: 2
-    params:
-        assets=ASSETS,
-        spin=SPIN,
-    shell:
-        "{params.spin} python -m eigencache.emoji.vae --data {input.data}"
-        " --assets {params.assets} --out results/train/vae --resume --threads {threads} 2>&1 | tee {log}"
-
-
-rule emoji_flow:
-    """Train the flow transformer and its text encoders."""
-    input:
-        data=EMOJI,
-        pictures="results/train/npm/fluent-emoji-3d",
-        vae="results/train/vae/vae",
-    output:
-        pipeline=directory("results/train/flow/pipeline"),
-        report="results/train/flow/report.json",
-    log:
-        "results/train/logs/flow.log",
-    benchmark:
-        "results/train/benchmarks/flow.tsv"
-    conda:
-        "../../envs/workflow.yaml"
-    threads: 2
-    params:
-        assets=ASSETS,
-        spin=SPIN,
-    shell:
-        "{params.spin} python -m eigencache.emoji.flow --data {input.data}"
-        " --assets {params.assets} --vae {input.vae} --out results/train/flow"
-        " --resume --threads {threads} 2>&1 | tee {log}"
-
-
-rule emoji_proof:
-    """Check on held-out captions that the pictures show what the captions say."""
-    input:
-        data=EMOJI,
-        pictures="results/train/npm/fluent-emoji-3d",
-        model="results/train/flow/pipeline",
         prompts="data/prompts/emoji-evaluation.txt",
+        start=[START] if START else [],
     output:
-        report="results/train/proof/report.json",
-        sheet="results/train/proof/contact-sheet.png",
+        pipeline=directory("results/train/run/pipeline"),
+        reports=expand(
+            "results/train/run/{report}.json",
+            report=["flow", "distil", "emoji-flux-proof"],
+        ),
+        sheet="results/train/run/emoji-flux-guidance-3.5.png",
     log:
-        "results/train/logs/proof.log",
+        "results/train/logs/flux.log",
     benchmark:
-        "results/train/benchmarks/proof.tsv"
+        "results/train/benchmarks/flux.tsv"
     conda:
         "../../envs/workflow.yaml"
     threads: 2
     params:
         assets=ASSETS,
         spin=SPIN,
+        start=f"--start {START}" if START else "",
     shell:
-        "{params.spin} python -m eigencache.emoji.proof --data {input.data}"
-        " --assets {params.assets} --model {input.model} --prompts {input.prompts}"
-        " --out results/train/proof --threads {threads} 2>&1 | tee {log}"
+        "{params.spin} python -m training.run --data {input.data} --assets {params.assets}"
+        " --prompts {input.prompts} {params.start} --out results/train/run --threads {threads}"
+        " 2>&1 | tee {log}"
+
+
+rule emoji_bundle:
+    """Pack that training into one folder for a machine with a GPU and no network."""
+    input:
+        data=EMOJI,
+        pictures="results/train/npm/fluent-emoji-3d",
+        prompts="data/prompts/emoji-evaluation.txt",
+        start=[START] if START else [],
+    output:
+        directory("results/train/bundle"),
+    log:
+        "results/train/logs/bundle.log",
+    conda:
+        "../../envs/workflow.yaml"
+    localrule: True
+    params:
+        assets=ASSETS,
+        start=f"--start {START}" if START else "",
+    shell:
+        "python -m training.bundle --data {input.data} --assets {params.assets}"
+        " --prompts {input.prompts} {params.start} --out {output} 2>&1 | tee {log}"
 
 
 rule emoji_clip:
@@ -155,7 +140,7 @@ rule emoji_clip:
         checked="results/train/renderings.png",
     output:
         model=directory("results/train/clip/model"),
-        report="results/train/clip/report.json",
+        report="results/train/clip/clip.json",
     log:
         "results/train/logs/clip.log",
     benchmark:
@@ -167,21 +152,16 @@ rule emoji_clip:
         assets=ASSETS,
         spin=SPIN,
     shell:
-        "{params.spin} python -m eigencache.emoji.clip --data {input.data}"
-        " --assets {params.assets} --out results/train/clip --resume --threads {threads} 2>&1 | tee {log}"
+        "{params.spin} python -m training.clip --data {input.data} --assets {params.assets}"
+        " --out results/train/clip --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_cards:
     """Write the model directories as they are shipped: weights, reports, contact sheet, card."""
     input:
         data=EMOJI,
-        pipeline="results/train/flow/pipeline",
-        vae="results/train/vae/report.json",
-        flow="results/train/flow/report.json",
-        proof="results/train/proof/report.json",
-        sheet="results/train/proof/contact-sheet.png",
-        clip="results/train/clip/model",
-        clip_report="results/train/clip/report.json",
+        flux=rules.emoji_flux.output,
+        clip=rules.emoji_clip.output,
     output:
         "results/train/flux/README.md",
         "results/train/clip-card/README.md",
@@ -190,5 +170,6 @@ rule emoji_cards:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "python -m eigencache.emoji.card --data {input.data} --train results/train"
-        " --flux results/train/flux --clip results/train/clip-card 2>&1 | tee {log}"
+        "python -m training.card --data {input.data}"
+        " --flux results/train/run results/train/flux"
+        " --clip results/train/clip results/train/clip-card 2>&1 | tee {log}"

@@ -7,7 +7,7 @@ a line here. `workflow/rules/figures.smk` makes a rule of each.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from reproduction.experiment import OUTPUT_KERNEL, Experiment
+from reproduction.experiment import OUTPUT_KERNEL, Experiment, options
 
 
 class Figure(NamedTuple):
@@ -28,11 +28,7 @@ class Figure(NamedTuple):
     @property
     def arguments(self) -> list[str]:
         """The command line of its module, without `--out`."""
-        words = []
-        for name, value in {**self.inputs, **self.options}.items():
-            words.append(f"--{name}")
-            words += map(str, [value] if isinstance(value, str | int) else value or [])
-        return words
+        return options(**self.inputs, **self.options)
 
 
 def figures(e: Experiment) -> dict[str, Figure]:
@@ -50,7 +46,7 @@ def figures(e: Experiment) -> dict[str, Figure]:
         for label in e.planned if label in e.budgeted
     ]  # fmt: skip
     colours = settings.pareto.model_dump()
-    samples = settings.samples.model_dump() | {"difference": int(settings.samples.difference)}
+    samples = settings.samples.model_dump()
     several = not e.config.ablation
     # A cache's first three steps are full; it takes one more to have a cost.
     costly = several and e.config.arguments.num_inference_steps > 3

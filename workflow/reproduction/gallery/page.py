@@ -180,7 +180,7 @@ def render(title: str, about: dict, notes: Sequence[str], images: Sequence[str])
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    style, script = (_HERE.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = (_HERE.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     return environment.get_template("page.html").render(
         title=title, about=about, notes=notes, images=images,
         style=style, style_hash=_policy(style), script=script, script_hash=_policy(script),

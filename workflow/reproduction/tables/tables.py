@@ -11,7 +11,7 @@ from eigencache._frames import hash_of_frames
 # The columns that hold names and texts, whatever these look like.
 TEXTS = {
     name: str
-    for name in ("method", "run", "reference", "baseline", "label", "factor", "prompt", "image",
+    for name in ("method", "run", "reference", "baseline", "label", "factor", "prompt",
                  "sha256", "shard")
 }  # fmt: skip
 

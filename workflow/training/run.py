@@ -1,0 +1,380 @@
+"""Train emoji-flux from nothing: autoencoder, flow transformer with text encoders, distillation.
+
+Every stage is limited by the clock, or by iterations where those are given, is resumed from its
+checkpoint in OUT, and exports what it made when it ends, so that a later stage that fails loses
+nothing. On a GPU steps run in bfloat16 as CUDA graphs, the transformer's blocks compiled; on a CPU
+the same code runs plainly, in float32 unless ``--bfloat16`` is given.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+
+from training import data, distil, flow, proof, start, steps, text, vae
+from training.steps import say
+
+GRAPHS_OFF, COMPILING_OFF = "--no-graphs", "--no-compiling"
+GUIDANCES = (1.0, 3.5, 6.0)
+# What is trained how long and on how much, if the command does not say: minutes on a large GPU,
+# hours on two CPU cores.
+USUAL = {
+    "cuda": {
+        "vae_minutes": 1.8,
+        "flow_minutes": 4.5,
+        "distil_minutes": 1.5,
+        "batch": 512,
+        "pool": 120_000,
+    },
+    "cpu": {
+        "vae_minutes": 120.0,
+        "flow_minutes": 600.0,
+        "distil_minutes": 120.0,
+        "batch": 64,
+        "pool": 20_000,
+    },
+}
+
+
+def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    data.add_data_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True, help="everything written, checkpoints")
+    parser.add_argument(
+        "--start", type=Path, help="start folder or pipeline, to take the vae from and go on from"
+    )
+    parser.add_argument("--deliver", type=Path, help="folder for the results as a few files")
+    parser.add_argument("--prompts", type=Path, required=True, help="captions of the sheets")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--until", type=float, default=math.inf, help="hard stop, seconds")
+    for stage in ("vae", "flow", "distil"):
+        parser.add_argument(f"--{stage}-minutes", type=float, help="by the device if not given")
+        parser.add_argument(f"--{stage}-iterations", type=int, help="instead of minutes")
+    parser.add_argument("--vae-batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="of flow and distillation; by the device")
+    parser.add_argument("--pool", type=int, help="pictures to paint and encode; by the device")
+    parser.add_argument("--held-out", type=int, default=512, help="pictures to measure with")
+    parser.add_argument("--vae-rate", type=float, default=2e-3)
+    parser.add_argument("--flow-rate", type=float, default=1.5e-3)
+    parser.add_argument("--constant", action="store_true", help="keep the flow's rate, no decay")
+    parser.add_argument("--save-seconds", type=float, default=600.0, help="flow's checkpoints")
+    parser.add_argument("--distil-rate", type=float, default=5e-4)
+    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji")
+    parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
+    parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU too, if it is faster")
+    parser.add_argument(GRAPHS_OFF, action="store_true", help="no CUDA graphs")
+    parser.add_argument(COMPILING_OFF, action="store_true", help="no torch.compile")
+    parser.add_argument("--only-compile", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(command)
+    usual = USUAL["cuda" if arguments.device.startswith("cuda") else "cpu"]
+    for name, value in usual.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return arguments
+
+
+class Session:
+    """What the stages share."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.out = arguments, arguments.out
+        self.device = torch.device(arguments.device)
+        self.on_gpu = self.device.type == "cuda"
+        half = self.on_gpu or arguments.bfloat16
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self.graph = self.on_gpu and not arguments.no_graphs
+        self.compiles = self.on_gpu and not arguments.no_compiling
+        self.selection = data.read_selection(arguments.data)
+        if arguments.start:
+            start.take_over(arguments.start, self.out)
+        self.tokenizers = text.kept_tokenizers(self.selection, self.out / "tokenizers")
+        self.failures: list[str] = []
+
+    def load(self) -> None:
+        """Load the pictures; slow parts that the compiling process does not need."""
+        self.icons = data.load_icons(self.selection, self.arguments.assets)
+        self.painter = data.Painter(self.icons, self.device)
+        self.scenes, self.held_out = (
+            data.Scenes(self.selection, held_out, self.device) for held_out in (False, True)
+        )
+        self.prompts = self.arguments.prompts.read_text(encoding="utf-8").splitlines()
+
+    def budget(self, stage: str, elapsed: float) -> steps.Budget:
+        """The budget of a stage that has been running for ``elapsed`` seconds before."""
+        arguments = self.arguments
+        minutes = getattr(arguments, f"{stage}_minutes")
+        iterations = getattr(arguments, f"{stage}_iterations")
+        # What has to come after a stage before the hard stop.
+        after = {"distil": 30.0}
+        after["flow"] = after["distil"] + 60 * arguments.distil_minutes
+        after["vae"] = after["flow"] + 60 * arguments.flow_minutes
+        return steps.Budget(minutes, iterations, elapsed, arguments.until - after[stage])
+
+    def pictures(self, count: int, seed: int) -> torch.Tensor:
+        """Held-out pictures, half of them of two things."""
+        torch.manual_seed(seed)
+        ones = count // 2
+        return data.paint(self.painter, self.held_out.draw(ones, count - ones), ones)
+
+    def pools(self, autoencoder: AutoencoderKL) -> tuple[flow.Pool, flow.Pool]:
+        """Fresh pictures to train on, and held-out ones to measure with, as latents."""
+        parts = tuple(
+            text.Parts(tokenizer, self.selection, self.device) for tokenizer in self.tokenizers
+        )
+        pools = []
+        for scenes, count in (
+            (self.scenes, self.arguments.pool),
+            (self.held_out, self.arguments.held_out),
+        ):
+            torch.manual_seed(self.arguments.seed + 10 + len(pools))
+            pools.append(
+                flow.Pool.encode(autoencoder, self.painter, scenes, parts, count, self.dtype)
+            )
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        say(f"pool: {len(pools[0].mean)} pictures are encoded")
+        return tuple(pools)
+
+    def remaining(self) -> float:
+        """Seconds until the hard stop."""
+        return self.arguments.until - (time.monotonic() - steps.STARTED)
+
+
+def compile_ahead(session: Session) -> None:
+    """Compile the transformer's blocks once, for the cache on disk that other processes read."""
+    arguments, device = session.arguments, session.device
+    batch, tokens = arguments.batch, (data.SIZE // 16) ** 2
+    torch.manual_seed(0)
+    latents = torch.randn(batch, tokens, 64, device=device, dtype=session.dtype)
+    ids, ids_2 = (
+        text.tokenize(tokenizer, [""] * batch).int().to(device) for tokenizer in session.tokenizers
+    )
+    pool = flow.Pool(latents, torch.zeros_like(latents), ids, ids_2, (ids[:1], ids_2[:1]))
+    model = flow.FlowModel(*session.tokenizers).to(device).to(session.dtype)
+    for name in flow.PRECISE:
+        model.get_submodule(name).float()
+    with torch.no_grad():
+        for weight in model.transformer.parameters():  # fresh blocks do nothing to compare
+            weight.add_(0.02 * torch.randn_like(weight))
+    rotary = model.transformer.pos_embed(flow.positions(data.SIZE, device))
+    flow.try_compiling(model, pool, rotary, batch)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        flow.tokens_loss(
+            model,
+            latents.float(),
+            torch.randn_like(latents.float()),
+            flow.draw_times(batch, device),
+            (ids, ids_2),
+            rotary,
+        ).item()
+    say("the blocks are compiled ahead")
+
+
+def load_model(session: Session, folder: Path) -> tuple[flow.FlowModel, AutoencoderKL]:
+    """The parts of an exported pipeline, in float32."""
+    pipeline = FluxPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    model = flow.FlowModel(*session.tokenizers)
+    for part, _ in model.named_children():
+        getattr(model, part).load_state_dict(getattr(pipeline, part).state_dict())
+    return model.to(session.device).eval(), pipeline.vae.to(session.device).eval()
+
+
+def sheets(
+    session: Session, pipeline: FluxPipeline, name: str, guidances: tuple[float, ...]
+) -> None:
+    """Contact sheets of the prompts at several guidance scales, 28 steps."""
+    for guidance in guidances:
+        pictures = flow.sample(pipeline, session.prompts, 28, guidance=guidance)
+        path = session.out / f"{name}-guidance-{guidance:g}.png"
+        proof.contact_sheet(pictures, session.prompts, path)
+    say(f"sheets of {name} are written")
+
+
+def measure(session: Session, pipeline: FluxPipeline, name: str, guidance: float) -> None:
+    """Judge held-out captions and compare few steps with many; to ``NAME-proof.json``."""
+    arguments = session.arguments
+    report = {"fewer_steps": proof.hardness(pipeline, session.prompts[:32], guidance)}
+    say(f"{name}: {steps.shown(report['fewer_steps'])}")
+    steps.write_json(session.out / f"{name}-proof.json", report)
+    report |= proof.prove(
+        pipeline,
+        session.selection,
+        session.icons,
+        session.device,
+        arguments.ones,
+        arguments.twos,
+        guidance=guidance,
+        copies=arguments.copies,
+    )
+    steps.write_json(session.out / f"{name}-proof.json", report)
+    for kind in ("one", "two"):
+        shown = {key: value for key, value in report[kind].items() if key != "mistakes"}
+        say(f"{name}, guidance {guidance:g}, {kind}: {steps.shown(shown)}")
+    say(f"{name}: the judge gets {report['judge_right_on_painted']:.3f} of painted pictures right")
+
+
+def attempt(what: str, action: callable, session: Session, needed: float) -> None:
+    """Do something that may fail without loss, if ``needed`` seconds are left."""
+    if session.remaining() < needed:
+        say(f"no time left for {what}")
+        return
+    try:
+        action()
+    except Exception:
+        say(f"{what} failed")
+        session.failures.append(what)
+        traceback.print_exc()
+    deliver(session)
+
+
+def deliver(session: Session) -> None:
+    """Put the results so far into a few files."""
+    folder, out = session.arguments.deliver, session.out
+    if not folder:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    final = "pipeline" if (out / "pipeline").exists() else "teacher"
+    groups = {
+        "base.tar": [path for path in sorted(out.glob(f"{final}/*")) if path.name != "transformer"]
+        or [path for path in [out / "vae"] if path.exists()],
+        "transformer.tar": list(out.glob("pipeline/transformer")),
+        "teacher-transformer.tar": list(out.glob("teacher/transformer")),
+        "reports.tar": sorted([*out.glob("*.json"), *out.glob("*.png")]),
+    }
+    for name, paths in groups.items():
+        if not paths:
+            continue
+        with steps.replacing(folder / name) as part, tarfile.open(part, "w") as archive:
+            for path in paths:
+                archive.add(path, arcname=str(path.relative_to(out)))
+        size = (folder / name).stat().st_size / 2**20
+        say(f"delivered {name}, {size:.1f} MiB")
+
+
+def going_on(folder: Path | None) -> dict:
+    """What the flow's training has to know of a start folder."""
+    if folder is None:
+        return {}
+    return {
+        "begin": lambda model: start.load_weights(model, folder),
+        "earlier": start.earlier(folder),
+    }
+
+
+def train_all(session: Session) -> None:
+    """The three stages."""
+    arguments, out = session.arguments, session.out
+    common = {"seed": arguments.seed, "dtype": session.dtype, "graph": session.graph}
+    if (out / "vae.json").exists():
+        autoencoder = AutoencoderKL.from_pretrained(out / "vae", use_safetensors=True)
+        autoencoder = autoencoder.to(session.device).eval()
+        say("vae: done before")
+    else:
+        autoencoder = vae.train(
+            session.painter,
+            session.scenes,
+            session.pictures(arguments.held_out, seed=1),
+            out,
+            lambda elapsed: session.budget("vae", elapsed),
+            batch=arguments.vae_batch,
+            rate=arguments.vae_rate,
+            **common,
+        )
+        deliver(session)
+    pools = session.pools(autoencoder)
+    common |= {"batch": arguments.batch, "compiles": session.compiles}
+    if (out / "teacher" / "model_index.json").exists() and (out / "flow.json").exists():
+        teacher, autoencoder = load_model(session, out / "teacher")
+        say("flow: done before")
+    else:
+        teacher, report = flow.train(
+            *pools,
+            session.tokenizers,
+            out,
+            lambda elapsed: session.budget("flow", elapsed),
+            rate=arguments.flow_rate,
+            **going_on(arguments.start),
+            constant=arguments.constant,
+            save_seconds=arguments.save_seconds,
+            **common,
+        )
+        say(f"flow: held-out loss {report['held_out_loss']:.4f}")
+        pipeline = flow.pipeline_of(teacher, autoencoder, *session.tokenizers)
+        flow.export(pipeline, out / "teacher")
+        attempt(
+            "the teacher's sheet", lambda: sheets(session, pipeline, "teacher", (1.0,)), session, 5
+        )
+    if (out / "pipeline" / "model_index.json").exists():
+        student = load_model(session, out / "pipeline")[0]
+        say("distil: done before")
+    else:
+        student, _ = distil.train(
+            teacher,
+            *pools,
+            out,
+            lambda elapsed: session.budget("distil", elapsed),
+            rate=arguments.distil_rate,
+            **common,
+        )
+    pipeline = flow.pipeline_of(student, autoencoder, *session.tokenizers)
+    flow.export(pipeline, out / "pipeline")
+    deliver(session)
+    torch.set_float32_matmul_precision("highest")
+    attempt("sheets", lambda: sheets(session, pipeline, "emoji-flux", GUIDANCES), session, 8)
+    attempt("the proof", lambda: measure(session, pipeline, "emoji-flux", 3.5), session, 15)
+    unguided = flow.pipeline_of(teacher, autoencoder, *session.tokenizers)
+    attempt("the teacher's proof", lambda: measure(session, unguided, "teacher", 1.0), session, 15)
+
+
+def main() -> None:
+    """Train, export, sample, judge."""
+    arguments = arguments_of()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision("high")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    session = Session(arguments)
+    if arguments.only_compile:
+        compile_ahead(session)
+        return
+    say(f"torch {torch.__version__} on {vae.device_name(session.device)}, graphs {session.graph}")
+    helper = None
+    if session.compiles and not (session.out / "vae.json").exists():
+        command = [sys.executable, "-m", "training.run", *sys.argv[1:], "--only-compile"]
+        helper = subprocess.Popen(command)
+    try:
+        session.load()
+        say(f"{len(session.icons)} icons, {len(session.scenes.doubles)} scenes of two things")
+        train_all(session)
+    except Exception as problem:
+        # What is fast but new on this machine is given up, one thing after the other.
+        graphs = isinstance(problem, steps.GraphTrouble) and session.graph
+        given_up = [GRAPHS_OFF] if graphs else [GRAPHS_OFF, COMPILING_OFF]
+        given_up = [flag for flag in given_up if flag not in sys.argv]
+        if not given_up or not (session.graph or session.compiles):
+            raise
+        traceback.print_exc()
+        say(f"starts again with {' '.join(given_up)}")
+        steps.start_again(given_up)
+    finally:
+        if helper and helper.poll() is None:
+            helper.terminate()
+    if session.failures:
+        sys.exit(f"failed: {', '.join(session.failures)}")
+    say("finished")
+
+
+if __name__ == "__main__":
+    main()
