@@ -38,6 +38,8 @@ ELSEWHERE = {
     "JOBS=1 benchmarks/peers/run": "tests/end_to_end/test_peers.py",
     "build/peers/cache-dit/bin/python": "tests/end_to_end/test_peers.py",
     "snakemake --report": "tests/end_to_end/test_workflow.py",
+    "cd results/train/bundle": "tests/training/test_shipping.py",
+    "OUT=results FLOW": "tests/training/test_shipping.py",
 }
 
 
@@ -47,7 +49,7 @@ def commands() -> list[str]:
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                parts = re.sub(r"\s#.*$", "", line).split("&&")
+                parts = re.sub(r"(^|\s)#.*$", "", line).split("&&")
                 found += [" ".join(part.split()) for part in parts if part.strip()]
     return list(dict.fromkeys(found))
 
