@@ -40,6 +40,8 @@ ELSEWHERE = {
     "cd results/train/bundle": "tests/training/test_shipping.py",
     "OUT=results FLOW": "tests/training/test_shipping.py",
     "snakemake --report": "tests/end_to_end/test_workflow.py",
+    "cd results/train/bundle": "tests/training/test_shipping.py",
+    "OUT=results FLOW": "tests/training/test_shipping.py",
 }
 
 
@@ -49,7 +51,7 @@ def commands() -> list[str]:
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.S):
             for line in block.replace("\\\n", " ").splitlines():
-                parts = re.sub(r"\s#.*$", "", line).split("&&")
+                parts = re.sub(r"(^|\s)#.*$", "", line).split("&&")
                 found += [" ".join(part.split()) for part in parts if part.strip()]
     return list(dict.fromkeys(found))
 
@@ -304,6 +306,37 @@ def test_the_gpu_and_its_libraries_are_those_of_the_file():
     assert f"one {device} (driver {driver}, torch {release.rpartition('.')[0]} with CUDA " in text
     assert f"CUDA {cuda[:-1]}.{cuda[-1]}, diffusers {rows['diffusers'].unique()[0]})" in text
     assert f"one {device}: " in " ".join(README.split())
+
+
+RESULTS = (ROOT / "docs/results.md").read_text()
+
+
+def test_every_method_of_the_results_was_measured_so():
+    """A row states PSNR at 7 / 9 / 12 / 18 full steps and the speed-up at 9, as the file has it."""
+    data = pd.read_csv(ROOT / "data/benchmarks/methods.csv")
+    measured_rows = set()
+    for _, rows in data.groupby("method"):
+        rows = rows.set_index("full_steps")
+        if {7, 9, 12, 18} <= set(rows.index):
+            psnr = " / ".join(f"{rows['psnr'][budget]:.1f}" for budget in (7, 9, 12, 18))
+            measured_rows.add((psnr, f"{rows['speedup'][9]:.1f}"))
+    stated = re.findall(r"^\| [^|]+ \| \**([\d. /]+?)\** \| ([\d.]+) \|$", RESULTS, re.M)
+    assert len(stated) == 20
+    assert [row for row in stated if row not in measured_rows] == []
+
+
+def test_peers_of_the_results_were_measured_so():
+    data = pd.read_csv(ROOT / "data/benchmarks/peers.csv")
+    curves = {
+        tuple(f"{value:.1f}" for value in rows.set_index("budget")["psnr"][[7, 9, 12, 18]])
+        for _, rows in data.groupby(["method", "source"])
+        if {7, 9, 12, 18} <= set(rows["budget"]) and rows["budget"].is_unique
+    }
+    table = RESULTS.partition("## Beside the others' own code")[2].partition("above the best")[0]
+    cells = [re.findall(r"\| \**([\d.]+)\**(?= \|)", line) for line in table.splitlines()]
+    stated = [tuple(row) for row in cells if len(row) == 4 and "." in row[0]]
+    assert len(stated) == 5
+    assert [row for row in stated if row not in curves] == []
 
 
 def test_nothing_waits_for_the_device():

@@ -1,4 +1,4 @@
-"""The experiment that a configuration describes: its parts, and the names of its files."""
+"""An experiment: validated configuration, and the file names derived from it."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class Experiment:
     """One experiment.
 
     Attributes:
-        config: its configuration, validated, with everything that was left open filled in.
+        config: its configuration, validated, with all defaults filled in.
         prompts: of the evaluation.
         calibration_prompts: of the calibration.
         sharding: how the prompts are split into jobs.
@@ -41,7 +41,7 @@ class Experiment:
         self.config = load(config)
         self.prompts = self.config.evaluation_prompts
         self.calibration_prompts = self.config.calibration_prompts
-        # The budgets of a method that is asked for a quality are not known beforehand.
+        # The budgets of a method with a target quality are not known beforehand.
         some = any(spec.psnr is None for spec in self.config.methods.values())
         self.sharding = plan_shards(
             self.config.shards, len(self.prompts), self.config.arguments.num_inference_steps,
@@ -50,7 +50,7 @@ class Experiment:
 
     @property
     def labels(self) -> list[str]:
-        """What the methods are called here, the full run first."""
+        """The labels of the methods, the full run first."""
         return [FULL, *self.config.methods]
 
     @property
@@ -65,19 +65,19 @@ class Experiment:
 
     @property
     def bounded(self) -> list[str]:
-        """The labels for which a quality is stated, `psnr`, in place of the budgets."""
+        """The labels with a target quality, `psnr`, instead of the budgets."""
         return [label for label in self.labels if "psnr" in self.spec(label)]
 
     @property
     def budgeted(self) -> list[str]:
-        """The labels that have a run for every budget, and the full run."""
+        """The labels with a run for every budget, and the full run."""
         return [label for label in self.labels if label not in self.bounded]
 
     @property
     def baseline(self) -> str | None:
-        """The label to whose runs others of as many full steps are compared; None: there is none.
+        """The label that others with as many full steps are compared with; None if there is none.
 
-        Unless the configuration names one, it is the first of fewer steps.
+        Unless the configuration names one, it is the first label of `fewer-steps`.
         """
         plain = (k for k in self.labels if self.spec(k)["method"] == FEWER_STEPS)
         return self.config.baseline or next(plain, None)
@@ -89,7 +89,7 @@ class Experiment:
 
     @property
     def kernels(self) -> list[str]:
-        """The kernels to calibrate, as TAP.FEATURES.NORMALISATION, and .RUNS if not of all."""
+        """The kernels to calibrate: TAP.FEATURES.NORMALISATION, then .RUNS if not of all runs."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
 
     @property
@@ -104,7 +104,7 @@ class Experiment:
 
     @property
     def runs(self) -> dict[str, str]:
-        """The runs whose names are known beforehand, to their labels: all but those of `psnr`."""
+        """The runs whose names are known beforehand, with their labels: all but those of `psnr`."""
         return self.config.runs
 
     @property
@@ -114,7 +114,7 @@ class Experiment:
 
     @property
     def metrics(self) -> dict[str, list[str]]:
-        """The metrics to the models of data/models.tsv that they need."""
+        """The metrics, with the models of data/models.tsv that each needs."""
         return self.config.metrics_models
 
     def spec(self, label: str) -> dict:
@@ -124,7 +124,7 @@ class Experiment:
     def kernel(self, label: str) -> str:
         """Return the kernel from which the plans of a label are made.
 
-        A method that needs none is given the output kernel, for its timesteps alone.
+        A method that needs none gets the output kernel, only for its timesteps.
         """
         spec = self.spec(label)
         method = METHODS[spec["method"]]
@@ -138,7 +138,7 @@ class Experiment:
         return [] if label == FULL or label in self.bounded else self.config.budgets
 
     def plans(self, label: str) -> list[str]:
-        """Return the plan files of a label: one for each budget, or for a quality, or none."""
+        """Return the plan files of a label: one per budget, one for a target quality, or none."""
         if label not in self.planned:
             return []
         folder = f"results/{self.config.experiment}/plans/{label}"
@@ -238,10 +238,10 @@ def options(**values: Any) -> list[str]:
 
 
 def hash_of(prompts: Iterable[str]) -> str:
-    """Return a hash of prompts in their order: a rule's parameter, short however many they are."""
+    """Return a short hash of prompts in their order, for use as a rule's parameter."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
 
 
 def one_of(names: Iterable[str]) -> str:
-    """Return the regular expression of exactly these names; of none, one that never matches."""
+    """Return a regular expression that matches exactly these names; for none, nothing."""
     return "|".join(map(re.escape, sorted(names))) or "(?!)"

@@ -1,7 +1,8 @@
-"""How stages and figures are started: their command line, and a manifest beside every result.
+"""How stages and figures are started: their command line, and a manifest for every result.
 
-Programs import this under `if __name__ == "__main__"` alone: how a result is recorded does not
-change it, so an edit here, or of manifests, runs no stage again (`reproduction.provenance.code`).
+Programs import this only under `if __name__ == "__main__"`: how a result is recorded does not
+change it, so an edit here, or of manifests, does not run any stage again
+(`reproduction.provenance.code`).
 """
 
 import argparse
@@ -19,15 +20,15 @@ def run(
     sources: Sequence[str] = (),
     models: Sequence[str] = (),
 ) -> None:
-    """Parse the command line and run a stage; end with one plain line if its input is at fault.
+    """Parse the command line and run a stage; if its input is faulty, exit with one plain line.
 
     Args:
         main: the stage. What it returns, if anything, goes into the manifests of its outputs.
         parser: of its command line.
-        outputs: the names of the arguments that are files to write; each is given a manifest.
-        inputs: of those that are results of earlier stages, which are checked first.
-        sources: of those that are other files to read, such as prompts.
-        models: of those that are manifests of models, whose files the stage checks.
+        outputs: the names of the arguments that are files to write; each file gets a manifest.
+        inputs: names of arguments that are results of earlier stages, which are checked first.
+        sources: names of arguments that are other files to read, such as prompts.
+        models: names of arguments that are manifests of models, whose files the stage checks.
     """
     arguments = parser.parse_args()
     try:

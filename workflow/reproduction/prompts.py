@@ -1,8 +1,8 @@
-"""Which prompts a job sees, and that calibration never sees those of the evaluation."""
+"""Which prompts a job gets, and a check that calibration and evaluation share none."""
 
 
 def refuse_overlap(calibration: list[str], evaluation: list[str]) -> None:
-    """Raise a ValueError that names a prompt which stands in both lists, if there is one."""
+    """Raise a ValueError that names a prompt in both lists, if there is one."""
     both = set(calibration) & set(evaluation)
     if both:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Into how many jobs the prompts of a method are split: loading a model costs each of them.
+"""How many jobs the prompts of a method are split into; each job has to load the model.
 
-Work is counted in full steps, evaluations of the whole network, so that a plan of shards depends on
-the configuration alone and not on the machine. docs/scale.md has the seconds behind the constants.
+Work is counted in full steps, so that the number of shards depends on the configuration and not on
+the machine. docs/scale.md has the seconds behind the constants.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from functools import cached_property
 
 from reproduction.prompts import shard_indices
 
-# Starting, checking and loading 33.7 GB take about a minute: FLUX.1-dev's full steps on an H100 in
-# that time. A small model's loading takes no less in its own steps.
+# Starting, checking and loading 33.7 GB take about a minute, in which an H200 computes some 300
+# full steps of FLUX.1-dev. For a small model loading takes about as many of its own steps.
 LOADING = 300
-# Of a job, at most. Above it `auto` takes fewer shards.
+# The largest share of a job that loading may take. Above it `auto` takes fewer shards.
 SHARE = 0.1
-# What a killed job may lose: a quarter of an hour of an H100, three quarters of an A100.
+# The most full steps that a killed job may lose: a quarter of an hour of FLUX.1-dev on an H200.
 LONGEST = 5000
 # Three digits name a shard, and a method's shards must fit into one command line.
 MOST = 1000
@@ -27,10 +27,10 @@ class Shards:
 
     Attributes:
         prompts: how many.
-        count: into how many shards; each method has one job for each.
+        count: the number of shards; each method has one job per shard.
         num_steps: of a full run.
-        budgets: full steps of a cached run, for each of them; none if there are only full runs.
-        timed: of how many prompts of a job a full run is timed beside the cached ones.
+        budgets: the full steps of each cached run; empty if there are only full runs.
+        timed: for how many prompts of a job a full run is timed next to the cached ones.
     """
 
     prompts: int
@@ -55,11 +55,11 @@ class Shards:
 
     @property
     def loading(self) -> float:
-        """The share of the shortest job that loading the model is."""
+        """The share of the shortest job that is spent loading the model."""
         return LOADING / (LOADING + self.shortest)
 
     def _jobs(self, prompts: int) -> list[int]:
-        """Return the full steps of each kind of job; the first run of a process is not kept."""
+        """Return the full steps of each kind of job, with the first run, which is discarded."""
         full = (1 + prompts) * self.num_steps
         if not self.budgets:
             return [full]
@@ -80,15 +80,15 @@ def plan_shards(
 ) -> Shards:
     """Return the shards of an experiment: as many as it states, or for "auto" as many as suit it.
 
-    That is the smallest number with which no job is longer than LONGEST, or fewer if loading would
-    otherwise be more than SHARE of a job.
+    For "auto" that is the smallest number for which no job is longer than LONGEST, or fewer if
+    loading would otherwise be more than SHARE of a job.
 
     Args:
         stated: the number of shards, or "auto".
         prompts: their number.
         num_steps: of a full run.
-        budgets: full steps of a cached run, for each of them; none if there are only full runs.
-        timed: of how many prompts of a job a full run is timed beside the cached ones.
+        budgets: the full steps of each cached run; empty if there are only full runs.
+        timed: for how many prompts of a job a full run is timed next to the cached ones.
 
     Raises:
         ValueError: there are more shards than prompts.

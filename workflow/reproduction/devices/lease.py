@@ -1,8 +1,8 @@
-"""Lease: run a command on GPUs of this machine that no other leased command uses meanwhile.
+"""Lease: run a command on GPUs of this machine that no other leased command is using.
 
     python -m reproduction.devices.lease GPUS -- command ...
 
-Snakemake counts GPUs but tells no job which one is its own. A lease is a lock on one file per
+Snakemake counts GPUs but does not tell a job which one to use. A lease is a lock on one file per
 device; the command takes this process's place and inherits the locks, so that the kernel frees the
 devices when the command ends, however it ends. EIGENCACHE_DEVICE, which is `auto`, `gpu` or `cpu`
 here, is handed on as what was decided: `gpu` if devices were leased, `cpu` if not. docs/gpus.md
@@ -26,12 +26,12 @@ from pathlib import Path
 DEVICE, VISIBLE = "EIGENCACHE_DEVICE", "CUDA_VISIBLE_DEVICES"
 # Each of them is set in the jobs of a scheduler: Slurm, PBS, LSF.
 SCHEDULERS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-# Not the TMPDIR, which Snakemake and schedulers set anew: all must find the same locks.
+# Not the TMPDIR, which Snakemake and schedulers change: all jobs must find the same locks.
 LOCKS = Path(f"/tmp/eigencache-leases-{os.getuid()}")
 
 
 class LeaseError(ValueError):
-    """The devices that were asked for cannot be had; the message says why and what to do."""
+    """The requested devices are not available; the message says why and what to do."""
 
 
 def listed() -> dict[str, list[str]]:
@@ -125,7 +125,7 @@ def lease(count: int, devices: Sequence[str]) -> list[str]:
         while not (locks := _take(count, devices, folder)):
             time.sleep(random.uniform(0.05, 0.15))
     for lock in locks.values():
-        os.utime(lock)  # what cleans /tmp goes by age
+        os.utime(lock)  # cleaners of /tmp go by age
         os.set_inheritable(lock, True)  # the queue's is not: it ends when the command starts
     return list(locks)
 
@@ -181,7 +181,7 @@ def decide(count: int, wish: str) -> dict[str, str]:
     """Lease devices if there are any to lease; return what to set in the command's environment.
 
     Args:
-        count: of GPUs; 0 is a run on the CPU.
+        count: the number of GPUs; 0 runs on the CPU.
         wish: "auto" (a GPU if there is one), "gpu" (an error if there is none) or "cpu".
 
     Raises:

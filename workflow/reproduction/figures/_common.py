@@ -1,7 +1,7 @@
 """The figures: one module each, run as `python -m reproduction.figures.NAME ... --out A.pdf B.png`.
 
-A figure reads tidy files alone. Each module's `draw` makes it of loaded tables and arrays; what
-all of them share is here: the style, how to save, and how a method looks.
+A figure reads only tidy files. Each module's `draw` makes it from loaded tables and arrays. This
+module has what they share: the style, saving, and the looks of each method.
 """
 
 import os
@@ -54,7 +54,7 @@ _SPECIAL = MappingProxyType(
 def style():
     """Return a context, also a decorator, in which figures are drawn and saved alike everywhere.
 
-    Settings of the user's own do not count.
+    The user's own settings are ignored.
     """
     return mpl.style.context(_STYLE, after_reset=True)
 
@@ -86,7 +86,7 @@ def looks(
     Args:
         labels: of the methods.
         coloured: those that stand out; None means all. The others are thin and light grey, and
-            differ in their markers alone.
+            differ only in their markers.
     """
     labels = [label for label in dict.fromkeys(labels) if label != FULL]
     coloured = set(labels if coloured is None else coloured)

@@ -1,10 +1,10 @@
-"""Ablation: what each factor does to the PSNR, one panel a factor, one line a budget.
+"""Ablation: how each factor changes the PSNR, one panel per factor, one line per budget.
 
-Drawn is the PSNR to the full run relative to the factor's base, which is a ring on the zero line:
-the mean over images of the difference to the base's image of the same prompt and noise, with its
-95 % bootstrap interval where there are images enough for one. What the base itself has stands below
-each panel's title. Lines join values that are numbers. Each panel has a scale of its own, of one
-decibel at least, so that what does not matter looks flat.
+The figure shows the PSNR to the full run relative to the factor's base, which is a ring on the zero
+line: the mean over images of the difference to the base's image of the same prompt and noise, with
+its 95 % bootstrap interval if there are enough images. The base's own PSNR is below each panel's
+title. Lines join values that are numbers. Each panel has its own scale, of at least one decibel, so
+that factors that do not matter look flat.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 
 def _grid(table: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    """Return a figure and one panel a factor; those of many long values are twice as wide."""
+    """Return a figure and one panel per factor, twice as wide for many long values."""
     widths = [_width(rows) for _, rows in table.groupby("factor", sort=False)]
     places, row, column = [], 0, 0
     for width in widths:

@@ -1,9 +1,9 @@
-"""Budget: image quality against the number of full steps, one panel a metric, one line a method.
+"""Budget: image quality against the number of full steps, one panel per metric.
 
-As `reproduction.figures.pareto`, with the same methods in the same looks, but with full steps in
-place of measured speed-up: what the forecasts are worth, whatever they cost. At each number of
-steps the best method is the one on the better side. Baselines that only take fewer steps take all
-of theirs in full.
+One line per method. The figure is like `reproduction.figures.pareto`, with the same methods and
+looks, but with full steps in place of the measured speed-up: it shows what the forecasts are worth,
+whatever they cost. At each number of steps the best method is the one on the better side. Baselines
+that only take fewer steps compute all of them in full.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Calibration: image quality against the number of calibration runs, one panel a way of planning.
+"""Calibration: image quality against the number of calibration runs, one panel per way of planning.
 
-Drawn is the PSNR to the full run, a mean over images, with the 95 % interval of its difference to
-the base (the ring, whose level is the dotted line): where a bar misses the line, the difference is
-more than chance. Images are compared in pairs, of the same prompt and noise, so that the intervals
-are of what the runs matter and not of how prompts differ. One line a budget of full steps.
+The figure shows the PSNR to the full run, a mean over images, with the 95 % interval of its
+difference to the base (the ring, whose level is the dotted line): where a bar misses the line, the
+difference is significant. Images are compared in pairs of the same prompt and noise, so that the
+intervals show the effect of the runs, not the spread over prompts. One line per budget.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def intervals(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw one line a budget over a logarithmic axis."""
+    """Draw one line per budget over a logarithmic axis."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(rows["value"]))))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,9 +1,9 @@
-"""Costs: what a step takes and what the cache holds, by where in the network features are taken.
+"""Costs: the seconds of a step and the memory of the cache, by tap.
 
-Left, the seconds of a full step and of a skipped one (medians over images, with their range), and
-as a line those of a step without a cache. Right, the megabytes that the cache holds at most. The
-method is the same at each tap, so that all differences are the tap's. Both axes are logarithmic:
-compare the numbers, not the areas.
+Left: the seconds of a full step and of a skipped one (medians over images, with their range); the
+line is a step without a cache. Right: the most megabytes that the cache holds. The method is the
+same at each tap, so that all differences are due to the tap. Both axes are logarithmic: compare the
+numbers, not the areas.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Errors: what each method misses at every step, measured on prompts, and what was predicted.
+"""Errors: the error of each method at every step, measured on prompts, and its prediction.
 
-One panel a method, above and below. Above, in open loop, the relative error of forecasting the
-features of the method's tap at its skipped steps, from those of an undisturbed full run. Below, in
-closed loop, the root of the mean square difference between the latents after each step and those of
-the full run, in units of the noise at the start. Lines are medians over prompts, bands their whole
-range, and ticks at the bottom the full steps, which make no error of their own. The dashed lines
-are what the weights and the kernel of calibration prompts predict, in open loop both: below, the
-measured line leaves the predicted one where the network answers errors by damping or raising them.
+Each method has an upper and a lower panel. The upper one shows, in open loop, the relative error of
+the forecasts at skipped steps, made from the features of an uncached full run at the method's tap.
+The lower one shows, in closed loop, the root-mean-square difference between the latents after each
+step and those of the full run, in units of the initial noise. Lines are medians over prompts, bands
+the whole range; ticks at the bottom are the full steps, which add no error of their own. Dashed
+lines are predictions from the weights and the calibrated kernel, both in open loop: in the lower
+panel the measured line departs from the prediction where the network damps or amplifies errors.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Kernel: how a model's features at any two sampler steps go together, and how few numbers say it.
+"""Kernel: how similar a model's features are at any two sampler steps, and how low its rank is.
 
-One row a kernel (its tap, which features, and how they are normalised). Left, its matrix: what the
-features of two steps have in common (of many streams: the mean). Middle, its eigenvalues as shares
-of their sum, the features' energy, and the energy that so many leading ones leave out; vertical
-lines say how many keep 99 %, 99.9 % and 99.99 %. The faster both fall, the fewer full steps it
-takes to forecast the rest. Right, the leading eigenvectors over the steps: the shapes that features
-are made of; the entry of largest size counts as positive, since the sign means nothing. What lies
-below the rounding error of float64 is not drawn.
+One row per kernel (its tap, the features, and their normalisation). Left: its matrix, the mean over
+streams if there are several. Middle: its eigenvalues as shares of their sum, which is the features'
+energy, and the energy that the leading ones leave out; vertical lines mark how many keep 99 %, 99.9
+% and 99.99 %. The faster both fall, the fewer full steps are needed to forecast the rest. Right:
+the leading eigenvectors over the steps, the shapes that features are made of; their signs have no
+meaning, so that the largest entry is drawn as positive. Values below the rounding error of float64
+are not drawn.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Pareto: image quality against measured speed-up, one panel a metric, one line a method.
+"""Pareto: image quality against measured speed-up, one panel per metric, one line per method.
 
 A point is a budget: its quality is the mean over images, its speed-up the median of paired times,
-and its bars are 95 % bootstrap intervals over prompts (of a metric of a whole set of images there
-are none). Each vertical axis says which way is better; to the right is faster, always. A method is
-better if its line is on the better side or further to the right. Metrics that need no reference
-vary far more from prompt to prompt than from method to method, so there the interval is drawn once,
-as a band: that of the full run, whose mean is the dotted line. Of many methods those that stand out
-are in colour with their intervals: ours, the baseline, and those that lag least behind the best, or
-those that are named; the rest are grey, told apart by their markers.
+and its bars are 95 % bootstrap intervals over prompts (metrics of whole sets have none). Each
+vertical axis says which way is better; faster is always to the right. A method is better if its
+line is on the better side or further to the right. Metrics without a reference vary far more
+between prompts than between methods, so the interval is drawn once, as a band: that of the full
+run, whose mean is the dotted line. If there are many methods, some are in colour with their
+intervals: ours, the baseline, and those that lag least behind the best or are named; the rest are
+grey and differ in their markers.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def draw(summary: pd.DataFrame, highlight: Collection[str] = (), cost: str = "sp
     """Return the figure of a summary (`reproduction.stages.table`), of its first reference.
 
     Args:
-        summary: one row a run and reference.
-        highlight: of many methods, those to be in colour beside ours and the baseline; of none,
-            the best are chosen.
+        summary: one row per run and reference.
+        highlight: if there are many methods, those in colour besides ours and the baseline; if
+            empty, the best are chosen.
         cost: what the horizontal axes show: "speedup" or "full_steps".
 
     Raises:
@@ -96,11 +96,11 @@ def draw(summary: pd.DataFrame, highlight: Collection[str] = (), cost: str = "sp
 
 
 def in_colour(rows: pd.DataFrame, highlight: Collection[str] = ()) -> set[str]:
-    """Return the methods that stand out: all of a few; else ours, the baseline and the best.
+    """Return the methods that stand out: all if they are few; else ours, the baseline, the best.
 
-    Best is what lags least: a run lags by the PSNR that the best of all runs at least as fast has
-    more, and what counts of a method is the mean over its runs. Only methods of more than one run,
-    which have a line, are chosen.
+    The best lag least: a run lags by the PSNR that it has less than the best run that is at least
+    as fast, and a method by the mean over its runs. Only methods with more than one run, which have
+    a line, are chosen.
 
     Raises:
         ValueError: a method to highlight is unknown.
@@ -154,7 +154,7 @@ def _grid(count: int, methods: int):
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, cost: str, name: str, drawn) -> None:
-    """Draw one line a method; say how many points have no place on the axes."""
+    """Draw one line per method; say how many points do not fit on the axes."""
     scale, unshown = SCALES.get(name, ("linear", np.inf))
     axes.set_yscale(scale)
     shown = np.isfinite(rows[name]) & (rows[name] != unshown)

@@ -1,11 +1,10 @@
-"""Plans: the weights with which each method forecasts its skipped steps, one heat map a method.
+"""Plans: the weights with which each method forecasts its skipped steps, one heat map per method.
 
-Row `s` is the forecast of step `s`, column `a` the weight of the feature that step `a` computed;
-black squares on the diagonal are the full steps. Blue adds, red with a white dot subtracts: a row
-of one dark cell repeats a feature, a dark blue beside a red one extrapolates, and the stronger both
-are, the more an error in the features is amplified. All panels share one colour scale, which is
-clipped where a few weights are far larger than the rest; pointed ends of the colour bar and its
-label say so.
+Row `s` is the forecast of step `s`; column `a` is the weight of the feature that step `a` computed.
+Black squares on the diagonal are the full steps. Blue adds, red with a white dot subtracts: a row
+with one dark cell repeats a feature, dark blue next to red extrapolates; the stronger both are, the
+more an error in the features is amplified. All panels share one colour scale. It is clipped if a
+few weights are far larger than the rest; the colour bar's pointed ends and its label say so.
 """
 
 import argparse
@@ -28,7 +27,7 @@ ROBUST = 0.9  # the share of non-zero weights inside the colour limits
 
 @style()
 def draw(plans: Mapping[str, Plan]) -> Figure:
-    """Return the figure of plans by label. Plans of one matrix a stream are shown as their mean.
+    """Return the figure of plans by label. Those with several matrices are shown as their mean.
 
     Raises:
         ValueError: there is no plan, or they differ in their number of steps.

@@ -1,8 +1,7 @@
 """Quality: the PSNR that plans predict, from calibration prompts, against what was measured.
 
-A point a run whose plan predicts its PSNR, with the 95 % bootstrap interval over prompts of the
-measured mean; on the diagonal the prediction is right, and inside the band it is right to a
-decibel.
+One point per run whose plan predicts its PSNR, with the 95 % bootstrap interval over prompts of the
+measured mean. On the diagonal the prediction is exact; inside the band it is right to a decibel.
 """
 
 import argparse
@@ -67,7 +66,7 @@ def draw(summary: pd.DataFrame) -> Figure:
 
 
 def _numbers(axes: Axes, rows: pd.DataFrame, ends: np.ndarray) -> None:
-    """Write the number of full steps beside each point, lower right, none over another."""
+    """Write the number of full steps to the lower right of each point, without overlaps."""
     least = APART * (ends[1] - ends[0])
     below = -np.inf
     for row in rows.sort_values(["psnr", "predicted_psnr"]).itertuples():

@@ -1,10 +1,10 @@
 """Samples: the same prompts and noise under every method at one budget of full steps.
 
-One row a prompt, one column a method; the first column is the reference run, which all others try
-to match; of many methods there are several blocks of columns, each beginning with the reference.
-The frame in an image is what is enlarged below it, by default where any of the methods differs most
-from the reference. Below that, if asked for, is where each image differs: the mean over red, green
-and blue of the size of the difference, in levels of 255, on one scale for all. The number below is
+One row per prompt, one column per method; the first column is the reference run, which all others
+try to match. Many methods are split into several blocks of columns, each starting with the
+reference. The part in the frame is enlarged below the image; by default it is where any method
+differs most from the reference. Below that, if requested, is the difference: the mean over red,
+green and blue of its absolute value, in levels of 255, on one scale for all. The number below is
 the PSNR of the whole image to the reference in dB: higher is closer. Pixels are drawn as they are,
 without smoothing, wherever the page has room for a whole number of dots each.
 """

@@ -1,5 +1,5 @@
 """The gallery: one page on which a person compares any two runs on any prompt, without a server.
 
-`page.py` makes it of tidy tables and images; `page.html`, `page.css` and `page.js` are what it is
-made into.
+`page.py` makes it from tidy tables and images; `page.html`, `page.css` and `page.js` are its
+template.
 """

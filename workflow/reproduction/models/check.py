@@ -1,4 +1,4 @@
-"""Whether the files of a fetched model are those that its manifest states."""
+"""Checks of a fetched model's files against its manifest."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def verified(manifest: str | Path) -> Path:
 
 
 def fault_of(manifest: Path) -> str | None:
-    """Return the first file that is not as its manifest says, and why, or None."""
+    """Return the first file that differs from its manifest, and how, or None."""
     try:
         for name, facts in json.loads(manifest.read_text()).items():
             fault = mismatch(manifest.parent / name, facts["bytes"], facts["sha256"])

@@ -1,8 +1,8 @@
 """Model hubs in Hugging Face's layout: files of a repository at one commit, fetched and checked.
 
-A file is put in place only when its size and hash are what the hub states for that commit. Until
-then it grows in `.parts`, and there a fetch that was cut or killed goes on. `hf_hub_download` would
-throw such parts away, and one of FLUX.1 is 10 GB.
+A file is put in place only if its size and hash are those that the hub states for that commit.
+Until then it grows in `.parts`, where a fetch that was interrupted continues. `hf_hub_download`
+would discard such parts, and one of FLUX.1's files has 10 GB.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ PASSING = (408, 429, 500, 502, 503, 504)
 
 
 class HubError(ValueError):
-    """The hub refuses, cannot be reached or sent something wrong, or the disk is full."""
+    """The hub refuses, cannot be reached or sent wrong data, or the disk is full."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class HubFile:
         path: in the repository.
         bytes: its size.
         digest: what the hub states: the SHA-256 of a large file, git's SHA-1 of a small one.
-        pin: the SHA-256 that it must have besides, or None.
+        pin: the SHA-256 that it must also have, or None.
     """
 
     path: str
@@ -72,7 +72,7 @@ class HubFile:
 def download(
     source: str, wanted: Collection[str], pins: Mapping[str, str], folder: Path
 ) -> dict[str, dict]:
-    """Fetch files of a repository into `folder`; those that are right already are left alone.
+    """Fetch files of a repository into `folder`; those that already match are kept.
 
     Args:
         source: `hf://OWNER/NAME@REVISION`, or without a revision for the newest commit.
@@ -84,7 +84,7 @@ def download(
         path to `bytes`, `sha256` and `source`, with the commit, of every file.
 
     Raises:
-        HubError: see there; the message says what to do. Nothing wrong is put in place.
+        HubError: see there; the message says what to do. No wrong file is put in place.
     """
     repository, _, revision = source.removeprefix(SCHEME).partition("@")
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +200,7 @@ patiently = Retrying(
 
 @contextlib.contextmanager
 def _plainly(repository: str, revision: str, folder: Path, todo: list[HubFile]) -> Iterator[None]:
-    """Turn what goes wrong inside a `with` block into a HubError that says what to do."""
+    """Turn errors inside a `with` block into a HubError that says what to do."""
     page = f"{constants.ENDPOINT}/{repository}"
     token = "HF_TOKEN is set" if get_token() else "HF_TOKEN is not set"
     try:
@@ -240,7 +240,7 @@ def _plainly(repository: str, revision: str, folder: Path, todo: list[HubFile]) 
 
 
 def _lacking(todo: list[HubFile], folder: Path) -> str | None:
-    """Return what to say if the disk has no room for the files, or None."""
+    """Return an error message if the disk has no room for the files, or None."""
     parts = [folder / ".parts" / file.digest for file in todo]
     need = sum(file.bytes for file in todo) - sum(p.stat().st_size for p in parts if p.exists())
     free = shutil.disk_usage(folder).free

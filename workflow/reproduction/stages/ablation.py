@@ -57,7 +57,7 @@ def ablate(
 
 
 def _measured(row: Mapping, gain: Interval) -> dict:
-    """Return what was measured of one run: from its row of the summary, and its images' gains."""
+    """Return the measurements of one run: its row of the summary, and its images' gains."""
     names = [name for name in row if name in METRICS]
     columns = [f"{name}{end}" for name in [*names, "speedup"] for end in ("", "_low", "_high")]
     kept = {column: row[column] for column in ("full_steps", *columns, "seconds") if column in row}

@@ -1,8 +1,9 @@
 """Compare: the table of methods, grouped by budget, as CSV, as Markdown and as LaTeX.
 
-A budget's group has every run of that many full steps, the baseline of the same compute first. Of
-each metric the best run of a group is marked only if the interval of its paired difference to every
-other run of the group is on its side of zero; the second best likewise among the rest.
+A budget's group has every run with that many full steps, the baseline of equal compute first. For
+each metric, the best run of a group is marked only if the interval of its paired difference to
+every other run of the group is on its side of zero; the second best is marked likewise among the
+rest.
 """
 
 import argparse
@@ -67,7 +68,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
 def _places(table: pd.DataFrame, values: pd.DataFrame, higher: bool) -> pd.Series:
     """Return the place of every run of a table among those of its budget, by one metric.
 
-    Neither the full run competes nor the reference, which is wholly like itself.
+    Neither the full run nor the reference, which equals itself, competes.
     """
     compared = table[(table["run"] != FULL) & (table["run"] != table["reference"])]
     found: dict[str, int] = {}
@@ -77,10 +78,10 @@ def _places(table: pd.DataFrame, values: pd.DataFrame, higher: bool) -> pd.Serie
 
 
 def places(values: pd.DataFrame, higher: bool) -> dict[str, int]:
-    """Return which run is the best, 1, and which the second best, 2, as far as that is sure.
+    """Return which run is the best, 1, and which the second best, 2, where that is certain.
 
     Args:
-        values: one row a prompt, one column a run.
+        values: one row per prompt, one column per run.
         higher: whether higher is better.
     """
     found: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""Costs: what a step takes and what a cache holds, by tap, with one method at each.
+"""Costs: the seconds of a step and the memory of a cache, by tap, with one method at all taps.
 
-The method is TaylorSeer of order 1 with its interval schedule, the same full steps at every tap: as
-many as were asked for, or, where no interval gives so many, as near to that as one does.
-One row a tap and image:
+The method is TaylorSeer of order 1 with its interval schedule and the same full steps at every tap:
+as many as requested, or, if no interval gives that number, as close to it as possible.
+One row per tap and image:
 
     tap, full_steps         where features are taken, and how many steps are full
     image                   which of the images that were sampled, from 0; each has its own prompt
@@ -43,7 +43,7 @@ Call = Mapping[str, Any]
 
 
 class Steps(NamedTuple):
-    """What the steps of one run took: median seconds, and megabytes."""
+    """The costs of one run's steps: median seconds, and megabytes."""
 
     full_seconds: float
     skipped_seconds: float
@@ -54,7 +54,7 @@ class Steps(NamedTuple):
 def steps_of(
     pipe, call: Call, seed: int, plan: Plan | None = None, anchor_device: str | None = None
 ) -> Steps:
-    """Sample one image, by a plan or in full, and return what its steps took."""
+    """Sample one image, by a plan or in full, and return the costs of its steps."""
     held, device = [0], pipe._execution_device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -94,7 +94,7 @@ def nearest_plan(full_steps: int, timesteps) -> Plan:
 def costs(
     pipe, call: Call, seed: int, plans: Mapping[str, Plan], anchor_device: str | None = None
 ) -> Iterator[dict]:
-    """Yield what each tap costs in one image, beside a run without a cache."""
+    """Yield the costs of each tap for one image, next to those of a run without a cache."""
     uncached, device = steps_of(pipe, call, seed), pipe._execution_device.type
     for tap, plan in plans.items():
         found = steps_of(pipe, call, seed, plan, anchor_device)
@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace) -> None:
     first = {**arguments.arguments, **opened(calls[0])}
     timesteps = timesteps_of(pipe, first)
     plans = plans_by_tap(network_of(pipe), arguments.full_steps, timesteps)
-    steps_of(pipe, first, arguments.seed)  # the first run is slower than those to come
+    steps_of(pipe, first, arguments.seed)  # the first run is slower than later ones
     rows = []
     for image, call in enumerate(tqdm(calls, desc="costs", unit="image")):
         seed, whole = image_seed(arguments.seed, image), {**arguments.arguments, **opened(call)}

@@ -1,4 +1,4 @@
-"""Errors: what cached runs miss at every step, on a few evaluation prompts, and what was predicted.
+"""Errors: the error of cached runs at every step on a few evaluation prompts, and its prediction.
 
 One row a label, step, quantity and prompt:
 
@@ -49,7 +49,7 @@ Errors = Mapping[str, np.ndarray]  # quantity to float64 [T], nan where there is
 
 
 class OpenLoop:
-    """What plans forecast of one stream along an undisturbed run; called with its every feature.
+    """The forecasts of one stream by plans along an uncached run; called with each feature.
 
     Features that a later step of some plan draws on are kept, once for all plans. Where a network
     is called several times per step, the features of each of its calls are forecast from those of
@@ -116,7 +116,7 @@ def full_run(
     pipe, call: Mapping[str, Any], seed: int, plans: Mapping[str, Plan],
     anchor_device: str | None = None,
 ) -> tuple[Latents, dict[str, np.ndarray]]:  # fmt: skip
-    """Sample one image in full, and forecast its features by every plan on the way.
+    """Sample one image in full, and forecast its features by every plan along the way.
 
     Returns:
         The latents after each step; and label to the relative error of the plan's forecast at each
@@ -142,7 +142,7 @@ def full_run(
 
 
 def _relative(label: str, loops: list[OpenLoop], count: int) -> np.ndarray:
-    """Return the relative errors of a plan's forecasts, of all streams together."""
+    """Return the relative errors of a plan's forecasts, over all streams together."""
     sums = np.zeros((count, 2))
     for stream in loops:
         for step, squares in stream.squares.get(label, {}).items():
@@ -155,7 +155,7 @@ def measured(
     pipe, call: Mapping[str, Any], seed: int, plans: Mapping[str, Plan],
     anchor_device: str | None = None,
 ) -> Iterator[tuple[str, Errors]]:  # fmt: skip
-    """Yield each label and what its plan misses in one image, by quantity.
+    """Yield each label and the errors of its plan in one image, by quantity.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -177,10 +177,10 @@ def measured(
 
 
 def predicted(plan: Plan, kernel: Kernel) -> Errors:
-    """Return what a plan will miss, by quantity, told from a kernel; nothing where it cannot be.
+    """Return the errors that a kernel predicts for a plan, by quantity; empty if it cannot.
 
     Args:
-        plan: of any tap; of those at the output something can be told.
+        plan: at any tap; only those at the output have predictions.
         kernel: of the output tap.
 
     Raises:
@@ -199,7 +199,7 @@ def predicted(plan: Plan, kernel: Kernel) -> Errors:
 
 
 def rows(label: str, plan: Plan, errors: Errors, prompt_index: int | None = None) -> list[dict]:
-    """Return the rows of one plan, measured on a prompt or, of no prompt, predicted."""
+    """Return the rows of one plan, measured on a prompt or, without a prompt, predicted."""
     return [
         {
             "label": label,

@@ -49,7 +49,7 @@ def fetch(
     """Put the pinned files of `model` into `folder`, then write `manifest.json` there.
 
     The manifest (file to its bytes and sha256, and where it came from if not from this repository)
-    is written last: where it stands, the model is whole. A file that is right is left alone.
+    is written last: if it exists, the model is complete. Files that match are kept.
 
     Args:
         table: what pins the models.
@@ -121,7 +121,7 @@ def _from_package(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
 
 
 def _covers(manifest: Mapping, source: str, wanted: list[str], pins: Mapping[str, str]) -> bool:
-    """Whether a manifest is of this source and has all that is wanted of it."""
+    """Whether a manifest is of this source and has all the files that are wanted."""
     origins = {str(facts.get("source")) for facts in manifest.values()}
     return (
         all(origin == source or origin.startswith(f"{source}@") for origin in origins)
@@ -165,7 +165,7 @@ def adopt(source: Path, folder: Path, files: Sequence[str] | None = None) -> dic
 
 
 def _own_files(source: Path, table: str | Path, model: str) -> list[str] | None:
-    """Return the files that a folder has in place of a model of the table; None of a pipeline."""
+    """Return the files of a folder that replaces a model of the table; None for a pipeline."""
     if (source / "model_index.json").is_file() or not Path(table).is_file():
         return None
     files = []
@@ -204,7 +204,7 @@ def pipeline_files(source: Path) -> list[str]:
 def pin(model: str, source: str | Path) -> pd.DataFrame:
     """Return the rows that pin every file below the folder `source` as the model's.
 
-    Its card is left out (README, pictures, reports): a word changed there is not another model.
+    Its card is left out (README, pictures, reports): a changed word there makes no other model.
     """
     files = sorted(
         path

@@ -9,7 +9,7 @@ import pandas as pd
 from reproduction.provenance import manifest
 from reproduction.tables.tables import read_table, refuse_altered, write_table
 
-# What the workflow reads of every shard.
+# The columns that the workflow reads from every shard.
 COLUMNS = {"run", "prompt_index", "image", "sha256"}
 
 
@@ -82,7 +82,7 @@ def refuse_strangers(shards: Mapping[str, Mapping], wanted: Mapping) -> None:
 
 
 def _common(about: Mapping) -> dict:
-    """Return what all shards of a method must agree in."""
+    """Return the facts in which all shards of a method must agree."""
     settings = {name: value for name, value in about["settings"].items() if name != "shard"}
     files = about["inputs"] | about["sources"] | about["models"]
     return settings | files | {"the code of sampling": about["code"]}

@@ -1,7 +1,7 @@
 """Sample: all budgets of one method over one shard of the prompts, with timing against full runs.
 
-One job holds a method's every budget, since starting a job (importing, loading the model) costs
-far more than a run of a small model, and since a full run beside each is what it is timed against.
+One job holds all budgets of a method, since starting a job (importing, loading the model) costs far
+more than a run of a small model, and since all of them are timed against the same full runs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Run:
 
     Attributes:
         name: of the run, and of the folder of its images.
-        plan: what to cache by; None computes every step.
+        plan: the plan to sample by; None computes every step.
         changed: arguments of the call that differ from the experiment's.
     """
 
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def predicted_psnr(self) -> float:
-        """What the plan says its images will have, in dB; nan if it says nothing."""
+        """The PSNR in dB that the plan predicts for its images; nan if it predicts none."""
         return predicted_psnr(self.plan) if self.plan else math.nan
 
 
@@ -59,7 +59,7 @@ def sample_shard(
     arguments: Mapping[str, Any], seed: int, images: Path, timed: int,
     anchor_device: str | None = None,
 ) -> Iterator[dict]:  # fmt: skip
-    """Sample every run of every prompt of a shard, write the PNGs, and yield one record an image.
+    """Sample every run of every prompt of a shard, write the PNGs, and yield one record per image.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -74,7 +74,7 @@ def sample_shard(
         anchor_device: where a cache keeps features; by default where they are made.
     """
     reference = Run(FULL)
-    if indices:  # the first calls of a process are slower than those to come
+    if indices:  # the first calls of a process are slower than later ones
         sample_run(pipe, {**arguments, **opened(calls[indices[0]])}, seed, reference)
     for position, index in enumerate(tqdm(indices, desc="sample", unit="prompt")):
         call, noise = {**arguments, **opened(calls[index])}, image_seed(seed, index)

@@ -1,7 +1,7 @@
 """Table: the scores of every image with its record, and one row per run and reference.
 
-The scores are `scores.csv` and, for who reads that better, `scores.parquet`: all that tables and
-figures show is in them. The summary's means and medians are over all images of a run, with 95 %
+The scores are written as `scores.csv` and `scores.parquet`; they hold all that tables and figures
+show. The summary's means and medians are over all images of a run, with 95 %
 bootstrap intervals over prompts (`reproduction.tables.statistics`).
 """
 
@@ -97,7 +97,7 @@ def _gain(own: pd.DataFrame, base: pd.DataFrame | None, metric: str) -> Interval
 
 
 def _measured(own: pd.DataFrame) -> dict:
-    """Return the time and the memory of one run, and of how many images."""
+    """Return the time and the memory of one run, and the number of its images."""
     timed = own["speedup"].dropna()
     # The full run is what the others are timed against.
     speedup = Interval(1, 1, 1) if own["run"].iloc[0] == FULL else median_interval(timed)

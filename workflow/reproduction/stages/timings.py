@@ -7,7 +7,7 @@ import pandas as pd
 
 
 def timings(files: list[Path]) -> pd.DataFrame:
-    """Return one row per rule: how many jobs, their seconds in all, the largest memory of one.
+    """Return one row per rule: the number of jobs, their total seconds, the largest memory.
 
     Args:
         files: `RULE.tsv` or `RULE-WHAT.tsv`, as `benchmark:` writes them; one at least.

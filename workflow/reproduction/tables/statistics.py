@@ -1,7 +1,7 @@
 """Statistics: 95 % bootstrap intervals, over prompts, of means and of medians.
 
-Values are one a prompt. What compares two runs is handed over as one paired value a prompt, a
-difference or a ratio, so that what prompts differ in by themselves drops out.
+There is one value per prompt. Two runs are compared by one paired value per prompt, a difference or
+a ratio, so that the spread over prompts drops out.
 
 Intervals are of the percentile method, since it exists for every sample and for medians, whose
 jackknife, of which BCa is made, fails (Efron 1982, The Jackknife, the Bootstrap and Other
@@ -52,7 +52,7 @@ def mean_interval(values: ArrayLike) -> Interval:
     """Return the mean of values and its interval.
 
     Args:
-        values: one a prompt.
+        values: one per prompt.
 
     Raises:
         ValueError: a value is nan.
@@ -64,7 +64,7 @@ def median_interval(values: ArrayLike) -> Interval:
     """Return the median of values and its interval.
 
     Args:
-        values: one a prompt.
+        values: one per prompt.
 
     Raises:
         ValueError: a value is nan.
@@ -73,7 +73,7 @@ def median_interval(values: ArrayLike) -> Interval:
 
 
 def differences(values: ArrayLike, others: ArrayLike) -> np.ndarray:
-    """Return values less others, one a prompt; equal ones differ by 0, infinite ones too.
+    """Return values minus others, one per prompt; equal ones differ by 0, infinite ones too.
 
     Two images with an infinite PSNR to the same reference are the same image.
     """

@@ -10,7 +10,7 @@ from typing import Literal
 
 Mark = Literal["", "bold", "underlined"]
 
-NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # NONE stands where nothing was measured
+NONE, MINUS, TIMES = "\u2013", "\u2212", "\u00d7"  # NONE is shown where nothing was measured
 
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
@@ -71,7 +71,7 @@ class Cell:
 
     Attributes:
         text: what it says, plain.
-        detail: what stands smaller behind it, such as an interval.
+        detail: smaller text after it, such as an interval.
         mark: how it stands out: bold, underlined or not.
     """
 
@@ -100,7 +100,7 @@ class Sheet:
 
 
 def number(value: float, digits: int, signed: bool = False) -> str:
-    """Return a number with so many decimals, as it is read; nan, for none, as a dash."""
+    """Return a number with a number of decimals for reading; nan is a dash."""
     if math.isnan(value):
         return NONE
     if math.isinf(value):
@@ -175,7 +175,7 @@ def _has_detail(sheet: Sheet, column: int) -> bool:
 
 
 def _tex_head(head: str, kind: str, split: bool) -> str:
-    """Return the head of a column; what it has in brackets stands on a line of its own."""
+    """Return the head of a column, with text in brackets on a line of its own."""
     words = escape(head).replace(" (", r"\\(")
     if r"\\" in words:
         words = rf"\begin{{tabular}}[b]{{@{{}}{kind}@{{}}}}{words}\end{{tabular}}"
@@ -183,7 +183,7 @@ def _tex_head(head: str, kind: str, split: bool) -> str:
 
 
 def _tex_cell(cell: Cell, split: bool) -> str:
-    """Return a cell, and where its column is split the cell of its detail beside it."""
+    """Return a cell and, if its column is split, the cell of its detail."""
     command = {"": "", "bold": r"\textbf", "underlined": r"\underline"}[cell.mark]
     text = rf"{command}{{{escape(cell.text)}}}" if command else escape(cell.text)
     detail = rf"{{\scriptsize {escape(cell.detail)}}}" if cell.detail else ""
