@@ -7,8 +7,8 @@ Other taps are inside the transformer, whose modules get hooks. Where a stream i
 every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
 its modules do not run, and one weighted sum stands in for them. The first step of every image,
 always a full one, is inspected (`_inspection.py`): where the network does not run as the tap takes
-it to, or more of it would go on running at skipped steps, an error says so. If the plan has a token-wise rule,
-a few tokens go through the MLPs on top of that.
+it to, or more of it would go on running at skipped steps, an error says so. If the plan has a
+token-wise rule, a few tokens go through the MLPs on top of that.
 
 Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
 `pipe.transformer.compile()` and `compile_repeated_blocks()` all work, before the cache is enabled.

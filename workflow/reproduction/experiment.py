@@ -215,7 +215,10 @@ def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
             return {key: typed(one) for key, one in value.items()}
         if isinstance(value, list):
             return [typed(one) for one in value]
-        read = yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            read = yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.YAMLError:  # a text that is no value of YAML
+            return value
         return read if isinstance(read, int | float | bool | None) else value
 
     nested = {key: config[key] for key in stated if isinstance(config[key], Mapping | list)}
