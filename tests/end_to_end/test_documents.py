@@ -40,8 +40,6 @@ ELSEWHERE = {
     "cd results/train/bundle": "tests/training/test_shipping.py",
     "OUT=results FLOW": "tests/training/test_shipping.py",
     "snakemake --report": "tests/end_to_end/test_workflow.py",
-    "cd results/train/bundle": "tests/training/test_shipping.py",
-    "OUT=results FLOW": "tests/training/test_shipping.py",
 }
 
 
