@@ -1,4 +1,4 @@
-"""What the plans are worth on the embedded model: floors that a change for the worse falls through."""
+"""What plans are worth on the embedded model: floors that a change for the worse falls through."""
 
 from pathlib import Path
 
