@@ -121,9 +121,9 @@ rule emoji_bundle:
         directory("results/train/bundle"),
     log:
         "results/train/logs/bundle.log",
+    localrule: True
     conda:
         "../../envs/workflow.yaml"
-    localrule: True
     params:
         assets=ASSETS,
         start=f"--start {START}" if START else "",
