@@ -19,7 +19,10 @@ import pytest
 from eigencache.kernel import Kernel
 
 ROOT = Path(__file__).parents[1]
-PARTS = "Snakefile config.yaml workflow envs profiles eigencache data models results figures pyproject.toml"
+PARTS = (
+    "Snakefile config.yaml pyproject.toml workflow envs profiles eigencache data models results "
+    "figures"
+)
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 SECRET = "hf_nobody_must_read_this"
 needs_latex = pytest.mark.skipif(
