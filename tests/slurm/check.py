@@ -19,7 +19,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["config.yaml", "data", "eigencache", "envs", "profiles", "pyproject.toml", "Snakefile", "workflow"]
+PARTS = [
+    "config.yaml", "data", "eigencache", "envs", "profiles", "pyproject.toml", "Snakefile",
+    "workflow",
+]  # fmt: skip
 LABELS, SHARDS, PROMPTS, BUDGETS = ["full", "FORA", "output", "design"], 2, 4, [3, 4]
 # The profile as it is, but for an accounting database, which this Slurm lacks, and for patience.
 OPTIONS = [
