@@ -131,7 +131,8 @@ class Blocks:
         left = ports.leaving(output)
         if pytree.tree_structure(ports.output(left)) != pytree.tree_structure(output):
             raise ValueError(f"{kind} returns more than its states: use tap output or modules")
-        before, after = [[list(state.shape) for state in states] for states in (entered, left)]
+        # Without the batch: one text may serve all of its images, and leaves as many.
+        before, after = [[list(state.shape[1:]) for state in states] for states in (entered, left)]
         last = index == len(self.modules) - 1
         if after != before[: len(after)] and not last:
             raise ValueError(
@@ -144,7 +145,7 @@ class Blocks:
         left = self.ports[-1].leaving(output)
         if not self.residual:
             return left[:1]
-        if any(a.shape != b.shape for a, b in zip(left, entered, strict=False)):
+        if any(a.shape[1:] != b.shape[1:] for a, b in zip(left, entered, strict=False)):
             raise ValueError(
                 f"what {len(self.modules)} blocks up to a {type(self.modules[-1]).__name__} add "
                 "cannot be taken, since their states leave in other shapes than they enter: use "
