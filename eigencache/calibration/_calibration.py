@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eigencache.calibration._calls import Call, takes
+from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import Kind, record_kernels
 from eigencache.calibration.sampler import image_seed
@@ -65,7 +65,7 @@ class Calibration:
 
     def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
         """Return the simulator of some of the calls."""
-        latent = {"output_type": "latent"} if takes(self.pipe, "output_type") else {}
+        latent = output_as(self.pipe, "latent")
         return Simulator(
             self.pipe, [self.calls[i] for i in indices], [self.seeds[i] for i in indices],
             self.arguments | latent, batch,

@@ -66,9 +66,14 @@ def takes(pipe: Any, name: str) -> bool:
     return name in inspect.signature(type(pipe).__call__).parameters
 
 
+def output_as(pipe: Any, kind: str) -> dict[str, str]:
+    """Return the argument that asks a pipeline for a kind of output, or none if it takes none."""
+    return {"output_type": kind} if takes(pipe, "output_type") else {}
+
+
 def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
     """Call a pipeline, and let it leave out decoding if it can."""
-    latent = {"output_type": "latent"} if takes(pipe, "output_type") else {}
+    latent = output_as(pipe, "latent")
     with seeded(seed):
         return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
 

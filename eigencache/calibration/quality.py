@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration._calls import quiet, seeded, takes
+from eigencache.calibration._calls import output_as, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 
@@ -51,7 +51,7 @@ class Judge:
 
 def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
     """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
-    kind = {"output_type": "np"} if takes(pipe, "output_type") else {}
+    kind = output_as(pipe, "np")
     with seeded(seed):
         made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
     for name in ("images", "frames"):

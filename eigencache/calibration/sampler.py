@@ -4,7 +4,7 @@ import difflib
 import inspect
 import os
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eigencache._device import default_device
-from eigencache.calibration._calls import quiet, seeded, takes
+from eigencache.calibration._calls import output_as, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 
@@ -168,7 +168,7 @@ def sample(
     device = pipe._execution_device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    kind = {"output_type": "pil"} if takes(pipe, "output_type") else {}
+    kind = output_as(pipe, "pil")
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
         noise = torch.Generator("cpu").manual_seed(seed)
         with seeded(seed):
@@ -203,11 +203,6 @@ def _pil(frame: Any) -> Image.Image:
     return Image.fromarray(
         levels if levels.dtype == np.uint8 else (255 * levels).round().astype(np.uint8)
     )
-
-
-def calls_with(prompts: Iterable[str], arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the arguments of the call for each prompt."""
-    return [{**arguments, "prompt": prompt} for prompt in prompts]
 
 
 def _peak_memory_mb(device: torch.device) -> float:
