@@ -307,9 +307,6 @@ class _Simulated(Policy):
         self.final = sample_of(result)
         return result
 
-    def repeated(self, call: StepCall, result: Any) -> None:
-        self.final = sample_of(result)
-
     def sibling(self) -> Policy:
         return _Copy(self)
 
@@ -358,12 +355,10 @@ class _Record(_Simulated):
         self.outputs.append(call.output.clone())
 
     def moved(self, call: StepCall, result: Any) -> Any:
+        if call.repeats:
+            self.samples.pop()
         self.samples.append(sample_of(result).clone())
         return super().moved(call, result)
-
-    def repeated(self, call: StepCall, result: Any) -> None:
-        super().repeated(call, result)
-        self.samples[-1] = self.final.clone()
 
     def step_sizes(self) -> np.ndarray:
         """Return what `Stepper.step_sizes` says of the run."""
@@ -431,6 +426,8 @@ class _Follow(_Simulated):
     def moved(self, call: StepCall, result: Any) -> Any:
         if self.push and call.index + 1 == self.push[0]:
             latents, change = sample_of(result), self.features[-1] - self.features[-2]
+            # Cosmos steps with each pass of its guidance, and repeats the step with one of them.
+            change = change.reshape(-1, *latents.shape).mean(0)
             sizes = [x.flatten(1).norm(dim=1) for x in (latents, change)]
             factor = self.push[1] * sizes[0] / sizes[1].clamp(min=1e-30)
             by = factor.reshape(-1, *[1] * (latents.ndim - 1)) * change

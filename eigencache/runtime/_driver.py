@@ -59,6 +59,8 @@ class StepCall:
         position: of the step among the scheduler's timesteps; None if it is not one of them.
         passes: the calls of networks at this step: of each its name, its number among the calls of
             that network, and what tells one kind of call from another.
+        repeats: whether the pipeline takes the step once more, by what came of the first time, as
+            Cosmos does: first for the clean sample, then with that, guided.
     """
 
     index: int
@@ -67,6 +69,7 @@ class StepCall:
     computed: bool
     position: int | None
     passes: tuple[Pass, ...]
+    repeats: bool = False
 
     def _name(self, name: str, position: int) -> str:
         """Return what the scheduler calls one of its arguments."""
@@ -148,9 +151,6 @@ class Policy:
         """Return what `scheduler.step` returns to the pipeline, given what it returned."""
         return result
 
-    def repeated(self, call: StepCall, result: Any) -> None:
-        """The pipeline has taken the last step once more, by what came of the first time."""
-
     def end(self) -> None:
         """The image is finished or abandoned: forget everything of it."""
 
@@ -213,9 +213,8 @@ class Attachment:
         if driver:
             driver.check_owner()
             if not driver.calls and self._repeats(call):
-                result = original(*args, **kwargs)
-                self.policy.repeated(call, result)
-                return result
+                call.index, call.repeats = len(ran) - 1, True
+                return self.policy.moved(call, original(*args, **kwargs))
             call.passes = tuple(sorted(driver.passes))
             ran.append(driver.computed)
         if 0 <= self.index < len(ran):
