@@ -157,7 +157,8 @@ def optimal_steps(
         raise ValueError(f"a window of {window} over {count} steps is too large to design exactly")
     if budgets[0] < len(kept) + (0 not in kept):
         raise ValueError(f"{budgets[0]} full steps cannot hold step 0 and {sorted(kept)}")
-    carry = np.ones(count + 1) if carry is None else carry
+    # Above zero: a gap that cannot be filled stays infinite where errors vanish.
+    carry = np.ones(count + 1) if carry is None else np.maximum(carry, np.finfo(np.float64).tiny)
     errors = {
         m: carry * gap_errors(predictor, timesteps, matrix, m, sizes) for m in range(1, window + 1)
     }

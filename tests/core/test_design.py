@@ -82,9 +82,11 @@ CARRIES = {
     "early errors fade": np.geomspace(0.03, 1, STEPS + 1),
     "a step to be exact before": np.where(np.arange(STEPS + 1) == 5, 50.0, 1.0),
     "the end alone": np.where(np.arange(STEPS + 1) == STEPS, 1.0, 1e-3),
+    "early errors vanish": np.where(np.arange(STEPS + 1) < 5, 0.0, 1.0),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
 @pytest.mark.parametrize("predictor", [Kriging(2), Kriging(3), Newton(1), Reuse()], ids=str)
 def test_no_schedule_is_better_when_errors_are_carried_to_the_end(predictor, carry):
