@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from eigencache._upstream import progress_bar_of
+
 # The arguments of one call of a pipeline.
 Call = Mapping[str, Any]
 
@@ -37,7 +39,7 @@ def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""
-    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    before = progress_bar_of(pipe)
     pipe.set_progress_bar_config(**{**before, "disable": True})
     try:
         yield

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from eigencache._device import default_device
+from eigencache._upstream import device_of, parts_needed
 from eigencache.calibration._calls import output_as, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
@@ -73,8 +74,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
         near = difflib.get_close_matches(chosen, [n for n in dir(diffusers) if "Pipeline" in n], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}")
-    parts, _ = made._get_signature_keys(made)
-    lacking = sorted({*parts} - {*index} - {*made._optional_components} - {"self"})
+    lacking = sorted(parts_needed(made) - {*index})
     if lacking:
         raise ValueError(
             f"{chosen}: {model} has no {', '.join(lacking)}, it is a {index['_class_name']}"
@@ -165,7 +165,7 @@ def sample(
         plan: what to sample by; None computes every step.
         anchor_device: where a cache keeps features; by default where they are made.
     """
-    device = pipe._execution_device
+    device = device_of(pipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     kind = output_as(pipe, "pil")

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from eigencache._upstream import WeakTensorKeyDictionary
 from eigencache.calibration._calls import forked, quiet, sample_of, seeded
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError

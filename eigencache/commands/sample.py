@@ -276,6 +276,7 @@ def _sample(
         return
     from tqdm import tqdm
 
+    from eigencache._upstream import device_of
     from eigencache.calibration.sampler import image_seed, sample
     from eigencache.commands.prompts import opened
 
@@ -303,7 +304,7 @@ def _sample(
             "steps": len(plan) if plan else made.full_steps,
             "plan": plan.digest if plan else None,
             "method": plan.method if plan else "full",
-            "device": str(pipe._execution_device),
+            "device": str(device_of(pipe)),
             "versions": versions,
             **{k: v for k, v in about.items() if k not in ("plan", "method")},
             "dtype": str(pipe.dtype).removeprefix("torch."),

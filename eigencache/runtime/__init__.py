@@ -40,11 +40,18 @@ from typing import Any
 import torch
 from accelerate.hooks import add_hook_to_module, remove_hook_from_module
 from diffusers import DiffusionPipeline
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import StateManager
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from eigencache._upstream import (
+    Hook,
+    HookRegistry,
+    States,
+    has_compiled_forward,
+    hook_of,
+    is_compiled,
+    is_compiled_module,
+    offloading_of,
+)
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
@@ -59,7 +66,7 @@ __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", 
 _STEP_HOOK, _DRIVER = "eigencache_step", "_eigencache_driver"
 
 
-class _StepHook(ModelHook):
+class _StepHook(Hook):
     """On the transformer: find the step of each call from its timestep, and forget in time."""
 
     _is_stateful = True
@@ -68,7 +75,7 @@ class _StepHook(ModelHook):
         super().__init__()
         self.plan, self.call, self.stats, self.inspection = plan, call, stats, inspection
         self.is_full = plan.full.tolist()
-        self.states = StateManager(State)  # type: ignore[arg-type]  # diffusers finds it here and sets its context
+        self.states = States(State)  # type: ignore[arg-type]  # diffusers sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
         self.signature = inspect.signature(type(module).forward)
@@ -221,8 +228,7 @@ def enable_cache(
 
 def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    if registry.get_hook(_STEP_HOOK):
+    if hook_of(transformer, _STEP_HOOK):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
     check_no_cache("the transformer", transformer)
     _check_model(plan, transformer)
@@ -230,6 +236,7 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
     _check_compiled(transformer, {transformer})
     pairs = _inner_hooks(plan, transformer, call)
     inspection = Inspection(transformer, plan.tap, pairs)
+    registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         _register(pairs)
         step = _StepHook(plan, call, stats, inspection)
@@ -258,9 +265,7 @@ def _check_scheduler(plan: Plan, scheduler: Any) -> None:
         )  # fmt: skip
 
 
-def _inner_hooks(
-    plan: Plan, transformer: nn.Module, call: Call
-) -> list[tuple[nn.Module, ModelHook]]:
+def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
     """Return the modules to hook for a plan, each with its hook."""
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
@@ -273,18 +278,18 @@ def _inner_hooks(
     return pairs
 
 
-def _register(pairs: list[tuple[nn.Module, ModelHook]]) -> None:
+def _register(pairs: list[tuple[nn.Module, Hook]]) -> None:
     for module, hook in pairs:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, STREAM_HOOK)
 
 
-def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, ModelHook]]:
+def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, Hook]]:
     """Return the modules to hook for a plan that recomputes no tokens, each with its hook."""
     hooks = {
         name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
         for name, stream in found.streams.items()
     }
-    pairs: list[tuple[nn.Module, ModelHook]] = []
+    pairs: list[tuple[nn.Module, Hook]] = []
     for name, stream in found.streams.items():
         pairs += zip(stream.modules, hooks[name], strict=True)
     return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]
@@ -293,8 +298,8 @@ def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, Model
 def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
     """Raise a ValueError if a hook would lie inside something that is compiled."""
     for name, module in transformer.named_modules():
-        around = is_compiled_module(module) or module._compiled_call_impl is not None
-        if around or hasattr(module.forward, "_torchdynamo_orig_callable"):
+        around = is_compiled(module)
+        if around or has_compiled_forward(module):
             inside = {inner for inner in module.modules() if inner in hooked}
             if inside - (set() if around else {module}):
                 raise _compiled(name or "the transformer")
@@ -342,11 +347,11 @@ def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
         driver = model.__dict__.get(_DRIVER)
         kept: Any = driver.policy.held() if driver else ()
     else:
-        hook = HookRegistry.check_if_exists_or_initialize(model).get_hook(_STEP_HOOK)
-        states = hook.states._state_cache.values() if isinstance(hook, _StepHook) else ()
+        hook = hook_of(model, _STEP_HOOK)
+        states = hook.states.held() if isinstance(hook, _StepHook) else ()
         kept = [[vars(state)[name] for name in HELD] for state in states]
-    memory = {held.untyped_storage()._cdata: held.untyped_storage() for held in tensors(kept)}
-    return sum(storage.nbytes() for storage in memory.values())
+    storages = [tensor.untyped_storage() for tensor in tensors(kept)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextlib.contextmanager
@@ -356,7 +361,7 @@ def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
     Offloading replaces its hook after every image by the `forward` that it found: hooks around it
     would be lost with the first image, and offloading with hooks that were below it.
     """
-    hook = getattr(transformer, "_hf_hook", None)
+    hook = offloading_of(transformer)
     if hook is not None:
         remove_hook_from_module(transformer)
     try:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState
 from torch import nn
 
+from eigencache._upstream import BaseState, Hook
 from eigencache.plan import Plan, PlanError
 from eigencache.runtime._taps import Stream, map_tensors, tensors
 
@@ -41,10 +40,10 @@ class State(BaseState):
     anchors: dict[str, dict[int, object]] = field(default_factory=dict)
     devices: dict[str, torch.device] = field(default_factory=dict)
     passing: dict[str, Any] = field(default_factory=dict)
-    silence: dict[tuple[ModelHook, str], object] = field(default_factory=dict)
+    silence: dict[tuple[Hook, str], object] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    turns: dict[ModelHook, int] = field(default_factory=dict)
+    turns: dict[Hook, int] = field(default_factory=dict)
     sizes: dict[str, torch.Size | None] = field(default_factory=dict)
 
     def begin(self, full: bool) -> None:
@@ -54,7 +53,7 @@ class State(BaseState):
             self.seen.clear()
             self.refreshed.clear()
 
-    def turn(self, hook: ModelHook, name: str) -> str:
+    def turn(self, hook: Hook, name: str) -> str:
         """Return the stream of a call of the module that has `hook`, and count the call."""
         turn = self.turns[hook] = self.turns.get(hook, 0) + 1
         return name if turn == 1 else f"{name}, call {turn}"
@@ -83,7 +82,7 @@ class Call:
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-class StreamHook(ModelHook):
+class StreamHook(Hook):
     """On a module of a stream: run where the stream is computed, stand in where it is forecast."""
 
     def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call) -> None:
@@ -102,7 +101,7 @@ class StreamHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
         if state is None:
-            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+            return self.original(*args, **kwargs)
         self.key = state.turn(self, self.name)
         if self.rows[state.step]:
             return self.stand_in(state, args, kwargs)
@@ -118,7 +117,7 @@ class StreamHook(ModelHook):
                 state.sizes[self.key] = size
             if needed:
                 state.passing[self.key] = self.stream.entering(0, args, kwargs)
-        output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        output = self.original(*args, **kwargs)
         if state.step == 0:
             self.stream.check(self.index, self.stream.entering(self.index, args, kwargs), output)
         if needed and self.last:
@@ -166,7 +165,7 @@ class StreamHook(ModelHook):
         return row
 
 
-class SilentHook(ModelHook):
+class SilentHook(Hook):
     """On a module that only feeds a stream: where it is forecast, return zeros without memory."""
 
     def __init__(self, fed: StreamHook) -> None:
@@ -176,11 +175,11 @@ class SilentHook(ModelHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.fed.call.state
         if state is None:
-            return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+            return self.original(*args, **kwargs)
         self.key = state.turn(self, self.fed.name)
         if self.fed.rows[state.step]:
             return self.stand_in(state, args)
-        output = self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+        output = self.original(*args, **kwargs)
         state.silence[self, self.key] = map_tensors(
             lambda x: x.new_zeros(()).expand(x.shape), output
         )

@@ -5,9 +5,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
 from torch import nn
 
+from eigencache._upstream import Hook, hook_of
 from eigencache.plan import PlanError
 from eigencache.runtime._hooks import SilentHook, State, StreamHook
 from eigencache.runtime._taps import WEIGHTED
@@ -30,7 +30,7 @@ class Inspection:
     """
 
     def __init__(
-        self, transformer: nn.Module, tap: str, pairs: Sequence[tuple[nn.Module, ModelHook]]
+        self, transformer: nn.Module, tap: str, pairs: Sequence[tuple[nn.Module, Hook]]
     ) -> None:
         self.transformer, self.tap = transformer, tap
         self.hooks = [hook for _, hook in pairs if isinstance(hook, StreamHook)]
@@ -55,8 +55,7 @@ class Inspection:
         """
         found = dict(self.transformer.named_modules())
         for name, module in self.places.items():
-            hooks = getattr(module, "_diffusers_hook", None)
-            if found.get(name) is not module or hooks is None or not hooks.get_hook(STREAM_HOOK):
+            if hook_of(module, STREAM_HOOK) is None or found.get(name) is not module:
                 raise PlanError(
                     f"{name} was replaced while the cache is enabled, for instance by loading or "
                     "unloading a LoRA: disable the cache first and enable it again after that"

@@ -4,11 +4,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers.hooks import ModelHook
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from eigencache._upstream import Hook
 from eigencache.plan import Plan
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._taps import Mlp, Ports, Tapped, blocks_of
@@ -38,7 +38,7 @@ class AttentionHook(StreamHook):
         return output
 
 
-class HiddenHook(ModelHook):
+class HiddenHook(Hook):
     """On the last block: show the rule the image's states after it."""
 
     def __init__(self, plan: Plan, call: Call) -> None:
@@ -91,10 +91,10 @@ class MlpHook(StreamHook):
         if self.inner:
             hidden = _gather(state.passing.pop(self.name), tokens)
             for hook in self.inner:
-                hidden = hook.fn_ref.original_forward(hidden)  # type: ignore[misc]
+                hidden = hook.original(hidden)
             attention = entered[..., : -hidden.shape[-1]]
             entered = torch.cat([attention, hidden], dim=-1)
-        return self.fn_ref.original_forward(entered)  # type: ignore[misc]
+        return self.original(entered)
 
 
 class FeedingHook(SilentHook):
@@ -131,7 +131,7 @@ def _received(
 
 def refreshing_hooks(
     plan: Plan, transformer: nn.Module, found: Tapped, call: Call
-) -> list[tuple[nn.Module, ModelHook]]:
+) -> list[tuple[nn.Module, Hook]]:
     """Return the modules to hook for a plan that recomputes tokens, each with its hook."""
     rule = _rule(plan)
     attentions = {mlp.attention for mlp in found.mlps.values()}
@@ -144,7 +144,7 @@ def refreshing_hooks(
             hooks[name] = AttentionHook(plan, name, stream, 0, call)
         else:
             hooks[name] = StreamHook(plan, name, stream, 0, call)
-    pairs: list[tuple[nn.Module, ModelHook]]
+    pairs: list[tuple[nn.Module, Hook]]
     pairs = [(found.streams[name].modules[0], hook) for name, hook in hooks.items()]
     for name, mlp in found.mlps.items():
         kinds = (FeedingHook, SilentHook)[: len(mlp.fused)]

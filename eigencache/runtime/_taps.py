@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.transformers.transformer_flux import (
-    FluxSingleTransformerBlock,
-    FluxTransformerBlock,
-)
 from torch import nn
-from torch.utils import _pytree as pytree  # diffusers registers its output classes here
 
+from eigencache._upstream import (
+    TEXT_FIRST,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+    pytree,
+    state_given,
+)
 from eigencache.tokens import Place
 
 
@@ -64,8 +65,7 @@ class Ports:
 
     def entering(self, args: tuple, kwargs: dict) -> tuple[torch.Tensor, ...]:
         """Return the states with which the block is called."""
-        find = self.metadata._get_parameter_from_args_kwargs
-        found = [find(name, args, kwargs) for name in self.arguments]
+        found = [state_given(self.metadata, name, args, kwargs) for name in self.arguments]
         return tuple(state for state in found if state is not None)
 
     def leaving(self, output: Any) -> tuple[torch.Tensor, ...]:
@@ -346,11 +346,10 @@ def _working_blocks(transformer: nn.Module) -> Iterator[tuple[str, float, nn.Mod
 
 def _check_refreshable(block: nn.Module) -> None:
     """Raise a ValueError unless the block's attention is over the text and then the image."""
-    known = (FluxTransformerBlock, FluxSingleTransformerBlock)
-    if not isinstance(block, known):
+    if not isinstance(block, TEXT_FIRST):
         raise ValueError(
             f"tokens of {type(block).__name__} cannot be recomputed: the order of its text and "
-            f"image is not known, only that of {[kind.__name__ for kind in known]}"
+            f"image is not known, only that of {[kind.__name__ for kind in TEXT_FIRST]}"
         )
 
 

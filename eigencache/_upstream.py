@@ -1,0 +1,104 @@
+"""What the core uses of other libraries that they do not document, all of it in this file.
+
+Any release may change it. Hence the upper bounds in pyproject.toml, and one test for each name in
+`tests/core/test_upstream.py`, which says what broke and what depends on it.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.models.transformers.transformer_flux import (
+    FluxSingleTransformerBlock,
+    FluxTransformerBlock,
+)
+from diffusers.utils.torch_utils import is_compiled_module
+from torch import nn
+from torch.utils import _pytree as pytree  # diffusers registers its output classes here
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = [
+    "BaseState",
+    "HookRegistry",
+    "TransformerBlockMetadata",
+    "TransformerBlockRegistry",
+    "WeakTensorKeyDictionary",
+    "is_compiled_module",
+    "pytree",
+]
+
+# Where `nn.Module.compile` puts what is called in place of the module's `forward`.
+COMPILED = "_compiled_call_impl"
+# Where accelerate's hooks put the `forward` that they wrap.
+WRAPPED = "_old_forward"
+# Blocks whose attention is over the text first and then the image.
+TEXT_FIRST = (FluxTransformerBlock, FluxSingleTransformerBlock)
+
+
+class Hook(ModelHook):
+    """A hook of diffusers that can run what it stands in for."""
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module's `forward` as it is below this hook."""
+        return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class States(StateManager):
+    """One state for each `transformer.cache_context`, which diffusers sets on a stateful hook."""
+
+    def held(self) -> list[Any]:
+        """Return the states of all contexts."""
+        return list(self._state_cache.values())
+
+
+def hook_of(module: nn.Module, name: str) -> ModelHook | None:
+    """Return the hook of that name on a module; None if it has none."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry.get_hook(name) if registry else None
+
+
+def state_given(
+    metadata: TransformerBlockMetadata, name: str, args: tuple, kwargs: dict
+) -> torch.Tensor | None:
+    """Return the argument of a block's call that has the name; None if it was None."""
+    return metadata._get_parameter_from_args_kwargs(name, args, kwargs)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether torch.compile stands around a module, in place or as a wrapper."""
+    return is_compiled_module(module) or getattr(module, COMPILED) is not None
+
+
+def has_compiled_forward(module: nn.Module) -> bool:
+    """Return whether a module's `forward` alone was replaced by what torch.compile made of it."""
+    return hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
+def offloading_of(module: nn.Module) -> Any:
+    """Return the hook by which accelerate offloads a module; None if it has none."""
+    return getattr(module, "_hf_hook", None)
+
+
+def device_of(pipe: Any) -> torch.device:
+    """Return where a pipeline's networks run, also where they are offloaded meanwhile."""
+    return pipe._execution_device
+
+
+def steps_announced(pipe: Any) -> int | None:
+    """Return how many steps a pipeline takes in the call under way; None if it does not say."""
+    count = getattr(pipe, "_num_timesteps", None)
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def progress_bar_of(pipe: Any) -> dict[str, Any]:
+    """Return how a pipeline shows its progress: what `set_progress_bar_config` was given last."""
+    return dict(getattr(pipe, "_progress_bar_config", {}))
+
+
+def parts_needed(kind: type[DiffusionPipeline]) -> set[str]:
+    """Return the components without which a pipeline of a class cannot be loaded."""
+    parts, _ = kind._get_signature_keys(kind)
+    return {*parts} - {*kind._optional_components} - {"self"}
