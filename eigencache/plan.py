@@ -136,6 +136,16 @@ class Plan:
         return rebuilt(self), ()
 
     @property
+    def predictions(self) -> str:
+        """What is predicted of the plan's images and latents, in words; empty if nothing is."""
+        told = []
+        if not math.isnan(self.predicted_psnr):
+            told.append(f"predicted PSNR {self.predicted_psnr:.1f} dB")
+        if not math.isnan(self.predicted_error):
+            told.append(f"predicted error of latents {self.predicted_error:.2g}")
+        return "; ".join(told)
+
+    @property
     def full_steps(self) -> tuple[int, ...]:
         """The indices of the full steps, ascending; the first is 0."""
         return tuple(int(s) for s in np.flatnonzero(self.full))
@@ -261,19 +271,6 @@ class Plan:
             AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError
         ) as error:  # fmt: skip
             raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
-
-
-def predicted_psnr(plan: Plan) -> float:
-    """Return the PSNR in dB that is predicted for a plan's images; nan if there is none."""
-    return plan.predicted_psnr
-
-
-def predicted_latent_error(plan: Plan) -> float:
-    """Return the error of latents that is predicted for a plan; nan if there is none.
-
-    It is the root mean square over elements, before decoding (`eigencache.design`).
-    """
-    return plan.predicted_error
 
 
 def remembered(source: Mapping[str, str], name: str) -> str | None:

@@ -1,19 +1,8 @@
 """Token-wise rules: which MLP tokens a skipped step recomputes, and how the rest follow them.
 
-A rule is a small immutable object, saved with a plan (`eigencache.plan.Plan.refresh`). Between two
-full steps the runtime asks it three things:
-
-    observe(source) -> seen                            at a full step that a skipped one follows
-    pick(seen, age, place, moment) -> int64 [B, k]     at a skipped step, for each MLP
-    blend(forecast, fresh, tokens, seen) -> [B, L, C]  at a skipped step, for each MLP
-
-    source:   what the rule `observes`: "attention", the attention that each token of a block
-              receives, float32 [B, text + image tokens], once for each block; or "hidden", the
-              last block's image tokens, [B, N, C], once for all blocks;
-    seen:     what the rule returned for it; the runtime keeps it until the next full step;
-    age:      int64 [B, L], for each of the MLP's tokens, skipped steps since it was recomputed;
-    forecast: float32 or better [B, L, C], of the MLP's output; fresh: [B, k, C], what the MLP
-              returns for `tokens`.
+A rule is a small immutable object, saved with a plan (`eigencache.plan.Plan.refresh`). `Rule` says
+what the runtime asks it between two full steps: to `observe` a full step that a skipped one
+follows, then, at a skipped step and for each MLP, to `pick` tokens and to `blend` them in.
 
 What blending adds to a forecast is also added to the forecasts of the following skipped steps, and
 forgotten at the next full step. Rules draw no random numbers and look at no other image of a batch.
@@ -57,10 +46,12 @@ class Moment:
 
 
 class Rule(Protocol):
-    """What every rule offers; the module's docstring says which is called when.
+    """What every rule offers.
 
     Attributes:
-        observes: what it looks at when a step is full: "attention" or "hidden".
+        observes: what it looks at when a step is full: "attention", the attention that each token
+            of a block receives, once for each block; or "hidden", the image tokens that leave the
+            last block, once for all blocks.
         text: whether it recomputes text tokens too.
     """
 
@@ -71,7 +62,8 @@ class Rule(Protocol):
         """Return what to keep of a full step until the next.
 
         Args:
-            source: float32 `[B, text + image tokens]` or `[B, N, C]`, what the rule observes.
+            source: what the rule observes: attention, float32 `[B, text + image tokens]`; or hidden
+                states of image tokens, `[B, N, C]`.
         """
 
     def pick(self, seen: Any, age: Any, place: Place, moment: Moment) -> Any:

@@ -36,6 +36,10 @@ def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
     return calls
 
 
+class Stop(Exception):
+    """Ends a call of a pipeline that has shown what was wanted."""
+
+
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """Turn off the progress bar that the pipeline shows for every image, inside a `with` block."""

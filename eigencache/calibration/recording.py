@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration._calls import latent_only, quiet
+from eigencache.calibration._calls import Stop, latent_only, quiet
 from eigencache.calibration.simulator import Passes, Stepper, switches_of
 from eigencache.kernel import Kernel
 from eigencache.runtime._driver import Driver, Policy, StepCall
@@ -109,15 +109,11 @@ def timesteps_of(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> np.ndarra
     try:
         with quiet(pipe):
             latent_only(pipe, call, seed)
-    except _Told:
+    except Stop:
         pass
     finally:
         driver.detach()
     return np.array(recorder.timesteps)
-
-
-class _Told(Exception):
-    """Ends a call of the pipeline whose timesteps are known."""
 
 
 class _First(Recorder):
@@ -126,7 +122,7 @@ class _First(Recorder):
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
             self.timesteps = timesteps.tolist()
-            raise _Told
+            raise Stop
 
 
 class Kind(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from eigencache._upstream import WeakTensorKeyDictionary
-from eigencache.calibration._calls import forked, quiet, sample_of, seeded
+from eigencache.calibration._calls import Stop, forked, quiet, sample_of, seeded
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
@@ -76,10 +76,6 @@ class Gap(NamedTuple):
 
 Passes = tuple[Pass, ...]  # the calls of networks at a step
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
-
-
-class _Stop(Exception):
-    """Ends a call of the pipeline that has shown what was wanted."""
 
 
 class Simulator:
@@ -280,7 +276,7 @@ class Simulator:
         try:
             with quiet(self.pipe), seeded(batch.seeds[0]):
                 self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
-        except _Stop:
+        except Stop:
             pass
         finally:
             driver.detach()
@@ -402,7 +398,7 @@ class _Follow(_Simulated):
         super().given(call)
         if self.stop and call.index == self.stop[0] + 1:
             self.gap = self._fit(call, *self.stop)
-            raise _Stop
+            raise Stop
         call.output = self.given_to(call.index, call.output, self.features)
 
     def given_to(self, step: int, output: Any, features: list[torch.Tensor]) -> Any:
@@ -436,7 +432,7 @@ class _Follow(_Simulated):
             result = with_sample(result, pushed)
         super().moved(call, result)
         if self.stop and call.index == self.stop[0] and self.stop[1] == call.index + 1:
-            raise _Stop  # no gap behind this full step
+            raise Stop  # no gap behind this full step
         return result
 
     def _forecast(self, row: np.ndarray, features: list[torch.Tensor]) -> torch.Tensor:

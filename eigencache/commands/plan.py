@@ -6,7 +6,6 @@ its plans on the model, and so does --psnr with any method: state the --model an
 """
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from eigencache.commands._common import (
 )
 from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
-from eigencache.plan import Plan, predicted_latent_error, predicted_psnr, remembered
+from eigencache.plan import Plan, remembered
 
 EXAMPLES = """\
 examples:
@@ -71,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         plan = method.plan(full_steps, kernel.timesteps, kernel, arguments.tap, **options)
     remembering(plan, kernel).save(arguments.out)
-    print(f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}{predictions(plan)}")
+    told = [f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}", plan.predictions]
+    print("; ".join(filter(None, told)))
 
 
 def _with_model(
@@ -117,13 +117,3 @@ def remembering(plan: Plan, kernel: Kernel) -> Plan:
         plan, source={**plan.source, **missing}, arguments=kernel.arguments,
         scheduler=kernel.scheduler, pipeline=kernel.pipeline,
     )  # fmt: skip
-
-
-def predictions(plan: Plan) -> str:
-    """Return what is predicted of a plan, to go on with after it; empty if nothing is."""
-    told = ""
-    if not math.isnan(predicted_psnr(plan)):
-        told += f"; predicted PSNR {predicted_psnr(plan):.1f} dB"
-    if not math.isnan(predicted_latent_error(plan)):
-        told += f"; predicted error of latents {predicted_latent_error(plan):.2g}"
-    return told

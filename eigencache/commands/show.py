@@ -7,7 +7,6 @@ import argparse
 import json
 from pathlib import Path
 
-from eigencache.commands.plan import predictions
 from eigencache.plan import Plan, remembered
 
 EXAMPLES = """\
@@ -35,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         "pipeline": plan.pipeline,
         "scheduler": plan.scheduler,
         "dtype": remembered(plan.source, "dtype"),
-        "predicted": predictions(plan).removeprefix("; ").replace("predicted ", "") or None,
+        "predicted": plan.predictions.replace("predicted ", "") or None,
         "schedule": plan.source.get("schedule"),
         "predictor": plan.source.get("predictor"),
         "kernel": plan.source.get("kernel"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -82,6 +83,35 @@ class Call:
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
+class Needs:
+    """Which anchors the steps of one stream need, by its weights `[T, T]` in a plan.
+
+    Attributes:
+        rows: of each step, the full steps that it is forecast from, with their weights; none where
+            the stream is computed.
+        last: of each step, the last step that is forecast from it; itself if none is.
+    """
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self.rows = [[(int(a), float(row[a])) for a in row.nonzero()[0]] for row in weights]
+        self.last = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(weights))]
+
+    def later(self, step: int) -> bool:
+        """Return whether a later step is forecast from this one."""
+        return self.last[step] > step
+
+    def take(self, anchors: dict[int, Any], step: int) -> list[tuple[Any, float]]:
+        """Return the anchors of a step with their weights; forget those that no later step needs.
+
+        Raises:
+            KeyError: an anchor is missing; nothing is forgotten.
+        """
+        terms = [(anchors[a], weight) for a, weight in self.rows[step]]
+        for a in [a for a in anchors if self.last[a] <= step]:
+            del anchors[a]
+        return terms
+
+
 class StreamHook(Hook):
     """On a module of a stream: run where the stream is computed, stand in where it is forecast."""
 
@@ -90,26 +120,20 @@ class StreamHook(Hook):
         self.name, self.stream, self.index, self.call = name, stream, index, call
         self.key = name  # of the present call of the module
         self.last = index == len(stream.modules) - 1
-        weights = plan.weights_of(name)
-        # Of each step: the anchors that the stream is forecast from, with weights (none where it
-        # is computed); and the last step that needs it as an anchor (itself, when none does).
-        self.rows = [[(int(a), float(row[a])) for a in row.nonzero()[0]] for row in weights]
-        self.last_use = [
-            max([a, *(int(s) for s in weights[:, a].nonzero()[0])]) for a in range(len(weights))
-        ]
+        self.needs = Needs(plan.weights_of(name))
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
         if state is None:
             return self.original(*args, **kwargs)
         self.key = state.turn(self, self.name)
-        if self.rows[state.step]:
+        if self.needs.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module returns; at the stream's last one, remember its feature."""
-        needed = self.last_use[state.step] > state.step
+        needed = self.needs.later(state.step)
         if self.index == 0:
             size = _size(args, kwargs)
             if state.sizes.get(self.key) != size:
@@ -142,12 +166,11 @@ class StreamHook(Hook):
 
     def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
-        terms = self.terms(state)
-        return forecast(terms, state.devices[self.key])
+        return forecast(self.terms(state), state.devices[self.key])
 
     def missing(self, state: State) -> PlanError:
         """Return the error of a call at the present step of which there are no anchors."""
-        anchors = [a for a, _ in self.rows[state.step]]
+        anchors = [a for a, _ in self.needs.rows[state.step]]
         return PlanError(
             f"at step {state.step} {self.key} is called where it was not at the full steps "
             f"{anchors}, or with other shapes (another batch, guidance from that step on): make a "
@@ -156,13 +179,10 @@ class StreamHook(Hook):
 
     def terms(self, state: State) -> list[tuple[Any, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
-        anchors = state.anchors.get(self.key, {})
-        if any(a not in anchors for a, _ in self.rows[state.step]):
-            raise self.missing(state)
-        row = [(anchors[a], weight) for a, weight in self.rows[state.step]]
-        for a in [a for a in anchors if self.last_use[a] <= state.step]:
-            del anchors[a]
-        return row
+        try:
+            return self.needs.take(state.anchors.get(self.key, {}), state.step)
+        except KeyError:
+            raise self.missing(state) from None
 
 
 class SilentHook(Hook):
@@ -177,7 +197,7 @@ class SilentHook(Hook):
         if state is None:
             return self.original(*args, **kwargs)
         self.key = state.turn(self, self.fed.name)
-        if self.fed.rows[state.step]:
+        if self.fed.needs.rows[state.step]:
             return self.stand_in(state, args)
         output = self.original(*args, **kwargs)
         state.silence[self, self.key] = map_tensors(

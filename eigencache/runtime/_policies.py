@@ -10,7 +10,7 @@ from torch import nn
 
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
-from eigencache.runtime._hooks import HELD, Call, State, forecast
+from eigencache.runtime._hooks import HELD, Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
 
@@ -46,7 +46,19 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
         warnings.warn(text, PlanWarning, stacklevel=2)
 
 
-class OutputPolicy(Policy):
+class PlanPolicy(Policy):
+    """Sampling by a plan, whatever its tap: what is checked when an image begins."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.steps = plan, len(plan)
+
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
+        if timesteps is not None:
+            self.plan.check_timesteps(timesteps)
+        check_guidance(self.plan, pipe)
+
+
+class OutputPolicy(PlanPolicy):
     """Sampling by a plan at the output tap: the scheduler is given forecasts at skipped steps.
 
     Args:
@@ -55,31 +67,21 @@ class OutputPolicy(Policy):
     """
 
     def __init__(self, plan: Plan, anchor_device: torch.device | None = None) -> None:
-        self.plan, self.steps, self.anchor_device = plan, len(plan), anchor_device
-        weights = plan.weights
-        # The anchors of each step, with weights; and the last step that needs each as an anchor.
-        self.rows = [[(int(a), float(row[a])) for a in row.nonzero()[0]] for row in weights]
-        self.last_use = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(plan))]
+        super().__init__(plan)
+        self.anchor_device, self.needs = anchor_device, Needs(plan.weights)
         self.anchors: dict[int, Any] = {}
-
-    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
-        if timesteps is not None:
-            self.plan.check_timesteps(timesteps)
-        check_guidance(self.plan, pipe)
 
     def computes(self, step: int) -> bool:
         return bool(self.plan.full[step])
 
     def given(self, call: StepCall) -> None:
         step = call.index
-        if self.plan.full[step]:
-            if self.last_use[step] > step:
-                self.anchors[step] = map_tensors(self._kept, call.output)
-        elif not call.computed:
-            terms = [(self.anchors[a], weight) for a, weight in self.rows[step]]
-            call.output = forecast(terms, call.sample.device)
-        for a in [a for a in self.anchors if self.last_use[a] <= step]:
-            del self.anchors[a]
+        if not self.plan.full[step]:
+            terms = self.needs.take(self.anchors, step)
+            if not call.computed:
+                call.output = forecast(terms, call.sample.device)
+        elif self.needs.later(step):
+            self.anchors[step] = map_tensors(self._kept, call.output)
 
     def end(self) -> None:
         self.anchors.clear()
@@ -95,7 +97,7 @@ class OutputPolicy(Policy):
         return tensor.to(self.anchor_device or tensor.device, copy=True)
 
 
-class InnerPolicy(Policy):
+class InnerPolicy(PlanPolicy):
     """Sampling by a plan at a tap inside the network, whose modules have hooks of their own.
 
     The network is called at every step. Its hooks learn from here which step it is, and which of
@@ -113,14 +115,9 @@ class InnerPolicy(Policy):
         self, plan: Plan, call: Call, transformer: nn.Module, network: str,
         inspection: Inspection,
     ) -> None:  # fmt: skip
-        self.plan, self.steps, self.call = plan, len(plan), call
-        self.transformer, self.network = transformer, network
+        super().__init__(plan)
+        self.call, self.transformer, self.network = call, transformer, network
         self.inspection, self.states = inspection, dict[int, State]()
-
-    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
-        if timesteps is not None:
-            self.plan.check_timesteps(timesteps)
-        check_guidance(self.plan, pipe)
 
     def is_full(self, step: int, computed: bool) -> bool:
         return bool(self.plan.full[step])

@@ -35,6 +35,7 @@ class CacheStats:
         self.full = self.skipped = 0
         self.predicted_psnr = plan.predicted_psnr if plan else math.nan
         self.predicted_error = plan.predicted_error if plan else math.nan
+        self._predictions = plan.predictions if plan else ""
         self._first: float | torch.Event | None = None
         self._loop: Span | None = None
         self._device = torch.device("cpu")
@@ -108,11 +109,7 @@ class CacheStats:
                 f"{self.seconds_saved:.3g} s saved (a full step takes {1e3 * self.full_seconds:.3g}"
                 f" ms, a skipped one {1e3 * self.skipped_seconds:.3g} ms)"
             )
-        if not math.isnan(self.predicted_psnr):
-            told.append(f"predicted PSNR {self.predicted_psnr:.1f} dB")
-        if not math.isnan(self.predicted_error):
-            told.append(f"predicted error of latents {self.predicted_error:.2g}")
-        return "; ".join(told)
+        return "; ".join(filter(None, [*told, self._predictions]))
 
     def __repr__(self) -> str:
         """Return the counts, as a call of the class would look."""

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from eigencache import _files as files
-from eigencache.plan import Plan, PlanError, predicted_latent_error, predicted_psnr
+from eigencache.plan import Plan, PlanError
 from eigencache.tokens import ClusCa, ToCa
 
 FULL = [True, True, False, True, False]
@@ -246,7 +246,7 @@ def test_what_a_plan_belongs_to_is_saved(tmp_path):
     before = plan(**BELONGS)
     before.save(tmp_path / "plan.safetensors")
     assert fields_of(Plan.load(tmp_path / "plan.safetensors")) == BELONGS
-    assert predicted_psnr(before) == 31.25 and predicted_latent_error(before) == 0.015
+    assert before.predicted_psnr == 31.25 and before.predicted_error == 0.015
     plan().save(tmp_path / "plan.safetensors")
     found = Plan.load(tmp_path / "plan.safetensors")
     assert np.isnan(found.predicted_psnr) and np.isnan(found.predicted_error)

@@ -1,16 +1,9 @@
 """The runtime at tap "output" on every pipeline of the zoo, against runs without a cache."""
 
-import pytest
 import torch
-from zoo import ZOO
-from zoo.runs import Measured, check_same, counting, kept
+from zoo.runs import check_same, counting, kept
 
 import eigencache
-
-
-@pytest.fixture(scope="module", params=ZOO)
-def measured(request):
-    return Measured(ZOO[request.param]())
 
 
 def test_plain_runs_repeat_and_prompts_differ(measured):

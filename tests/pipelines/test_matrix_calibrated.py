@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 import torch
 from zoo import ZOO
-from zoo.runs import Measured
 
 import eigencache
 from eigencache.calibration.simulator import Simulator
-
-
-@pytest.fixture(scope="module", params=ZOO)
-def measured(request):
-    return Measured(ZOO[request.param]())
 
 
 @pytest.mark.parametrize(

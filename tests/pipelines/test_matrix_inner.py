@@ -5,17 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from zoo import ZOO
-from zoo.runs import Measured, check_same, counting, kept, reuse_weights
+from zoo.runs import check_same, counting, kept, reuse_weights
 
 import eigencache
 from eigencache.plan import TAPS
-
-
-@pytest.fixture(scope="module", params=ZOO)
-def measured(request):
-    return Measured(ZOO[request.param]())
-
 
 # How diffusers names what computes queries and what an MLP consists of. What has a hook itself, as
 # a projection of a fused block, is called where it does not run, and left out.

@@ -18,7 +18,7 @@ from eigencache.commands._common import parsed_options
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
-from eigencache.plan import Plan, predicted_latent_error, predicted_psnr
+from eigencache.plan import Plan
 from reproduction.stages.sample import Run, sample_shard
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def test_a_plan_is_that_of_the_kernel(made, capsys):
     assert (kernel.runs, kernel.tap, len(kernel.timesteps)) == (3, "output", 8)
     expected = METHODS["EigenCache-design"].plan(4, kernel.timesteps, kernel)
     assert np.array_equal(plan.weights, expected.weights)
-    assert predicted_latent_error(plan) > 0
+    assert plan.predicted_error > 0
     assert files(made) == ["kernel.safetensors", "plan.safetensors"]
 
 
@@ -119,7 +119,7 @@ def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
     plan = tmp_path / "plan.safetensors"
     run("plan", "--kernel", made / "kernel.safetensors", "--psnr", 35, "--model", MODEL,
         "--prompts", CALIBRATION, "--num-prompts", 3, "--threads", 1, "--out", plan)  # fmt: skip
-    assert predicted_psnr(Plan.load(plan)) >= 35
+    assert Plan.load(plan).predicted_psnr >= 35
     assert "predicted PSNR" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from eigencache.calibration.quality import cheapest, psnr
 from eigencache.methods import FEWEST, METHODS
-from eigencache.plan import Plan, predicted_psnr
+from eigencache.plan import Plan
 
 TIMESTEPS = flow_timesteps(50)
 BUDGETS = range(FEWEST, 26)
@@ -50,7 +50,7 @@ def test_cheap_plans_are_tried_first():
 
 
 def test_a_plan_says_nothing_of_its_quality_unless_asked():
-    assert np.isnan(predicted_psnr(METHODS["FORA"].plan(9, TIMESTEPS)))
+    assert np.isnan(METHODS["FORA"].plan(9, TIMESTEPS).predicted_psnr)
 
 
 @pytest.mark.parametrize("noise", [1, 3, 100])

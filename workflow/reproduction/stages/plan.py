@@ -8,7 +8,6 @@ from pathlib import Path
 from eigencache.design import with_predicted_error
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
-from eigencache.plan import predicted_latent_error
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -19,7 +18,7 @@ def main(arguments: argparse.Namespace) -> None:
         plan = METHODS[name].plan(int(path.stem), kernel.timesteps, kernel, **spec)
         plan.save(path)
         line = f"{path}: full steps {list(plan.full_steps)}"
-        error = predicted_latent_error(with_predicted_error(plan, kernel))
+        error = with_predicted_error(plan, kernel).predicted_error
         if not math.isnan(error):
             line += f"; predicted error {error:.5f}"
         print(line)

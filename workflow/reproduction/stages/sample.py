@@ -19,7 +19,7 @@ from tqdm import tqdm
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
-from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError, predicted_psnr
+from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.prompts import shard_indices
 from reproduction.tables.tables import write_table
@@ -44,7 +44,7 @@ class Run:
     @property
     def predicted_psnr(self) -> float:
         """The PSNR in dB that the plan predicts for its images; nan if it predicts none."""
-        return predicted_psnr(self.plan) if self.plan else math.nan
+        return self.plan.predicted_psnr if self.plan else math.nan
 
 
 def sample_run(

@@ -1,0 +1,19 @@
+"""The pipelines of the zoo, each built once and sampled once without a cache."""
+
+import pytest
+from zoo import ZOO
+from zoo.runs import Measured
+
+# What stays in the fast part: one of each kind of network, guidance, scheduler and output.
+FAST = {
+    "flux", "sd15-euler", "sdxl-controlnet", "qwen-true-cfg", "hidream", "wan22", "ltx2-one-pass",
+    "cosmos", "stable-audio",
+}  # fmt: skip
+
+
+@pytest.fixture(
+    scope="session",
+    params=[n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ZOO],
+)
+def measured(request):
+    return Measured(ZOO[request.param]())
