@@ -84,8 +84,12 @@ def sampled(
     return Sampled(full, weights, features, final, runs.decibels(final))
 
 
-def solve(gap: "Gap") -> np.ndarray:
+def solve(gap: "Gap", ridge: float = 0.0) -> np.ndarray:
     """Return the corrections u, float64 `[A]`, that end a gap closest to the full runs.
+
+    Args:
+        gap: to be fitted.
+        ridge: how strongly corrections are held at zero, as a share of what they move.
 
     They sum to zero: an output holds the noise with coefficient one, and so does its forecast.
     """
@@ -96,7 +100,7 @@ def solve(gap: "Gap") -> np.ndarray:
     gram = contrast.T @ gap.gram @ contrast
     if not np.trace(gram) > 0:  # the scheduler does not look at the outputs of this gap
         return np.zeros(count)
-    gram += JITTER * np.trace(gram) / len(gram) * np.eye(len(gram))
+    gram += (JITTER + ridge) * np.trace(gram) / len(gram) * np.eye(len(gram))
     return contrast @ np.linalg.solve(gram, contrast.T @ gap.toward)
 
 
@@ -140,6 +144,7 @@ class ClosedLoop:
     rounds: int = 4
     held_out: int | None = None
     batch: int = 16
+    ridge: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("anchors", "held_out"):
@@ -188,7 +193,7 @@ class ClosedLoop:
             features, gap = runs.gap(full, weights, features, k, self.anchors)
             if gap:
                 rows, used = _gap(steps, k, len(runs)), list(steps[k + 1 - len(gap.toward) : k + 1])
-                weights[rows, used] += solve(gap)
+                weights[rows, used] += solve(gap, self.ridge)
         return sampled(runs, full, weights, features)
 
     def exchange(self, runs: "Simulator", base: Base, start: Sampled) -> Sampled:

@@ -364,7 +364,5 @@ def make_plan(
     if kernel:
         names = ("model", "arguments", "scheduler", "pipeline")
         belongs = {name: getattr(kernel, name) for name in names}
-    plan = Plan(
-        full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs
-    )
+    plan = Plan(full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs)
     return with_predicted_error(plan, kernel) if kernel else plan
