@@ -2,15 +2,17 @@
 
     python benchmarks/guidance.py data/emoji-flux data/benchmarks/guidance.csv
 
-The arguments are a model and the table to write. Guidance is classifier-free, by two passes per step
-with an empty negative prompt (`true_cfg_scale`). Plans have 9 of 50 steps in full, and are made on
-calibration prompts alone; of a plan made at several scales, the prompts take turns. It takes about 15
-minutes on two idle cores; `--prompts 2` is a quick look.
+The arguments are a model and the table to write. Guidance is classifier-free, by two passes per
+step with an empty negative prompt (`true_cfg_scale`). Plans have 9 of 50 steps in full, and are
+made on calibration prompts alone; for a plan made at several scales, the prompts take turns. It
+takes about 15 minutes on two idle cores; `--prompts 2` is a quick look.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 
-    psnr        of 8-bit images to those of full runs, in dB: a mean over `prompts` evaluation prompts
+    psnr        of 8-bit images to those of full runs, in dB: the mean over evaluation prompts
     full_steps  the steps that computed the network
+    prompts     how many evaluation prompts
+    runs        how many calibration prompts
     calls       images times steps that the network computed to make the plan
 """
 
@@ -36,6 +38,7 @@ ARGUMENTS = {
     "negative_prompt": "",
 }  # fmt: skip
 MADE_AT = [(1.0,), (3.0,), (1.0, 3.0)]
+OTHERS: dict[str, dict] = {"TaylorSeer": {"order": 1}, "HiCache": {"order": 2, "scale": 0.5}}
 USED_AT = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 

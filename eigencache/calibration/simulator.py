@@ -175,8 +175,8 @@ class Simulator:
             source: where it comes from.
         """
         return Kernel(
-            {"output": np.tensordot(self.shares, self.grams, 1)}, len(self.grams), self.timesteps, "output",
-            model=fingerprint(network_of(self.pipe)), source=source or {},
+            {"output": np.tensordot(self.shares, self.grams, 1)}, len(self.grams),
+            self.timesteps, "output", model=fingerprint(network_of(self.pipe)), source=source or {},
             step_sizes=self.step_sizes, switches=self.switches,
         )  # fmt: skip
 
