@@ -1,6 +1,6 @@
 """Checks of options: each raises a ValueError that names the option; and copies of dataclasses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from types import MappingProxyType
@@ -36,12 +36,42 @@ def check_source(source: Mapping, error: type[ValueError]) -> None:
 
 
 def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
-    """Raise `error` unless every name is text and every value a number, text, flag or None."""
+    """Raise `error` unless every name is text and every value is plain: see `agrees`."""
     for name, value in arguments.items():
-        if not (isinstance(name, str) and isinstance(value, int | float | str | None)):
+        plain = isinstance(value, int | float | str | None) or _is_range(value)
+        if not (isinstance(name, str) and plain):
             raise error(
-                f"`arguments` must be names to numbers, texts or flags, got {name!r}: {value!r}"
+                "`arguments` must be names to numbers, texts, flags or ranges [LOWEST, HIGHEST], "
+                f"got {name!r}: {value!r}"
             )
+
+
+def agrees(made: object, called: object) -> bool:
+    """Return whether a call's argument is the one that a plan or kernel was made at.
+
+    Args:
+        made: a number, text or flag; or `[lowest, highest]` of the numbers that it was made at.
+        called: what the pipeline is called with.
+    """
+    if not _is_range(made):
+        return called == made
+    low, high = made
+    return isinstance(called, int | float) and low <= called <= high
+
+
+def span(made: object) -> str:
+    """Return an argument that a plan was made at as text: 3.5, or 1 to 5."""
+    parts = made if isinstance(made, list | tuple) else [made]
+    return " to ".join(f"{part:g}" if _is_finite(part) else str(part) for part in parts)
+
+
+def fixed(arguments: Mapping) -> dict:
+    """Return the arguments that are no ranges: those that a call can be made with."""
+    return {name: value for name, value in arguments.items() if not _is_range(value)}
+
+
+def _is_range(value: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
 
 
 def rebuilt(value: Any) -> partial:

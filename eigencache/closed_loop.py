@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from eigencache._checks import check_whole
+from eigencache._checks import check_range, check_whole
 from eigencache.design import MAX_TABLE, fill, optimal_steps
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
@@ -39,8 +39,6 @@ if TYPE_CHECKING:  # planning needs NumPy alone
 
     from eigencache.calibration.simulator import Features, Gap, Simulator
 
-# Added to the diagonal of least squares, as a share of its mean, against ties.
-JITTER = 1e-9
 # Of Gauss-Newton: how far a correction is moved to see what it does, and the damping that is
 # tried, as a share of the diagonal.
 NUDGE, DAMPINGS = 1e-3, (1e-6, 1e-4, 1e-2)
@@ -84,10 +82,14 @@ def sampled(
     return Sampled(full, weights, features, final, runs.decibels(final))
 
 
-def solve(gap: "Gap") -> np.ndarray:
+def solve(gap: "Gap", ridge: float) -> np.ndarray:
     """Return the corrections u, float64 `[A]`, that end a gap closest to the full runs.
 
     They sum to zero: an output holds the noise with coefficient one, and so does its forecast.
+
+    Args:
+        gap: to be fitted.
+        ridge: added to the diagonal of the least squares, as a share of its mean.
     """
     count = len(gap.toward)
     if count == 1:
@@ -96,7 +98,7 @@ def solve(gap: "Gap") -> np.ndarray:
     gram = contrast.T @ gap.gram @ contrast
     if not np.trace(gram) > 0:  # the scheduler does not look at the outputs of this gap
         return np.zeros(count)
-    gram += JITTER * np.trace(gram) / len(gram) * np.eye(len(gram))
+    gram += ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
     return contrast @ np.linalg.solve(gram, contrast.T @ gap.toward)
 
 
@@ -129,6 +131,9 @@ class ClosedLoop:
         held_out: how many of the calibration prompts judge what was fitted on the others; None is
             half of them, and 16 at most.
         batch: how many images the network takes at once, where the pipeline can.
+        ridge: how strongly the fit of a gap holds its corrections at zero, which is the open-loop
+            plan, as a share of the diagonal of its least squares. A little makes a plan better at
+            guidance scales that it was not fitted at, and no worse at others; much costs quality.
 
     Raises:
         ValueError: an option is out of range.
@@ -140,6 +145,7 @@ class ClosedLoop:
     rounds: int = 4
     held_out: int | None = None
     batch: int = 16
+    ridge: float = 1e-3
 
     def __post_init__(self) -> None:
         for name in ("anchors", "held_out"):
@@ -147,6 +153,7 @@ class ClosedLoop:
                 check_whole(name, getattr(self, name), low=1)
         for name, low in {"sweeps": 0, "reach": 1, "rounds": 0, "batch": 1}.items():
             check_whole(name, getattr(self, name), low=low)
+        check_range("ridge", self.ridge, 1e-9)  # none would leave ties
 
     def judges(self, prompts: int) -> int:
         """Return how many of so many calibration prompts are held out.
@@ -188,7 +195,7 @@ class ClosedLoop:
             features, gap = runs.gap(full, weights, features, k, self.anchors)
             if gap:
                 rows, used = _gap(steps, k, len(runs)), list(steps[k + 1 - len(gap.toward) : k + 1])
-                weights[rows, used] += solve(gap)
+                weights[rows, used] += solve(gap, self.ridge)
         return sampled(runs, full, weights, features)
 
     def exchange(self, runs: "Simulator", base: Base, start: Sampled) -> Sampled:

@@ -47,7 +47,8 @@ class Calibration:
     def belongs(self) -> dict[str, Any]:
         """What kernels and plans belong to: the arguments that are plain, and the classes.
 
-        Where the pipeline says with which guidance it is called, the default is among them.
+        Where the pipeline says with which guidance it is called, the default is among them. Of
+        numbers that the calls state themselves it is the range.
         """
         kind = type(self.pipe)
         said = {
@@ -55,11 +56,17 @@ class Calibration:
             for name, parameter in inspect.signature(kind.__call__).parameters.items()
             if is_guidance(name) and isinstance(getattr(kind, name, None), property)
         }
-        plain = {
+        plain: dict[str, Any] = {
             name: value
             for name, value in {**said, **self.arguments}.items()
             if isinstance(value, int | float | str)
         }
+        own = set.intersection(*(set(call) for call in self.calls))
+        for name in own:
+            found = [call[name] for call in self.calls]
+            if all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
+                low, high = min(found), max(found)
+                plain[name] = low if low == high else [low, high]
         scheduler = type(self.pipe.scheduler).__name__
         return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
 

@@ -41,6 +41,7 @@ class Batch:
         shapes: of what denoisers are called with and return (`Driver.shapes`).
         samples: the latents before each step of the full run and after the last: `[N, ...]` each.
         timesteps: of each step, as the pipeline passes it.
+        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
         copies: how many copies there are.
@@ -52,6 +53,7 @@ class Batch:
     shapes: dict[tuple[str, int], Any] = field(default_factory=dict)
     samples: list[torch.Tensor] = field(default_factory=list)
     timesteps: list[Any] = field(default_factory=list)
+    passes: list["Passes"] = field(default_factory=list)
     beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
         default_factory=WeakTensorKeyDictionary
     )
@@ -86,14 +88,17 @@ class Simulator:
         calls: what each call gets beside `arguments`, such as `{"prompt": "a red apple"}`.
         seeds: of the noise of each call.
         arguments: what all calls get.
-        batch: how many calls are made at once, where the pipeline can.
+        batch: how many calls are made at once, where the pipeline can: those that differ in texts
+            alone. What is said of each call is in the order of the batches.
 
     Attributes:
         timesteps: float64 `[T]`, those that the scheduler's steps saw.
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output, if the other outputs stay as they are.
         grams: float64 `[T, T]` of each call: the mean products of its outputs at any two steps.
-        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
+        shares: float64 `[N]`, how much each call weighs in the kernel and in a fit: one over how
+            far its outputs move from step to step, so that calls with strong guidance do not
+            outweigh the others; 1 on average.
         computed: how many images times steps the networks have computed.
 
     Raises:
@@ -105,37 +110,37 @@ class Simulator:
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
         self.pipe, self.computed = pipe, 0
-        self.passes: list[Passes] = []
         self.grams: list[np.ndarray] = []
         self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
         self.batches: list[Batch] = []
-        size = batch if _can_batch(calls, arguments) else 1
+        chunks = _joined([{**arguments, **call} for call in calls], batch)
         try:
-            self._record(calls, seeds, arguments, size)
+            self._record(calls, seeds, arguments, chunks)
         except Exception as error:
-            if size == 1 or len(calls) == 1 or isinstance(error, PlanError):
+            most = max(map(len, chunks))
+            if most == 1 or isinstance(error, PlanError):
                 raise
             # What is wrong with the call itself, one prompt alone will show.
             warnings.warn(
-                f"{type(pipe).__name__} does not take {min(size, len(calls))} prompts at once "
+                f"{type(pipe).__name__} does not take {most} prompts at once "
                 f"({error}): it is called with one after the other",
                 stacklevel=3,
             )
-            self._record(calls, seeds, arguments, 1)
+            self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
+        self.shares = _shares(self.grams, self.step_sizes)
         self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
 
     def _record(
         self, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-        arguments: Mapping[str, Any], size: int,
+        arguments: Mapping[str, Any], chunks: Sequence[Sequence[int]],
     ) -> None:  # fmt: skip
-        """Make the full runs, `size` calls at once."""
-        chunks = [range(i, min(i + size, len(calls))) for i in range(0, len(calls), size)]
+        """Make the full runs, those of a chunk at once."""
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams, self.passes = [], []
+        self.grams = []
         for index, batch in enumerate(self.batches):
             record = _Record()
             self._call(batch, record)
-            if size > 1 and len(record.samples[0]) != len(batch.seeds):
+            if len(chunks[index]) > 1 and len(record.samples[0]) != len(batch.seeds):
                 raise ValueError(f"its latents are of {len(record.samples[0])} images")
             timesteps = np.array([float(torch.as_tensor(t).flatten()[0]) for t in record.timesteps])
             if index == 0:
@@ -147,7 +152,7 @@ class Simulator:
                     "strength and size"
                 )
             batch.samples, batch.timesteps = record.samples, record.timesteps
-            batch.copies, self.passes = record.copies, record.passes
+            batch.copies, batch.passes = record.copies, record.passes
             self.grams += record.grams()
 
     def __len__(self) -> int:
@@ -157,12 +162,7 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which networks are called otherwise than at the step before."""
-        return switches_of(self.passes)
-
-    @property
-    def denoisers(self) -> set[str] | None:
-        """The networks that are called after the first step; None while that is not known."""
-        return denoisers_of(self.passes) or None
+        return tuple(sorted({s for batch in self.batches for s in switches_of(batch.passes)}))
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -171,8 +171,8 @@ class Simulator:
             source: where it comes from.
         """
         return Kernel(
-            {"output": np.sum(self.grams, axis=0)}, len(self.grams), self.timesteps, "output",
-            model=fingerprint(network_of(self.pipe)), source=source or {},
+            {"output": np.tensordot(self.shares, self.grams, 1)}, len(self.grams),
+            self.timesteps, "output", model=fingerprint(network_of(self.pipe)), source=source or {},
             step_sizes=self.step_sizes, switches=self.switches,
         )  # fmt: skip
 
@@ -252,9 +252,11 @@ class Simulator:
         step = int(np.flatnonzero(full)[k])
         later = np.flatnonzero(full[step + 1 :])
         end = step + 1 + int(later[0]) if len(later) else len(full)
-        made, gaps = [], []
+        made, gaps, first = [], [], 0
         for i, batch in enumerate(self.batches):
-            stop = (step, end, batch.samples[end], anchors)
+            shares = self.shares[first : first + len(batch.samples[0])]
+            first += len(shares)
+            stop = (step, end, batch.samples[end], anchors, shares)
             follow = _Follow(batch, full, weights, [f[i] for f in features], stop=stop)
             self._call(batch, follow)
             made.append(follow.features)
@@ -267,10 +269,10 @@ class Simulator:
         noise: Any = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
-        driver.denoisers = self.denoisers
-        names = denoisers_of(self.passes)
-        policy.begins_alike = len(self.passes) > 1 and (
-            _among(names, self.passes[0]) == _among(names, self.passes[1])
+        names, passes = denoisers_of(batch.passes), batch.passes
+        driver.denoisers = names or None  # not known in the full run
+        policy.begins_alike = len(passes) > 1 and (
+            _among(names, passes[0]) == _among(names, passes[1])
         )
         driver.attach()
         try:
@@ -440,8 +442,9 @@ class _Follow(_Simulated):
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
     def _fit(
-        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None
-    ) -> Gap:
+        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None,
+        shares: np.ndarray,
+    ) -> Gap:  # fmt: skip
         stepper = Stepper(call, self.batch.timesteps)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
@@ -452,8 +455,10 @@ class _Follow(_Simulated):
         flat = latest.double().flatten()
         scale = float(moved.double().flatten() @ flat / (flat @ flat))
         used = self.features[-anchors:] if anchors else self.features
-        basis = scale * torch.stack([feature.double().flatten() for feature in used])
-        error = (target.to(base.device).double() - base.double()).flatten()
+        root = torch.from_numpy(np.sqrt(shares)).to(base.device)[:, None]
+        basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
+        error = (target.to(base.device).double() - base.double()).flatten(1)
+        error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
 
 
@@ -568,24 +573,39 @@ def _by_step(features: list[list[torch.Tensor]]) -> Features:
     return tuple(list(part) for part in zip(*features, strict=True))
 
 
+def _shares(grams: Sequence[np.ndarray], step_sizes: np.ndarray) -> np.ndarray:
+    """Return how much each run weighs, float64 `[N]`: see `Simulator`."""
+    moved = [
+        np.square(step_sizes[1:]) @ (np.diag(g)[1:] - 2 * np.diag(g, 1) + np.diag(g)[:-1])
+        for g in grams
+    ]
+    if not min(moved) > 0:  # outputs that never move weigh nothing anyway
+        return np.ones(len(grams))
+    shares = 1 / np.array(moved)
+    return shares / shares.mean()
+
+
 def _batch(
     calls: Sequence[Mapping[str, Any]], seeds: Sequence[int], arguments: Mapping[str, Any],
-    chunk: range,
+    chunk: Sequence[int],
 ) -> Batch:  # fmt: skip
-    chosen = [calls[i] for i in chunk]
-    own: dict[str, Any] = dict(chosen[0])
-    if len(chunk) > 1:
-        # Pipelines want as many negative prompts as prompts.
-        own = {k: [v] * len(chunk) for k, v in arguments.items() if _is_prompt(k, v)}
-        own["prompt"] = [call["prompt"] for call in chosen]
-    return Batch({**arguments, **own}, [seeds[i] for i in chunk])
+    merged = [{**arguments, **calls[i]} for i in chunk]
+    own = merged[0]
+    if len(chunk) > 1:  # pipelines want as many negative prompts as prompts
+        own = {k: [m[k] for m in merged] if _is_prompt(k, v) else v for k, v in own.items()}
+    return Batch(own, [seeds[i] for i in chunk])
 
 
 def _is_prompt(name: str, value: Any) -> bool:
     return "prompt" in name and isinstance(value, str)
 
 
-def _can_batch(calls: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any]) -> bool:
-    """Return whether calls can be joined: they differ in a text alone, and share plain values."""
-    texts = all(call.keys() == {"prompt"} and isinstance(call["prompt"], str) for call in calls)
-    return texts and all(isinstance(v, int | float | str | bool | None) for v in arguments.values())
+def _joined(calls: Sequence[Mapping[str, Any]], size: int) -> list[list[int]]:
+    """Return which calls can be made at once: they differ in texts alone, and have plain values."""
+    groups: dict[Any, list[int]] = {}
+    for i, call in enumerate(calls):
+        plain = all(isinstance(v, int | float | str | bool | None) for v in call.values())
+        rest = {k: None if _is_prompt(k, v) else v for k, v in call.items()}
+        key = tuple(sorted(rest.items(), key=lambda item: item[0])) if plain else i
+        groups.setdefault(key, []).append(i)
+    return [chunk[i : i + size] for chunk in groups.values() for i in range(0, len(chunk), size)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eigencache._checks import fixed
 from eigencache.commands.prompts import read_calls
 from eigencache.kernel import Kernel
 from eigencache.plan import Plan, remembered
@@ -125,7 +126,7 @@ def call_arguments(
         ValueError: --arguments is no JSON object, an argument is stated twice, or a number is out
             of range.
     """
-    kept = made.arguments if made else {}
+    kept = fixed(made.arguments) if made else {}
     stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
     for flag, name, _, _ in SHORT:
         value = getattr(arguments, name, None)

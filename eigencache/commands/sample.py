@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from eigencache._checks import agrees, span
 from eigencache._files import replacing
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.commands._common import (
@@ -203,7 +204,7 @@ def _plan_of(
 def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: Path) -> None:
     """Raise a PlanError if a plan was made for another number of steps; tell other differences."""
     for name, value in plan.arguments.items():
-        if shared.get(name, value) == value:
+        if name not in shared or agrees(value, shared[name]):
             continue
         if name == STEPS:
             raise PlanError(
@@ -211,7 +212,7 @@ def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: Path) -> No
                 f"{value}, or design it again: `eigencache sample --kernel KERNEL --method ... "
                 f"--steps {shared[name]}`"
             )
-        print(f"{path}: made at {name} {value}, called with {shared[name]}", file=sys.stderr)
+        print(f"{path}: made at {name} {span(value)}, called with {shared[name]}", file=sys.stderr)
 
 
 def _devices(wish: str | None, count: int) -> list[str]:

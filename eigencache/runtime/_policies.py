@@ -1,6 +1,5 @@
 """Policies of the driver: what sampling by a plan does at each step."""
 
-import math
 import warnings
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from eigencache._checks import agrees, span
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
 from eigencache.runtime._hooks import HELD, Call, Needs, State, forecast
@@ -28,19 +28,19 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
     if pipe is None:
         return
     for name, made in plan.arguments.items():
-        if not is_guidance(name) or isinstance(made, bool) or not isinstance(made, int | float):
+        if not is_guidance(name) or isinstance(made, bool | str | None):
             continue
-        called = getattr(pipe, name, None)
+        called, told = getattr(pipe, name, None), span(made)
         if not isinstance(called, int | float):
             text = (
-                f"the plan was made at {name} {made:g}; whether {type(pipe).__name__} is called "
+                f"the plan was made at {name} {told}; whether {type(pipe).__name__} is called "
                 "with that is not checked, since it does not say"
             )
-        elif math.isclose(called, made, rel_tol=1e-6):
+        elif agrees(made, called):
             continue
         else:
             text = (
-                f"the plan was made at {name} {made:g}, called with {called:g}: what is predicted "
+                f"the plan was made at {name} {told}, called with {called:g}: what is predicted "
                 f"of it does not hold; calibrate with {name}={called:g}"
             )
         warnings.warn(text, PlanWarning, stacklevel=2)

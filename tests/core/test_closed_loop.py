@@ -33,6 +33,8 @@ TIMESTEPS = flow_timesteps(STEPS)
         {"held_out": 0},
         {"batch": 0},
         {"batch": "16"},
+        {"ridge": 0},
+        {"ridge": float("nan")},
     ],
 )
 def test_an_invalid_option_is_named(options):
@@ -55,21 +57,24 @@ def test_too_few_prompts_are_refused(held_out, prompts):
 
 
 @pytest.mark.parametrize("count", range(1, 6))
-@pytest.mark.parametrize("jitter", [0.0, 1e-9])
-def test_a_gap_is_solved_by_least_squares_that_sum_to_zero(monkeypatch, count, jitter):
-    monkeypatch.setattr(closed_loop, "JITTER", jitter)
+@pytest.mark.parametrize("ridge", [0.0, 1e-9, 0.1])
+def test_a_gap_is_solved_by_least_squares_that_sum_to_zero(count, ridge):
     draw = np.random.default_rng(count)
     basis, error = draw.normal(size=(40, count)), draw.normal(size=40)
-    u = solve(SimpleNamespace(gram=basis.T @ basis, toward=basis.T @ error))
-    null = np.linalg.svd(np.ones((1, count)))[2][1:].T  # of the sum
-    expected = null @ np.linalg.lstsq(basis @ null, error, rcond=None)[0]
+    u = solve(SimpleNamespace(gram=basis.T @ basis, toward=basis.T @ error), ridge)
+    # Corrections that sum to zero, by those of all features but the last.
+    free = np.vstack([np.eye(count - 1), -np.ones(count - 1)])
+    moves = basis @ free
+    root = np.sqrt(ridge * np.square(moves).sum() / max(count - 1, 1))
+    rows = np.vstack([moves, root * np.eye(count - 1)])
+    expected = free @ np.linalg.lstsq(rows, np.append(error, np.zeros(count - 1)), rcond=None)[0]
     assert u.sum() == pytest.approx(0, abs=1e-12)
     assert np.allclose(u, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_gap_that_moves_nothing_is_left_alone(count):
-    u = solve(SimpleNamespace(gram=np.zeros((count, count)), toward=np.zeros(count)))
+    u = solve(SimpleNamespace(gram=np.zeros((count, count)), toward=np.zeros(count)), 1e-3)
     assert np.array_equal(u, np.zeros(count))
 
 

@@ -87,7 +87,8 @@ def test_an_unknown_option_lists_the_allowed(name):
         (
             "EigenCache",
             ("anchors", "batch", "features", "held_out", "jitter", "normalisation", "ordinary",
-             "phases", "rank", "reach", "rounds", "runs", "shared", "smooth", "sweeps", "window"),
+             "phases", "rank", "reach", "ridge", "rounds", "runs", "shared", "smooth", "sweeps",
+             "window"),
         ),
     ],
 )  # fmt: skip

@@ -288,6 +288,19 @@ def test_other_guidance_is_told():
         run(pipe, guidance_scale=7.0)
 
 
+def test_a_plan_of_several_guidance_scales_serves_all_between():
+    pipe, scales = field_pipeline(), [1.0, 3.0, 2.0, 3.0]
+    prompts = [{"prompt": f"{i} cats", "guidance_scale": s} for i, s in enumerate(scales)]
+    plan = calibrate(pipe, prompts, 3, method="EigenCache", num_inference_steps=6, passes=2)
+    assert plan.arguments["guidance_scale"] == [1.0, 3.0]
+    with warnings.catch_warnings(), cached(pipe, plan):
+        warnings.simplefilter("error")
+        run(pipe, guidance_scale=2.5, passes=2)
+    expected = "made at guidance_scale 1 to 3, called with 5: .* calibrate with guidance_scale=5"
+    with cached(pipe, plan), pytest.warns(PlanWarning, match=expected):
+        run(pipe, guidance_scale=5.0, passes=2)
+
+
 def test_guidance_that_a_pipeline_does_not_say_is_not_checked():
     pipe = field_pipeline()
     plan = belonging(arguments={"true_cfg_scale": 2.0, "height": 64, "flag": True})

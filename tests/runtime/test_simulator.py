@@ -128,6 +128,29 @@ def test_batches_change_nothing_but_rounding(name):
     assert one.computed == all_.computed == 5 * (len(one) + len(plan.full_steps))
 
 
+def test_calls_of_like_arguments_are_made_together():
+    """Where calls differ in more than their texts, each group is a batch, with its own passes."""
+    pipe, scales = field_pipeline(), [1.0, 3.0, 1.0, 3.0, 1.0]
+    calls = [
+        {"prompt": prompt, "guidance_scale": scale, "passes": 1 if scale == 1 else 2}
+        for prompt, scale in zip(PROMPTS, scales, strict=True)
+    ]
+    joined, apart = (
+        Simulator(pipe, calls, SEEDS, {"num_inference_steps": STEPS}, batch) for batch in (16, 1)
+    )
+    assert [len(batch.seeds) for batch in joined.batches] == [3, 2]
+    assert [len(batch.passes[3]) for batch in joined.batches] == [1, 2]
+    assert [batch.seeds for batch in apart.batches] == [[SEEDS[i]] for i in (0, 2, 4, 1, 3)]
+    np.testing.assert_allclose(joined.grams, apart.grams, rtol=1e-6)
+    np.testing.assert_allclose(joined.shares, apart.shares, rtol=1e-6)
+    np.testing.assert_allclose(joined.kernel().matrix(), apart.kernel().matrix(), rtol=1e-6)
+    plan = plan_of(joined)
+    ends = [torch.cat(runs.run(plan.full, plan.weights)[0]) for runs in (joined, apart)]
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
+    gaps = [runs.gap(plan.full, plan.weights, (), 2, None)[1] for runs in (joined, apart)]
+    np.testing.assert_allclose(gaps[0].gram, gaps[1].gram, rtol=1e-4)
+
+
 def test_a_pipeline_that_takes_one_prompt_is_called_one_by_one():
     with pytest.warns(UserWarning, match=r"does not take 3 prompts at once \(one prompt at a time"):
         runs = simulator(field_pipeline(), one_by_one=True)
@@ -181,10 +204,19 @@ def test_kernels_are_of_what_the_scheduler_was_given():
         given = outputs_of(field_pipeline(), index)
         rows = torch.stack(given).flatten(1).double()
         grams.append((rows @ rows.T / SIZE).numpy())
-    np.testing.assert_allclose(kernel.matrix(), np.mean(grams, axis=0), rtol=1e-10)
+    moved = [np.square(runs.step_sizes[1:]) @ movement(gram) for gram in grams]
+    shares = np.mean(1 / np.array(moved)) * np.array(moved)
+    np.testing.assert_allclose(runs.shares, 1 / shares, rtol=1e-10)
+    expected = np.mean([gram / share for gram, share in zip(grams, shares, strict=True)], axis=0)
+    np.testing.assert_allclose(kernel.matrix(), expected, rtol=1e-10)
     assert kernel.runs == 4 and kernel.source == {"from": "here"}
     assert kernel.model.startswith("Field-")
     assert np.array_equal(kernel.step_sizes, runs.step_sizes)
+
+
+def movement(gram):
+    """Return the mean square of how far outputs move from each step to the next."""
+    return np.array([gram[s, s] + gram[s - 1, s - 1] - 2 * gram[s, s - 1] for s in range(1, STEPS)])
 
 
 def outputs_of(pipe, index):
@@ -208,7 +240,6 @@ def test_a_second_network_and_more_passes_are_found():
     assert simulator(field_pipeline(), passes=2, guidance_scale=2.0).switches == ()
     runs = simulator(field_pipeline(second="linear"), switch=4)
     assert runs.switches == (4,) == runs.kernel().switches
-    assert runs.denoisers == {"transformer", "transformer_2"}
     plan = make_plan(Steps([0, 1, 4, 7]), Reuse(), runs.timesteps)
     assert runs.computed == 3 * STEPS
     final, features = runs.run(plan.full, plan.weights)
@@ -299,7 +330,10 @@ def test_a_scheduler_without_an_answer_is_refused():
 @every_scheduler
 @pytest.mark.parametrize("anchors", [None, 2])
 def test_a_gap_is_told_as_the_scheduler_sees_it(scheduler, anchors):
-    """Adding u_a of each feature to every output of the gap moves its end by c sum_a u_a f_a."""
+    """Adding u_a of each feature to every output of the gap moves its end by c sum_a u_a f_a.
+
+    Images count by their shares.
+    """
     pipe = field_pipeline(scheduler=scheduler)
     runs = simulator(pipe, 2, batch=1)
     plan = plan_of(runs)
@@ -325,13 +359,15 @@ def test_a_gap_is_told_as_the_scheduler_sees_it(scheduler, anchors):
 
     base = ends(np.zeros(count))
     target = torch.stack([batch.samples[5] for batch in runs.batches])
-    moved = torch.stack([(ends(u) - base).flatten() for u in np.eye(count)])
-    gram, toward = (moved @ moved.T).numpy(), (moved @ (target - base).flatten()).numpy()
+    roots = torch.tensor(runs.shares).float().sqrt().reshape(2, *[1] * (base.ndim - 1))
+    moved = torch.stack([(roots * (ends(u) - base)).flatten() for u in np.eye(count)])
+    away = (roots * (target - base)).flatten()
+    gram, toward = (moved @ moved.T).numpy(), (moved @ away).numpy()
     size = np.sqrt(np.diag(gram))
     # In single precision, as schedulers step.
     both = np.outer(size, size)
     np.testing.assert_allclose(gap.gram / both, gram / both, atol=0.01)
-    away = float((target - base).norm())
+    away = float(away.norm())
     np.testing.assert_allclose(gap.toward / size / away, toward / size / away, atol=0.01)
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache._checks import agrees, span
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
@@ -119,9 +120,9 @@ def runs_of(
     loaded = [Plan.load(path) for path in plans]
     for path, plan in zip(plans, loaded, strict=True):
         for name, value in plan.arguments.items():
-            if arguments.get(name, value) != value:
+            if name in arguments and not agrees(value, arguments[name]):
                 raise PlanError(
-                    f"{path}: made for {name} {value}, not for the {arguments[name]} of "
+                    f"{path}: made for {name} {span(value)}, not for the {arguments[name]} of "
                     f"arguments.{name}; delete it and run again"
                 )
     return [Run(f"{label}-{sum(plan.full):02d}", plan) for plan in loaded]

@@ -1,0 +1,98 @@
+"""How plans fitted at one or several guidance scales do at others.
+
+    python benchmarks/guidance.py data/emoji-flux data/benchmarks/guidance.csv
+
+The arguments are a model and the table to write. Guidance is classifier-free, by two passes per
+step with an empty negative prompt (`true_cfg_scale`). Plans have 9 of 50 steps in full, and are
+made on calibration prompts alone; for a plan made at several scales, the prompts take turns. It
+takes about 15 minutes on two idle cores; `--prompts 2` is a quick look.
+
+A row is a method, the scales that its plan was made at, and one at which it was used:
+
+    psnr        of 8-bit images to those of full runs, in dB: the mean over evaluation prompts
+    full_steps  the steps that computed the network
+    prompts     how many evaluation prompts
+    runs        how many calibration prompts
+    calls       images times steps that the network computed to make the plan
+"""
+
+import argparse
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+from tqdm import tqdm
+
+from eigencache.calibration import Calibration, ClosedLoopMaker
+from eigencache.calibration.quality import Judge
+from eigencache.calibration.sampler import image_seed
+from eigencache.methods import METHODS
+from eigencache.plan import Plan
+
+FULL_STEPS, SEED, CALIBRATION_SEED = 9, 2026, 7
+ARGUMENTS = {
+    "num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16,
+    "negative_prompt": "",
+}  # fmt: skip
+MADE_AT = [(1.0,), (3.0,), (1.0, 3.0)]
+OTHERS: dict[str, dict] = {"TaylorSeer": {"order": 1}, "HiCache": {"order": 2, "scale": 0.5}}
+USED_AT = (1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+def main(model: str, out: Path, prompts: int, runs: int) -> None:
+    torch.set_num_threads(1)
+    pipe = DiffusionPipeline.from_pretrained(model)
+    folder = Path("data/prompts")
+    evaluation = (folder / "emoji-evaluation.txt").read_text().splitlines()
+    calibration = (folder / "emoji-calibration.txt").read_text().splitlines()[:runs]
+    chosen = np.linspace(0, len(evaluation) - 1, prompts).round().astype(int)
+    judges = {
+        scale: Judge(
+            pipe, [ARGUMENTS | {"prompt": evaluation[i], "true_cfg_scale": scale} for i in chosen],
+            [image_seed(SEED, int(i)) for i in chosen],
+        )
+        for scale in USED_AT
+    }  # fmt: skip
+    rows: list[dict] = []
+
+    def add(method: str, made_at: tuple[float, ...], plan: Plan, calls: int) -> None:
+        for scale, judge in tqdm(judges.items(), desc=f"{method} made at {made_at}"):
+            rows.append({
+                "method": method, "made_at": " ".join(f"{s:g}" for s in made_at),
+                "used_at": scale, "full_steps": int(plan.full.sum()), "psnr": judge.psnr(plan),
+                "prompts": prompts, "runs": runs, "calls": calls,
+            })  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).round({"psnr": 2}).to_csv(out, index=False)
+
+    for made_at in MADE_AT:
+        calls = [
+            {"prompt": prompt, "true_cfg_scale": scale}
+            for prompt, scale in zip(calibration, cycle(made_at), strict=False)
+        ]
+        maker = ClosedLoopMaker(
+            Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED), METHODS["EigenCache"], {}
+        )
+        design = METHODS["EigenCache-design"].plan(FULL_STEPS, maker.runs.timesteps, maker.kernel)
+        add("EigenCache-design", made_at, design, maker.runs.computed)
+        plan = maker.plan(FULL_STEPS)
+        add("EigenCache", made_at, plan, maker.runs.computed + maker.held_out.computed)
+    for name, options in {
+        "TaylorSeer": {"order": 1, "tap": "output"},
+        "HiCache": {"tap": "output"},
+    }.items():
+        plan = METHODS[name].plan(FULL_STEPS, maker.runs.timesteps, **options)
+        add(name, (), plan, 0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--prompts", type=int, default=8, help="of the evaluation")
+    parser.add_argument("--runs", type=int, default=24, help="of the calibration")
+    arguments = parser.parse_args()
+    main(arguments.model, arguments.out, arguments.prompts, arguments.runs)
