@@ -46,6 +46,7 @@ shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 wildcard_constraints:
     experiment=one_of([NAME]),
     label=one_of(E.labels),
+    group=one_of(E.groups),
     shard="[0-9]{3}",
 
 

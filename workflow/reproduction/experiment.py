@@ -88,6 +88,26 @@ class Experiment:
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """The labels that a job samples together, by the first of them, which names the group.
+
+        No group waits for plans that only some of its labels need, and a label whose plans are
+        fitted in closed loop, which takes longest, has a group of its own.
+        """
+        plain = [label for label in self.labels if label not in self.planned]
+        designed = [label for label in self.planned if label not in self.refined]
+        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in self.refined]]
+        return {group[0]: group for several in groups for group in several}
+
+    def group(self, label: str) -> str:
+        """Return the group in which a label is sampled."""
+        return next(name for name, labels in self.groups.items() if label in labels)
+
+    def parts(self, label: str) -> list[str]:
+        """Return the parts in which a label is sampled, GROUP/SHARD each, in their order."""
+        return [f"{self.group(label)}/{shard}" for shard in self.shards]
+
+    @property
     def kernels(self) -> list[str]:
         """The kernels to calibrate: TAP.FEATURES.NORMALISATION, then .RUNS if not of all runs."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
@@ -160,7 +180,7 @@ class Experiment:
         """The options by which a stage is told its pipeline, and how it is called."""
         config = self.config
         return {
-            "pipeline": config.pipeline, "arguments": json.dumps(config.arguments.stated),
+            "pipeline": config.pipeline, "arguments": config.arguments.stated,
             "dtype": config.dtype, "threads": config.threads,
         }  # fmt: skip
 
@@ -169,21 +189,20 @@ class Experiment:
         methods = [self.spec(label)["method"] for label in labels]
         return source_hash(program, frozenset({*self.config.metrics, *methods}))
 
-    def sampling(self, label: str) -> dict:
-        """Return the settings of `reproduction.stages.sample` that all shards of a label share."""
+    def sampling(self, group: str) -> dict[str, Any]:
+        """Return the settings of `reproduction.stages.sample` that all shards of a group share."""
+        config = self.config
         return {
-            "label": label,
-            "method": self.spec(label)["method"],
-            "model": f"models/{self.config.model}/manifest.json",
-            "budgets": self.budgets(label),
-            "plans": self.plans(label),
-            "prompts": self.config.prompts,
+            "methods": {
+                label: {"method": self.spec(label)["method"], "budgets": self.budgets(label)}
+                for label in self.groups[group]
+            },
             "num_prompts": len(self.prompts),
             "shards": len(self.shards),
-            "seed": self.config.seed,
-            "pipeline": self.config.pipeline,
-            "arguments": self.config.arguments.stated,
-            "dtype": self.config.dtype,
+            "seed": config.seed,
+            "pipeline": config.pipeline,
+            "arguments": config.arguments.stated,
+            "dtype": config.dtype,
         }
 
 
@@ -228,12 +247,15 @@ def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
 def options(**values: Any) -> list[str]:
     """Return a command line: `full_steps=3` is `--full-steps 3`, and what is None is left out.
 
+    A mapping is written as JSON.
+
     A rule takes it as one parameter, since Snakemake compares the values of parameters without
     their names: 3 images on 1 thread would be the same to it as 1 image on 3 threads.
     """
     words = []
     for name, value in values.items():
         if value is not None:
+            value = json.dumps(value) if isinstance(value, Mapping) else value
             several = value if isinstance(value, list | tuple) else [value]
             words.append(f"--{name.replace('_', '-')}")
             words += [str(int(one) if isinstance(one, bool) else one) for one in several]
