@@ -56,7 +56,7 @@ METRICS: Mapping[str, Metric] = {
         package="image-reward", models=("ImageReward", "bert-base-uncased"),
     ),
     "frechet_lite0": Metric(
-        "Fréchet distance (EfficientNet-lite0)", higher=False, paired=True, digits=3, whole="frechet",
-        package="timm", models=("EfficientNet-lite0",),
+        "Fréchet distance (EfficientNet-lite0)", higher=False, paired=True, digits=3,
+        whole="frechet", package="timm", models=("EfficientNet-lite0",),
     ),
 }  # fmt: skip

@@ -63,7 +63,7 @@ def score_sets(
         runs, names: those of them that are meant.
 
     Raises:
-        ValueError: there are no features of a run, or its images are not as many as the reference's.
+        ValueError: there are no features of a run, or not as many as of the reference.
     """
     metrics = dict.fromkeys(name.partition("/")[0] for name in features)
     rows = []
@@ -71,7 +71,8 @@ def score_sets(
         for reference in names:
             row: dict[str, str | float] = {"run": run, "reference": reference}
             for metric in metrics:
-                ours, theirs = features.get(f"{metric}/{run}"), references.get(f"{metric}/{reference}")
+                ours = features.get(f"{metric}/{run}")
+                theirs = references.get(f"{metric}/{reference}")
                 if ours is None or theirs is None or len(ours) != len(theirs):
                     raise ValueError(
                         f"{metric}: the features of {run} and {reference} are not of the same "

@@ -128,7 +128,7 @@ def rule(job: dict[str, str]) -> str:
 
 def images(folder: Path) -> dict[str, bytes]:
     """Return the bytes of each image, by its path."""
-    found = folder.glob("results/small/images/*/*.png")
+    found = folder.glob("results/small/images/**/*.png")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 

@@ -1,11 +1,13 @@
 """An experiment: validated configuration, and the file names derived from it."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -219,6 +221,24 @@ def environment(homes: Sequence[str]) -> dict[str, str]:
     }
 
 
+def placed(home: str | os.PathLike, names: Iterable[str]) -> None:
+    """Link what an experiment reads of the project into the working folder, if that is another.
+
+    What is there already stays; of a folder that is there, what it lacks is linked.
+
+    Args:
+        home: the project's folder.
+        names: of the folders in it, and of what is below them.
+    """
+    for name in names:
+        source, target = Path(home, name), Path(name)
+        if target.is_dir() and not target.samefile(source):
+            placed(home, [f"{name}/{path.name}" for path in source.iterdir()])
+        elif not target.exists():
+            with contextlib.suppress(FileExistsError):  # by another job
+                target.symlink_to(source.absolute())
+
+
 def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
     """Return a configuration with the types that `--config` loses.
 
@@ -240,7 +260,8 @@ def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
             return value
         return read if isinstance(read, int | float | bool | None) else value
 
-    nested = {key: config[key] for key in stated if isinstance(config[key], Mapping | list)}
+    values = {key: config[key] for key in stated if key in config}  # others are another workflow's
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping | list)}
     return {**config, **typed(nested)}
 
 

@@ -16,7 +16,7 @@ and trajectories also travel without their manifest, so they contain a hash of t
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
