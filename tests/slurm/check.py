@@ -24,6 +24,7 @@ PARTS = [
     "workflow",
 ]  # fmt: skip
 LABELS, SHARDS, PROMPTS, BUDGETS = ["full", "FORA", "output", "design"], 2, 4, [3, 4]
+GROUPS = 2  # the full run alone, and the three that are planned
 # The profile as it is, but for an accounting database, which this Slurm lacks, and for patience.
 OPTIONS = [
     "--workflow-profile=profiles/slurm",
@@ -32,8 +33,8 @@ OPTIONS = [
     "--slurm-init-seconds-before-status-checks=3",
     "--seconds-between-status-checks=3",
 ]
-SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": len(LABELS) * SHARDS,
-             "score": len(LABELS), "errors": 1, "costs": 1}  # fmt: skip
+SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": GROUPS * SHARDS,
+             "score": GROUPS * SHARDS, "errors": 1, "costs": 1}  # fmt: skip
 GPU_RULES = {"calibrate", "sample", "score", "errors", "costs"}
 FIGURES = 8
 LIMIT = 1200  # seconds for all jobs on Slurm, 5 times what they take

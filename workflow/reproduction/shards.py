@@ -86,8 +86,8 @@ class Shards:
     def __str__(self) -> str:
         if self.together > 1:
             return (
-                f"{self.count} for {self.prompts:,} prompts, with up to {self.together} methods in "
-                f"one job: loading the model, taken for {LOADING} full steps, is as much as "
+                f"{self.count} for {self.prompts:,} prompts, with several methods in one job: "
+                f"loading the model, taken for {LOADING} full steps, would be up to "
                 f"{self.loading:.1%} of a job of one"
             )
         advice = "; fewer shards, or auto, load less often" if self.loading > SHARE else ""
