@@ -59,8 +59,9 @@ class Shards:
     @property
     def together(self) -> int:
         """How many methods a job samples: so many that loading is no more than SHARE of it."""
-        steps = self.prompts // self.count * sum(self.budgets)
-        return max(1, math.ceil(LOADING * (1 / SHARE - 1) / steps)) if steps else 1
+        prompts = self.prompts // self.count
+        rest = LOADING * (1 / SHARE - 1) - self._compared(prompts)
+        return max(1, math.ceil(rest / (prompts * sum(self.budgets)))) if self.budgets else 1
 
     def groups(self, labels: Sequence[str]) -> list[list[str]]:
         """Return labels, in their order, in the groups that jobs sample together.
@@ -80,8 +81,11 @@ class Shards:
         full = (1 + prompts) * self.num_steps
         if not self.budgets:
             return [full]
-        compared = (1 + min(self.timed, prompts)) * self.num_steps
-        return [full, compared + prompts * sum(self.budgets)]
+        return [full, self._compared(prompts) + prompts * sum(self.budgets)]
+
+    def _compared(self, prompts: int) -> int:
+        """Return the full steps of the first run, which is discarded, and of the timed ones."""
+        return (1 + min(self.timed, prompts)) * self.num_steps
 
     def __str__(self) -> str:
         if self.together > 1:
