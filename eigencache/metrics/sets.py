@@ -40,7 +40,9 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean, and a matrix `A` of no more rows than columns with A^T A the covariance."""
     mean = features.mean(axis=0)
     scaled = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.linalg.qr(scaled, mode="r") if len(scaled) > scaled.shape[1] else scaled
+    if len(scaled) > scaled.shape[1]:
+        scaled = np.asarray(np.linalg.qr(scaled, mode="r"))
+    return mean, scaled
 
 
 DISTANCES: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {"frechet": frechet}
