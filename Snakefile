@@ -18,6 +18,7 @@ try:
         environment,
         one_of,
         options,
+        placed,
         retyped,
     )
     from reproduction.figures._table import figures
@@ -27,10 +28,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 
-# A configuration given by --configfile replaces the default one: its methods are all there are.
-if not workflow.configfiles:
+placed(home, ["data", "envs"])
 
-    configfile: "config.yaml"
+# A configuration given by --configfile, or to a module, replaces the default one: its methods are
+# all there are.
+if not workflow.configfiles or not config:
+
+    configfile: "config.yaml" if os.path.exists("config.yaml") else f"{home}/config.yaml"
 
 
 try:
@@ -40,12 +44,14 @@ except (ValueError, OSError) as error:
 NAME, FIGURES = E.config.experiment, figures(E)
 
 os.environ.update(environment(homes), EIGENCACHE_DEVICE=E.config.device)
-shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
+if workflow.basedir == home:  # in a module, they would be for all shells
+    shell.prefix("set -euo pipefail; export TQDM_MININTERVAL=5 HF_HUB_OFFLINE=1; ")
 
 
 wildcard_constraints:
     experiment=one_of([NAME]),
     label=one_of(E.labels),
+    group=one_of(E.groups),
     shard="[0-9]{3}",
 
 

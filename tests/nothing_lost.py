@@ -44,7 +44,7 @@ SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "2"]
 WAYS = ("SIGTERM", "SIGKILL", "orphans", "dead worker", "full disk")
 DISK = 400  # megabytes, of which the project takes about 30
 MEASURED = ["seconds", "reference_seconds", "decode_seconds", "peak_memory_mb"]
-EXACT = ("images/*/*.png", "kernels/*.safetensors", "plans/*/*.safetensors", "scores/*.csv",
+EXACT = ("images/**/*.png", "kernels/*.safetensors", "plans/*/*.safetensors", "scores/*.csv",
          "errors.csv")  # fmt: skip
 
 

@@ -78,17 +78,20 @@ def _score(arguments: argparse.Namespace) -> None:
     from eigencache._device import default_device
     from eigencache._files import replacing
     from eigencache.metrics.scorers import Scorers
-    from eigencache.metrics.scoring import score_records
+    from eigencache.metrics.scoring import features_of, score_records
+    from eigencache.metrics.sets import score_sets
 
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False
     scorers = Scorers(models, default_device())
     of_reference = records["run"] == REFERENCE
-    scores, of_sets = score_records(records[~of_reference], records[of_reference], scorers)
+    scores = score_records(records[~of_reference], records[of_reference], scorers)
     names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
     scores.insert(2, "file", scores["prompt_index"].map(lambda i: Path(names[i]).name))
     written = {arguments.out: scores}
     if scorers.sets:
+        features = features_of(records, scorers)
+        of_sets = score_sets(features, features, list(folders), [REFERENCE])
         written[f"{Path(arguments.out).with_suffix('')}-sets.csv"] = of_sets
     for path, table in written.items():
         with replacing(path) as part:

@@ -21,7 +21,8 @@ class Metric:
         paired: whether it compares an image with a reference image of the same prompt and noise;
             otherwise it depends on the image and its prompt only, or on a set of images.
         digits: decimals that tables show.
-        whole: whether it has one value per set of images, not one per image.
+        whole: of a metric that has one value per set of images, not one per image: the distance of
+            sets, a key of `eigencache.metrics.sets.DISTANCES`.
         package: the package whose code computes it.
         models: the models of data/models.tsv that have its weights; CLIP stands for `clip` of the
             configuration.
@@ -31,7 +32,7 @@ class Metric:
     higher: bool
     paired: bool
     digits: int
-    whole: bool = False
+    whole: str = ""
     package: str = "torchmetrics"
     models: tuple[str, ...] = ()
 
@@ -55,7 +56,7 @@ METRICS: Mapping[str, Metric] = {
         package="image-reward", models=("ImageReward", "bert-base-uncased"),
     ),
     "frechet_lite0": Metric(
-        "Fréchet distance (EfficientNet-lite0)", higher=False, paired=True, digits=3, whole=True,
-        package="timm", models=("EfficientNet-lite0",),
+        "Fréchet distance (EfficientNet-lite0)", higher=False, paired=True, digits=3,
+        whole="frechet", package="timm", models=("EfficientNet-lite0",),
     ),
 }  # fmt: skip

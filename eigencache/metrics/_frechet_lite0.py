@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from scipy.linalg import svdvals
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +24,7 @@ def scorer(folder: Path, device: str) -> "FrechetLite0":
 
 
 class FrechetLite0:
-    """The squared Fréchet distance of two Gaussians fitted to the features of two sets of images.
+    """The features of images whose sets `eigencache.metrics.sets.frechet` compares.
 
     With fewer images than the 1280 features the covariances are rank deficient, and the number
     depends on how many images there are: it compares sets of equal size only.
@@ -55,23 +54,3 @@ class FrechetLite0:
             image.to(self.device, torch.float32), (SIZE, SIZE), mode="bicubic", antialias=True
         ).clamp(0, 1)
         return self.network((255 * scaled - 127) / 128)[0].double().numpy(force=True)
-
-    def distance(self, reference: np.ndarray, images: np.ndarray) -> float:
-        """Return the squared Fréchet distance of two sets of features `[images, size]`.
-
-        The trace of the square root of the covariances' product is the sum of the singular values
-        of one set's centred features times the other's transposed. This is exact for singular
-        covariances too, and faster than the square root of a matrix of the features' size.
-        """
-        if min(len(reference), len(images)) < 2:
-            raise ValueError("frechet_lite0: a set of one image has no covariance; take 2 or more")
-        (mean, centred), (other, others) = _moments(reference), _moments(images)
-        shift = np.sum((mean - other) ** 2)
-        spread = np.sum(centred**2) + np.sum(others**2)
-        return float(max(0.0, shift + spread - 2 * svdvals(centred @ others.T).sum()))
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean, and the deviations from it scaled so that A^T A is the covariance."""
-    mean = features.mean(axis=0)
-    return mean, (features - mean) / np.sqrt(len(features) - 1)

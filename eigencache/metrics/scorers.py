@@ -4,8 +4,7 @@ A metric's file, `_NAME.py`, has a function `scorer(*folders, device)`. The fold
 metric's models, in their order; the device is a torch device by name. It returns one of two kinds:
 
     of an image   score(reference, image, prompt) -> float
-    of a set      `features(image)`, a vector, and `distance(reference, images)` -> float, of two
-                  arrays [images, size] of such vectors
+    of a set      `features(image)`, a vector; `eigencache.metrics.sets` compares sets of them
 
 Images are float64 `[1, 3, height, width]` from 0 to 1. A metric that is not paired ignores the
 reference.
@@ -33,8 +32,6 @@ class SetScore(Protocol):
     """A metric of a set of images."""
 
     def features(self, image: torch.Tensor) -> np.ndarray: ...
-
-    def distance(self, reference: np.ndarray, images: np.ndarray) -> float: ...
 
 
 class Scorers:

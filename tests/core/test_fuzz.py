@@ -290,7 +290,8 @@ def test_wild_configurations(data):
     files = [*experiment.tables, *(f"kernels/{name}" for name in experiment.kernels)]
     for label in experiment.labels:
         files += [f"records/{label}.csv", *experiment.plans(label)]
-        json.dumps(experiment.sampling(label))
+        files += [f"shards/{part}.csv" for part in experiment.parts(label)]
+        json.dumps(experiment.sampling(experiment.group(label)))
     for name in ("model", "clip"):
         files.append(f"models/{getattr(experiment.config, name)}/manifest.json")
     files += [experiment.config.prompts, experiment.config.calibration.prompts]

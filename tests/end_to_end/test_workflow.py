@@ -51,7 +51,7 @@ def finished(project):
         env=os.environ | {"PYTHONPATH": str(project)},
     )  # fmt: skip
     deadline = time.monotonic() + 300
-    while not list(project.glob("results/*/images/*/*.png")):
+    while not list(project.glob("results/*/images/*/*/*/*.png")):
         assert running.poll() is None and time.monotonic() < deadline, "it sampled nothing"
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGKILL)
@@ -108,7 +108,7 @@ def without(folder: Path, module: str) -> dict[str, str]:
 
 def test_jobs_are_known_where_torch_is_missing(untouched, tmp_path):
     printed = snakemake(untouched, "-n", environment=without(tmp_path, "torch"))
-    assert planned_jobs(printed)["sample"] == 20
+    assert planned_jobs(printed)["sample"] == 6
 
 
 def test_a_missing_package_is_named_with_what_to_install(untouched, tmp_path):
@@ -127,13 +127,13 @@ def test_a_prompt_file_with_a_space_in_its_name_is_one_argument(untouched):
 def test_few_prompts_and_other_budgets_need_no_other_settings(untouched):
     printed = snakemake(untouched, "-n", "-p", "--config", "num_prompts=8", "budgets=[5, 11]")
     assert "--budget 5 --prompts 0 2 5" in printed
-    assert planned_jobs(printed)["sample"] == 20
+    assert planned_jobs(printed)["sample"] == 6
 
 
 @pytest.mark.parametrize("target", ["tables", "figures", "gallery"])
 def test_targets_have_names(untouched, target):
     jobs = planned_jobs(snakemake(untouched, "-n", target))
-    assert jobs["sample"] == 20 and jobs["gallery"] == (target == "gallery")
+    assert jobs["sample"] == 6 and jobs["gallery"] == (target == "gallery")
     assert bool(jobs["compare"]) == (target == "tables")
     assert bool(jobs["figure_pareto"]) == (target == "figures")
 
@@ -253,22 +253,40 @@ def test_no_secret_is_written(finished):
 
 def test_an_image_damaged_in_silence_is_refused_and_made_again(finished):
     results = finished / "results/emoji-flux"
-    image = results / "images/fewer-steps-03/00001.png"
+    image = results / "images/full/000/fewer-steps-03/00001.png"
     whole, when = image.read_bytes(), image.stat()
     image.write_bytes(whole[:-20] + b"\0" + whole[-19:])
     os.utime(image, ns=(when.st_atime_ns, when.st_mtime_ns))
     scores = results / "scores/fewer-steps.csv"
     scores.unlink()
+    (results / "scores/full/000.csv").unlink()
     wanted = str(scores.relative_to(finished))
     printed = snakemake(finished, "--cores", "2", wanted, check=False)
-    assert "images/fewer-steps-03/00001.png: missing or altered" in printed
-    assert "delete results/emoji-flux/shards/fewer-steps/000.csv" in printed
+    assert "images/full/000/fewer-steps-03/00001.png: missing or altered" in printed
+    assert "delete results/emoji-flux/shards/full/000.csv" in printed
     assert not scores.exists() and verify(finished).returncode == 1
-    (results / "shards/fewer-steps/000.csv").unlink()
+    (results / "shards/full/000.csv").unlink()
     (results / "records/fewer-steps.csv").unlink()
     snakemake(finished, "--cores", "2", wanted)
     snakemake(finished, "--cores", "2")
     assert image.read_bytes() == whole
+    assert verify(finished).returncode == 0
+
+
+def test_images_that_are_gone_are_made_again_where_they_are_needed(finished):
+    results = finished / "results/emoji-flux"
+    images = results / "images/full/000"
+    before = {path.relative_to(images): path.read_bytes() for path in images.glob("*/*.png")}
+    assert len(before) == 3 * 3
+    shutil.rmtree(images)
+    (finished / "figures/emoji-flux/samples.pdf").unlink()
+    assert planned_jobs(snakemake(finished, "-n"))["sample"] == 1
+    (images / "stranger-03").mkdir(parents=True)  # what no run has made does not outlive the next
+    (images / "stranger-03/00000.png").write_bytes(b"no image")
+    (results / "shards/full/000.csv").unlink()
+    snakemake(finished, "--cores", "2")
+    after = {path.relative_to(images): path.read_bytes() for path in images.glob("*/*.png")}
+    assert after == before
     assert verify(finished).returncode == 0
 
 

@@ -86,7 +86,7 @@ def test_images_are_those_of_the_workflow(made, tmp_path, plan, capsys):
     sample(tmp_path / "ours", "--seed", 5, *(["--plan", path] if plan else SMALL))
     torch.set_num_threads(1)
     calls, pipe = read_calls(EVALUATION, 3), load_pipeline(MODEL, "float32")
-    runs = [Run("theirs", Plan.load(path) if plan else None)]
+    runs = [Run("theirs", "x", Plan.load(path) if plan else None)]
     list(sample_shard(pipe, calls, range(3), runs, ARGUMENTS, 5, tmp_path, timed=0))
     assert files(tmp_path / "ours") == ["00000.png", "00001.png", "records.jsonl"]
     for name in files(tmp_path / "ours")[:2]:

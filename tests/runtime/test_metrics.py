@@ -22,6 +22,7 @@ from eigencache.metrics._ssim import ssim
 from eigencache.metrics._st_lpips_alex import StLpipsAlex
 from eigencache.metrics.images import load_image, to_pil
 from eigencache.metrics.scorers import Scorers, scorer
+from eigencache.metrics.sets import frechet
 from reproduction.stages.fetch import fetch, pinned
 
 ROOT = Path(__file__).parents[2]
@@ -256,27 +257,27 @@ def test_the_clip_score_is_a_hundred_cosines():
 
 
 @pytest.fixture(scope="module")
-def frechet(fetched):
+def network(fetched):
     return FrechetLite0(fetched("EfficientNet-lite0"))
 
 
-def test_features_are_those_of_an_efficientnet_lite0(frechet):
+def test_features_are_those_of_an_efficientnet_lite0(network):
     """It knows a cat and a cup: the weights fit the layers, and the values are scaled right."""
     from skimage import data
 
     weights = torch.load(
-        Path(frechet.folder) / _frechet_lite0.WEIGHTS, map_location="cpu", weights_only=True
+        Path(network.folder) / _frechet_lite0.WEIGHTS, map_location="cpu", weights_only=True
     )
     for name, number in {"chelsea": 285, "coffee": 967}.items():
-        features = frechet.features(tensor(getattr(data, name)() / 255))
+        features = network.features(tensor(getattr(data, name)() / 255))
         assert features.shape == (1280,) and features.dtype == np.float64
         classes = weights["_fc.weight"].double().numpy() @ features
         assert np.argmax(classes + weights["_fc.bias"].numpy()) == number
 
 
-def test_features_are_those_of_the_code_that_belongs_to_the_weights(frechet):
+def test_features_are_those_of_the_code_that_belongs_to_the_weights(network):
     """By efficientnet_lite_pytorch 0.1.0: `extract_features`, mean over pixels; torch 2.12.1."""
-    features = frechet.features(tensor(pair(10, 224, 224)[0]))
+    features = network.features(tensor(pair(10, 224, 224)[0]))
     assert features[[0, 1, 7]] == pytest.approx([0.0906067, 0, 0.1768582], abs=1e-5)
     assert np.linalg.norm(features) == pytest.approx(13.568296, rel=1e-5)
 
@@ -287,16 +288,16 @@ def gaussians(seed, counts, size):
     return [draw.normal(size=(count, size)) @ mix + i for i, count in enumerate(counts)]
 
 
-def test_the_distance_is_that_of_the_matrices(frechet):
-    one, other = gaussians(0, (60, 50), 12)
+def test_the_distance_is_that_of_the_matrices():
+    one, other = gaussians(0, (60, 50), 12)  # more images than features
     first, second = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
     root = sqrtm(first @ second).real
     shift = np.sum((one.mean(0) - other.mean(0)) ** 2)
     expected = shift + np.trace(first + second - 2 * root)
-    assert frechet.distance(one, other) == pytest.approx(expected, rel=1e-9)
+    assert frechet(one, other) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_distance_is_that_of_torchmetrics_where_covariances_are_singular(frechet):
+def test_the_distance_is_that_of_torchmetrics_where_covariances_are_singular():
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     class Given(nn.Module):
@@ -312,11 +313,11 @@ def test_the_distance_is_that_of_torchmetrics_where_covariances_are_singular(fre
         padded = np.pad(features, ((0, 0), (0, 8))).reshape(-1, 3, 4, 4)
         metric.update(torch.from_numpy(padded), real=real)
     expected = metric.compute().item()
-    assert frechet.distance(one, other) == pytest.approx(expected, rel=1e-5)
+    assert frechet(one, other) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_distance_to_itself_is_zero_and_one_image_is_no_set(frechet):
+def test_the_distance_to_itself_is_zero_and_one_image_is_no_set():
     (one,) = gaussians(2, (9,), 40)
-    assert frechet.distance(one, one) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="frechet_lite0: a set of one image"):
-        frechet.distance(one, one[:1])
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="a set of one image"):
+        frechet(one, one[:1])

@@ -19,7 +19,7 @@ from reproduction.stages.sample import Run, sample_run, sample_shard
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
 CALLS = read_calls(ROOT / "data/prompts/emoji-evaluation.txt", 4)
-FULL = Run("full")
+FULL = Run("full", "full")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def runs(kernels):
     output, modules = kernels
     ours = METHODS["EigenCache-design"].plan(4, output.timesteps, output)
     theirs = METHODS["EigenCache-published"].plan(4, modules.timesteps, modules)
-    fewer = Run("fewer", changed={"num_inference_steps": 4})
-    return [FULL, fewer, Run("ours", ours), Run("theirs", theirs)]
+    fewer = Run("fewer", "fewer", changed={"num_inference_steps": 4})
+    return [FULL, fewer, Run("ours", "design", ours), Run("theirs", "published", theirs)]
 
 
 def hashes(records):
@@ -82,10 +82,16 @@ def test_records_state_what_was_done(pipe, runs, tmp_path):
         4,
         4,
     ]
+    assert [by_run[name]["method"] for name in ("full", "ours")] == ["full", "design"]
     assert by_run["fewer"]["num_steps"] == 4
-    assert all(record["reference_seconds"] > 0 for record in by_run.values())
+    # Where the full run is sampled anyway, it is what the others are timed against.
+    assert by_run.pop("full")["reference_seconds"] is None
+    full = next(r["seconds"] for r in records if r["run"] == "full")
+    assert all(record["reference_seconds"] == full for record in by_run.values())
     assert all(r["reference_seconds"] is None for r in records if r["prompt_index"] == 1)
     assert all(Path(record["image"]).read_bytes()[:4] == b"\x89PNG" for record in records)
+    (alone, _) = sampled_shard(pipe, range(2), runs[2:3], 5, tmp_path, timed=1)
+    assert alone["reference_seconds"] > 0 and alone["sha256"] == by_run["ours"]["sha256"]
 
 
 def test_seed_and_prompt_both_matter(pipe):
@@ -102,14 +108,14 @@ def test_every_step_full_is_bit_identical_to_no_cache(pipe, kernels):
     for tap in ("output", "modules"):
         plan = METHODS["FORA"].plan(8, kernels[0].timesteps, tap=tap)
         assert plan.full.all()
-        made = sample_run(pipe, call_of(0), 1, Run("x", plan))
+        made = sample_run(pipe, call_of(0), 1, Run("x", "x", plan))
         assert made.full_steps == 8 and made.image.tobytes() == plain
 
 
 def test_plan_for_other_steps_is_refused_and_leaves_no_cache(pipe, runs):
     plain = sample(pipe, call_of(0), 1).image.tobytes()
     with pytest.raises(PlanError, match=r"made for 8 steps, the sampler takes 12"):
-        sample_run(pipe, call_of(0), 1, Run("x", runs[2].plan, {"num_inference_steps": 12}))
+        sample_run(pipe, call_of(0), 1, Run("x", "x", runs[2].plan, {"num_inference_steps": 12}))
     assert sample(pipe, call_of(0), 1).image.tobytes() == plain
 
 
@@ -157,7 +163,7 @@ def test_prompts_with_guidance_are_calibrated_in_batches(pipe):
 
 def test_more_full_steps_come_closer_to_the_full_run(pipe, kernels):
     def pixels(plan=None):
-        image = sample_run(pipe, call_of(1), 3, Run("x", plan)).image
+        image = sample_run(pipe, call_of(1), 3, Run("x", "x", plan)).image
         return torch.tensor(list(image.tobytes()), dtype=torch.float64)
 
     def error(full_steps):

@@ -24,6 +24,7 @@ PARTS = [
     "workflow",
 ]  # fmt: skip
 LABELS, SHARDS, PROMPTS, BUDGETS = ["full", "FORA", "output", "design"], 2, 4, [3, 4]
+GROUPS = 2  # the full run alone, and the three that are planned
 # The profile as it is, but for an accounting database, which this Slurm lacks, and for patience.
 OPTIONS = [
     "--workflow-profile=profiles/slurm",
@@ -32,8 +33,8 @@ OPTIONS = [
     "--slurm-init-seconds-before-status-checks=3",
     "--seconds-between-status-checks=3",
 ]
-SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": len(LABELS) * SHARDS,
-             "score": len(LABELS), "errors": 1, "costs": 1}  # fmt: skip
+SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": GROUPS * SHARDS,
+             "score": GROUPS * SHARDS, "errors": 1, "costs": 1}  # fmt: skip
 GPU_RULES = {"calibrate", "sample", "score", "errors", "costs"}
 FIGURES = 8
 LIMIT = 1200  # seconds for all jobs on Slurm, 5 times what they take
@@ -128,7 +129,7 @@ def rule(job: dict[str, str]) -> str:
 
 def images(folder: Path) -> dict[str, bytes]:
     """Return the bytes of each image, by its path."""
-    found = folder.glob("results/small/images/*/*.png")
+    found = folder.glob("results/small/images/**/*.png")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 

@@ -72,8 +72,8 @@ def project(tmp_path, monkeypatch):
         image = Path(f"images/x-03/{index}.png")
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(b"image %d" % index)
-        rows.append(("x-03", index, image.as_posix(), sha256(image)))
-    table = pd.DataFrame(rows, columns=["run", "prompt_index", "image", "sha256"])
+        rows.append(("x-03", "x", index, image.as_posix(), sha256(image)))
+    table = pd.DataFrame(rows, columns=["run", "method", "prompt_index", "image", "sha256"])
     write_table(table, SHARD)
     vouch(SHARD, "sample", [MODEL], [PROMPTS], [KERNEL], seed=2026, budgets=[3], shard=0)
     return tmp_path
@@ -88,7 +88,7 @@ def make_plan(monkeypatch):
 
 def merge(monkeypatch, **settings):
     run_stage(
-        monkeypatch, "stages.merge", "--shards", SHARD, "--count", 2,
+        monkeypatch, "stages.merge", "--shards", SHARD, "--label", "x", "--count", 2,
         "--settings", json.dumps(settings), "--records", "records.csv",
     )  # fmt: skip
 
@@ -203,6 +203,7 @@ def test_every_stage_says_what_it_reads_and_writes(path):
              "prompts", "model", "models", "out"}  # fmt: skip
     files -= {"prompts"} if path.parent.name == "figures" else set()  # their indices
     files -= {"shards"} if path.stem == "sample" else set()  # how many
+    files |= {"features", "reference_features"} if path.stem in ("score", "gather") else set()
     assert stated == names & files and keywords["outputs"]
 
 

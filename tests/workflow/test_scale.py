@@ -67,7 +67,35 @@ def test_paper_scale_loads_in_under_a_tenth_of_a_job():
     assert plan.loading == LOADING / (LOADING + 3050)
     assert "3,050 to 5,050 full steps" in str(plan) and "at most 9.0% of it" in str(plan)
     assert "fewer shards" not in str(plan)
-    assert "fewer shards" in str(sharding(20, 200))
+    assert "several methods in one job" in str(sharding(20, 200))
+    assert "fewer shards" in str(sharding(20, 200, budgets=(40, 45, 50, 55, 60, 70)))
+
+
+@given(prompts=st.integers(1, 3000), shards=st.integers(1, 300), **SETTINGS)
+def test_a_job_has_as_many_methods_as_loading_takes(prompts, shards, num_steps, budgets, timed):
+    assume(shards <= prompts)
+    plan = sharding(shards, prompts, num_steps, budgets, timed)
+    few = prompts // shards
+    steps, least = few * sum(budgets), LOADING / SHARE - LOADING - (1 + min(timed, few)) * num_steps
+    assert plan.together * steps >= least - 1e-6
+    assert plan.together == 1 or (plan.together - 1) * steps < least
+    labels = [f"m{i}" for i in range(2 * plan.together + 1)]
+    groups = plan.groups(labels)
+    assert [label for group in groups for label in group] == labels
+    assert {*map(len, groups[:-1])} == {plan.together}
+    more = plan.groups([*labels, "new"])
+    assert more[:-1] == groups[: len(more) - 1]
+
+
+def test_the_default_experiment_samples_in_few_jobs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    experiment = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))
+    labels = list(experiment.config.methods)
+    assert experiment.sharding.together == 8
+    # The full run waits for no plan, and EigenCache waits longest for its own.
+    assert list(experiment.groups.values()) == [["full", *labels[:1]], labels[1:-1], labels[-1:]]
+    assert experiment.parts("HiCache") == ["FORA/000", "FORA/001"]
+    assert "several methods in one job" in str(experiment.sharding)
 
 
 def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
@@ -132,11 +160,11 @@ def project(tmp_path_factory):
 
 def test_jobs_do_not_grow_with_the_prompts(project):
     """A list of the prompts in each job's parameters would be 160 MB at least."""
-    few, _, before = dry_run(project, prompts=1000, methods=20, budgets=1, shards=50)
-    many, _, after = dry_run(project, prompts=20_000, methods=20, budgets=1, shards=50)
+    few, _, before = dry_run(project, prompts=20_000, methods=20, budgets=1, shards=50)
+    many, _, after = dry_run(project, prompts=40_000, methods=20, budgets=1, shards=50)
     assert counted(few)["sample"] == counted(many)["sample"] == 21 * 50
     assert after - before < 60
-    assert many.count("shards: 50 for 20,000 prompts") == 1
+    assert many.count("shards: 50 for 40,000 prompts") == 1
 
 
 @pytest.mark.skipif("EIGENCACHE_SCALE" not in os.environ, reason="minutes; set EIGENCACHE_SCALE=1")

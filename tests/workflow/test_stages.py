@@ -224,7 +224,7 @@ def test_an_unknown_model_lists_the_known(pinned):
 def shards(tmp_path):
     """Write shards of records and images, and return their paths.
 
-    Each argument is one shard: pairs of a run and a prompt's index.
+    Each argument is one shard: pairs of a run and a prompt's index; a run's method is x, but for c.
     """
 
     def write(*parts):
@@ -234,9 +234,10 @@ def shards(tmp_path):
             for name, index in part:
                 image = tmp_path / f"{name}-{index}.png"
                 image.write_bytes(f"{name} {index}".encode())
-                rows.append((name, index, image.as_posix(), sha256(image)))
+                method = "c" if name == "c" else "x"
+                rows.append((name, method, index, image.as_posix(), sha256(image)))
             paths.append(tmp_path / f"{number:03d}.csv")
-            table = pd.DataFrame(rows, columns=["run", "prompt_index", "image", "sha256"])
+            table = pd.DataFrame(rows, columns=["run", "method", "prompt_index", "image", "sha256"])
             table.to_csv(paths[-1], index=False)
         return [path.as_posix() for path in paths]
 
@@ -244,13 +245,16 @@ def shards(tmp_path):
 
 
 def test_shards_in_any_order_merge_to_the_same_records(shards):
-    paths = shards([("b", 0), ("a", 0)], [("a", 2), ("b", 2)], [("b", 1), ("a", 1)])
-    records = merge(paths, 3)
+    paths = shards([("b", 0), ("a", 0), ("c", 0)], [("a", 2), ("b", 2)], [("b", 1), ("a", 1)])
+    records = merge(paths, "x", 3)
     assert list(zip(records["run"], records["prompt_index"], strict=True)) == [
         ("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2),
     ]  # fmt: skip
-    backwards = merge(paths[::-1], 3)
+    backwards = merge(paths[::-1], "x", 3)
     pd.testing.assert_frame_equal(records.reset_index(drop=True), backwards.reset_index(drop=True))
+    assert list(merge(paths, "c", 1)["run"]) == ["c"]
+    with pytest.raises(MergeError, match="d is in none of"):
+        merge(paths, "d", 3)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +271,7 @@ def test_shards_in_any_order_merge_to_the_same_records(shards):
 )
 def test_a_gap_a_double_or_a_stranger_is_named(shards, parts, message):
     with pytest.raises(MergeError, match=message):
-        merge(shards(*parts), 3)
+        merge(shards(*parts), "x", 3)
 
 
 @pytest.mark.parametrize("spoil", [missing, altered, truncated])
@@ -275,7 +279,7 @@ def test_a_missing_or_altered_image_is_named_with_its_shard(shards, tmp_path, sp
     paths = shards([("a", 0)], [("a", 1)])
     spoil(tmp_path / "a-1.png")
     with pytest.raises(ValueError, match=r"a-1\.png: missing or altered.* delete .*001\.csv"):
-        merge(paths, 2)
+        merge(paths, "x", 2)
 
 
 # ---- The command line
@@ -359,13 +363,10 @@ def test_an_image_is_loaded_as_channels_rows_columns(image_file):
 
 
 class Toy:
-    """A metric of a set: the features are an image's mean, the distance that of the means."""
+    """A metric of a set, whose features are an image's mean and the mean of its squares."""
 
     def features(self, image):
-        return image.mean().numpy(force=True)[None]
-
-    def distance(self, reference, images):
-        return float(abs(reference.mean() - images.mean()))
+        return np.array([float(image.mean()), float(image.square().mean())])
 
 
 class ToyScorers:
@@ -389,7 +390,7 @@ def score_of(paths, references=("full",), **changes):
     row = {"run": "x", "prompt_index": 0, "prompt": "a cat", "seed": 5}
     reference = pd.DataFrame([row | {"run": run, "image": paths[0]} for run in references])
     records = pd.DataFrame([row | {"image": paths[1]} | changes])
-    return score_records(records, reference, ToyScorers())[0]
+    return score_records(records, reference, ToyScorers())
 
 
 def test_an_image_is_scored_against_the_full_run_and_its_prompt(image_file):
@@ -412,17 +413,32 @@ def test_an_image_is_scored_against_every_reference_itself_among_them(image_file
     records = pd.DataFrame(rows, columns=["run", "prompt_index"])
     records = records.assign(prompt=["a", "bb"] * 2, seed=1, image=paths)
     scorers = ToyScorers()
-    scores, sets = score_records(records[2:], records, scorers)
+    scores = score_records(records[2:], records, scorers)
     assert scores[["run", "prompt_index", "reference"]].values.tolist() == [
         ["x", 0, "full"], ["x", 0, "x"], ["x", 1, "full"], ["x", 1, "x"],
     ]  # fmt: skip
     assert (scores["psnr"] == np.inf).tolist() == [False, True, False, True]
     assert scores["clip_score"].tolist() == [1, 1, 2, 2]
     assert scorers.calls == ["a", "bb"]  # what is not paired is asked for once
-    means = [noise(i).mean() / 255 for i in range(4)]
-    assert sets["reference"].tolist() == ["full", "x"]
-    expected = [abs(sum(means[:2]) - sum(means[2:])) / 2, 0]
-    assert sets["frechet_lite0"].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_features_of_shards_make_the_sets_of_the_whole(image_file):
+    from eigencache.metrics.scoring import features_of
+    from eigencache.metrics.sets import frechet, joined, score_sets
+
+    paths = [str(image_file(f"{i}.png", noise(i))) for i in range(8)]
+    runs = pd.DataFrame({"run": ["full"] * 4 + ["x"] * 4, "image": paths})
+    whole = features_of(runs, ToyScorers())
+    parts = [features_of(runs.iloc[some], ToyScorers()) for some in ([0, 1, 4, 5], [2, 3, 6, 7])]
+    assert all(np.array_equal(joined(parts)[name], whole[name]) for name in whole)
+    sets = score_sets(joined(parts), whole, ["x", "full"], ["full"])
+    values = np.array([[p.mean(), np.square(p).mean()] for p in (noise(i) / 255 for i in range(8))])
+    assert sets["run"].tolist() == ["x", "full"] and sets["reference"].tolist() == ["full"] * 2
+    expected = [frechet(values[:4], values[4:]), 0]
+    assert sets["frechet_lite0"].tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    for others in ({}, {"frechet_lite0/full": values[:3]}):
+        with pytest.raises(ValueError, match="x and full are not of the same prompts"):
+            score_sets(whole, others, ["x"], ["full"])
 
 
 @pytest.mark.parametrize(
@@ -448,7 +464,7 @@ def test_references_are_chosen_by_the_names_of_runs():
 
     one = pd.DataFrame({"run": ["a-07", "a-09"], "prompt_index": 0})
     two = pd.DataFrame({"run": ["full"], "prompt_index": 0})
-    assert choose_references([one, two, two], ["full", "a-09"])["run"].tolist() == ["full", "a-09"]
+    assert choose_references([one, two], ["full", "a-09"])["run"].tolist() == ["full", "a-09"]
     with pytest.raises(ValueError, match=r"no run 'b'.*\['a-07', 'a-09', 'full'\]"):
         choose_references([one, two], ["b"])
 
@@ -539,7 +555,7 @@ def test_scores_of_a_video_are_means_over_its_frames(tmp_path):
         stacks.append(levels / 255)
     records = pd.DataFrame(rows)
     of = {name: records[records["run"] == name] for name in ("full", "a")}
-    scores, _ = score_records(of["a"], of["full"], Scorers({"psnr": []}))
+    scores = score_records(of["a"], of["full"], Scorers({"psnr": []}))
     errors = np.square(stacks[0] - stacks[1]).mean((2, 3, 4))
     np.testing.assert_allclose(scores["psnr"], (-10 * np.log10(errors)).mean(1))
     (tmp_path / "a/1/00002.png").unlink()

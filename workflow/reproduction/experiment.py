@@ -1,11 +1,13 @@
 """An experiment: validated configuration, and the file names derived from it."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -88,6 +90,26 @@ class Experiment:
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
     @property
+    def groups(self) -> dict[str, list[str]]:
+        """The labels that a job samples together, by the first of them, which names the group.
+
+        No group waits for plans that only some of its labels need, and a label whose plans are
+        fitted in closed loop, which takes longest, has a group of its own.
+        """
+        plain = [label for label in self.labels if label not in self.planned]
+        designed = [label for label in self.planned if label not in self.refined]
+        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in self.refined]]
+        return {group[0]: group for several in groups for group in several}
+
+    def group(self, label: str) -> str:
+        """Return the group in which a label is sampled."""
+        return next(name for name, labels in self.groups.items() if label in labels)
+
+    def parts(self, label: str) -> list[str]:
+        """Return the parts in which a label is sampled, GROUP/SHARD each, in their order."""
+        return [f"{self.group(label)}/{shard}" for shard in self.shards]
+
+    @property
     def kernels(self) -> list[str]:
         """The kernels to calibrate: TAP.FEATURES.NORMALISATION, then .RUNS if not of all runs."""
         return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
@@ -160,7 +182,7 @@ class Experiment:
         """The options by which a stage is told its pipeline, and how it is called."""
         config = self.config
         return {
-            "pipeline": config.pipeline, "arguments": json.dumps(config.arguments.stated),
+            "pipeline": config.pipeline, "arguments": config.arguments.stated,
             "dtype": config.dtype, "threads": config.threads,
         }  # fmt: skip
 
@@ -169,21 +191,20 @@ class Experiment:
         methods = [self.spec(label)["method"] for label in labels]
         return source_hash(program, frozenset({*self.config.metrics, *methods}))
 
-    def sampling(self, label: str) -> dict:
-        """Return the settings of `reproduction.stages.sample` that all shards of a label share."""
+    def sampling(self, group: str) -> dict[str, Any]:
+        """Return the settings of `reproduction.stages.sample` that all shards of a group share."""
+        config = self.config
         return {
-            "label": label,
-            "method": self.spec(label)["method"],
-            "model": f"models/{self.config.model}/manifest.json",
-            "budgets": self.budgets(label),
-            "plans": self.plans(label),
-            "prompts": self.config.prompts,
+            "methods": {
+                label: {"method": self.spec(label)["method"], "budgets": self.budgets(label)}
+                for label in self.groups[group]
+            },
             "num_prompts": len(self.prompts),
             "shards": len(self.shards),
-            "seed": self.config.seed,
-            "pipeline": self.config.pipeline,
-            "arguments": self.config.arguments.stated,
-            "dtype": self.config.dtype,
+            "seed": config.seed,
+            "pipeline": config.pipeline,
+            "arguments": config.arguments.stated,
+            "dtype": config.dtype,
         }
 
 
@@ -198,6 +219,24 @@ def environment(homes: Sequence[str]) -> dict[str, str]:
         "PATH": os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]),
         "PYTHONPATH": os.pathsep.join([*homes, *([inherited] if inherited else [])]),
     }
+
+
+def placed(home: str | os.PathLike, names: Iterable[str]) -> None:
+    """Link what an experiment reads of the project into the working folder, if that is another.
+
+    What is there already stays; of a folder that is there, what it lacks is linked.
+
+    Args:
+        home: the project's folder.
+        names: of the folders in it, and of what is below them.
+    """
+    for name in names:
+        source, target = Path(home, name), Path(name)
+        if target.is_dir() and not target.samefile(source):
+            placed(home, [f"{name}/{path.name}" for path in source.iterdir()])
+        elif not target.exists():
+            with contextlib.suppress(FileExistsError):  # by another job
+                target.symlink_to(source.absolute())
 
 
 def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
@@ -221,12 +260,15 @@ def retyped(config: Mapping[str, Any], stated: Iterable[str]) -> dict[str, Any]:
             return value
         return read if isinstance(read, int | float | bool | None) else value
 
-    nested = {key: config[key] for key in stated if isinstance(config[key], Mapping | list)}
+    values = {key: config[key] for key in stated if key in config}  # others are another workflow's
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping | list)}
     return {**config, **typed(nested)}
 
 
 def options(**values: Any) -> list[str]:
     """Return a command line: `full_steps=3` is `--full-steps 3`, and what is None is left out.
+
+    A mapping is written as JSON.
 
     A rule takes it as one parameter, since Snakemake compares the values of parameters without
     their names: 3 images on 1 thread would be the same to it as 1 image on 3 threads.
@@ -234,6 +276,7 @@ def options(**values: Any) -> list[str]:
     words = []
     for name, value in values.items():
         if value is not None:
+            value = json.dumps(value) if isinstance(value, Mapping) else value
             several = value if isinstance(value, list | tuple) else [value]
             words.append(f"--{name.replace('_', '-')}")
             words += [str(int(one) if isinstance(one, bool) else one) for one in several]

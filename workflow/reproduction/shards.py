@@ -1,9 +1,12 @@
-"""How many jobs the prompts of a method are split into; each job has to load the model.
+"""How the sampling is split into jobs: shards of the prompts, and groups of methods.
+
+Each job has to load the model.
 
 Work is counted in full steps, so that the number of shards depends on the configuration and not on
 the machine. docs/scale.md has the seconds behind the constants.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +57,21 @@ class Shards:
         return max(self._jobs(-(-self.prompts // self.count)))
 
     @property
+    def together(self) -> int:
+        """How many methods a job samples: so many that loading is no more than SHARE of it."""
+        prompts = self.prompts // self.count
+        rest = LOADING * (1 / SHARE - 1) - self._compared(prompts)
+        return max(1, math.ceil(rest / (prompts * sum(self.budgets)))) if self.budgets else 1
+
+    def groups(self, labels: Sequence[str]) -> list[list[str]]:
+        """Return labels, in their order, in the groups that jobs sample together.
+
+        A label more at the end joins the last group, and leaves the others as they were.
+        """
+        size = self.together
+        return [list(labels[i : i + size]) for i in range(0, len(labels), size)]
+
+    @property
     def loading(self) -> float:
         """The share of the shortest job that is spent loading the model."""
         return LOADING / (LOADING + self.shortest)
@@ -63,10 +81,19 @@ class Shards:
         full = (1 + prompts) * self.num_steps
         if not self.budgets:
             return [full]
-        compared = (1 + min(self.timed, prompts)) * self.num_steps
-        return [full, compared + prompts * sum(self.budgets)]
+        return [full, self._compared(prompts) + prompts * sum(self.budgets)]
+
+    def _compared(self, prompts: int) -> int:
+        """Return the full steps of the first run, which is discarded, and of the timed ones."""
+        return (1 + min(self.timed, prompts)) * self.num_steps
 
     def __str__(self) -> str:
+        if self.together > 1:
+            return (
+                f"{self.count} for {self.prompts:,} prompts, with several methods in one job: "
+                f"loading the model, taken for {LOADING} full steps, would be up to "
+                f"{self.loading:.1%} of a job of one"
+            )
         advice = "; fewer shards, or auto, load less often" if self.loading > SHARE else ""
         return (
             f"{self.count} for {self.prompts:,} prompts: a job computes {self.shortest:,} to "

@@ -7,6 +7,7 @@ for figure_name, figure in FIGURES.items():
             f"figure_{figure_name}"
         input:
             **figure.inputs,
+            images=IMAGES if "scores" in figure.inputs else [],
         output:
             report(
                 multiext(f"figures/{NAME}/{figure_name}", ".pdf", ".png"),

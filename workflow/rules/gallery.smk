@@ -8,6 +8,7 @@ rule gallery:
     """Make the page that shows all runs side by side, with their images in it."""
     input:
         records=[f"results/{NAME}/records/{label}.csv" for label in E.labels],
+        images=IMAGES,
         scores=f"results/{NAME}/scores.csv",
         summary=f"results/{NAME}/summary.csv",
     output:

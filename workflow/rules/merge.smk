@@ -1,7 +1,8 @@
 rule merge:
     """Join the records of a method's shards, after checking that nothing is missing."""
     input:
-        expand("results/{{experiment}}/shards/{{label}}/{shard}.csv", shard=E.shards),
+        shards=lambda w: [f"results/{NAME}/shards/{p}.csv" for p in E.parts(w.label)],
+        images=lambda w: [f"results/{NAME}/images/{p}" for p in E.parts(w.label)],
     output:
         "results/{experiment}/records/{label}.csv",
     log:
@@ -11,9 +12,11 @@ rule merge:
         "../../envs/workflow.yaml"
     params:
         options=lambda w: options(
-            count=len(E.prompts), settings=json.dumps(E.sampling(w.label))
+            label=w.label,
+            count=len(E.prompts),
+            settings=E.sampling(E.group(w.label)),
         ),
         code=E.code_of("reproduction.stages.merge"),
     shell:
-        "python -m reproduction.stages.merge --shards {input:q} {params.options:q} "
+        "python -m reproduction.stages.merge --shards {input.shards:q} {params.options:q} "
         "--records {output:q} > {log:q} 2>&1"

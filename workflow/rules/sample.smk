@@ -3,22 +3,25 @@ from snakemake.logging import logger
 from reproduction.experiment import hash_of
 
 PROMPTS = hash_of(E.prompts)
+# What tables of images name.
+IMAGES = [f"results/{NAME}/images/{g}/{shard}" for g in E.groups for shard in E.shards]
 if workflow.is_main_process:
     logger.info(f"shards: {E.sharding}")
 
 
 rule sample:
-    """Sample all budgets of one method over one shard of the prompts."""
+    """Sample all budgets of the methods of a group over one shard of the prompts."""
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.prompts,
-        plans=lambda w: E.plans(w.label),
+        plans=lambda w: [path for label in E.groups[w.group] for path in E.plans(label)],
     output:
-        "results/{experiment}/shards/{label}/{shard}.csv",
+        records="results/{experiment}/shards/{group}/{shard}.csv",
+        images=directory("results/{experiment}/images/{group}/{shard}"),
     log:
-        "logs/{experiment}/sample-{label}-{shard}.log",
+        "logs/{experiment}/sample-{group}-{shard}.log",
     benchmark:
-        "results/{experiment}/benchmarks/sample-{label}-{shard}.tsv"
+        "results/{experiment}/benchmarks/sample-{group}-{shard}.tsv"
     conda:
         "../../envs/workflow.yaml"
     threads: E.config.threads
@@ -28,16 +31,10 @@ rule sample:
         prompts=PROMPTS,
         # The images do not depend on the last two, but the seconds and the memory recorded do.
         options=lambda w: options(
-            label=w.label,
-            method=E.spec(w.label)["method"],
-            budgets=E.budgets(w.label),
-            num_prompts=len(E.prompts),
+            **E.sampling(w.group),
             shard=int(w.shard),
-            shards=len(E.shards),
-            seed=E.config.seed,
             timed=E.config.timed_prompts,
-            images=f"results/{NAME}/images",
-            **E.pipeline,
+            threads=E.config.threads,
             low_memory=E.config.low_memory,
             anchor_device=E.config.anchor_device,
         ),
@@ -45,4 +42,5 @@ rule sample:
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.sample --model {input.model:q} --plans {input.plans:q} "
-        "--prompts {input.prompts:q} {params.options:q} --records {output:q} 2>&1 | tee {log:q}"
+        "--prompts {input.prompts:q} {params.options:q} --images {output.images:q} "
+        "--records {output.records:q} 2>&1 | tee {log:q}"

@@ -5,24 +5,34 @@ MANIFESTS = {
     name: [f"models/{model}/manifest.json" for model in models]
     for name, models in E.metrics.items()
 }
+REFERENCE_GROUPS = list(dict.fromkeys(map(E.group, E.reference_labels)))
 
 
 rule score:
-    """Score the images of one method against the references and the prompts."""
+    """Score the images of a shard against the references and the prompts."""
     input:
-        records="results/{experiment}/records/{label}.csv",
+        records="results/{experiment}/shards/{group}/{shard}.csv",
+        images="results/{experiment}/images/{group}/{shard}",
         references=expand(
-            "results/{{experiment}}/records/{label}.csv", label=E.reference_labels
+            "results/{{experiment}}/shards/{group}/{{shard}}.csv",
+            group=REFERENCE_GROUPS,
+        ),
+        reference_images=expand(
+            "results/{{experiment}}/images/{group}/{{shard}}", group=REFERENCE_GROUPS
         ),
         models=sorted({path for paths in MANIFESTS.values() for path in paths}),
         environment=[IMAGEREWARD] if "image_reward" in E.metrics else [],
     output:
-        scores="results/{experiment}/scores/{label}.csv",
-        sets=["results/{experiment}/sets/{label}.csv"] if SET_METRICS else [],
+        scores="results/{experiment}/scores/{group}/{shard}.csv",
+        features=(
+            ["results/{experiment}/features/{group}/{shard}.safetensors"]
+            if SET_METRICS
+            else []
+        ),
     log:
-        "logs/{experiment}/score-{label}.log",
+        "logs/{experiment}/score-{group}-{shard}.log",
     benchmark:
-        "results/{experiment}/benchmarks/score-{label}.tsv"
+        "results/{experiment}/benchmarks/score-{group}-{shard}.tsv"
     conda:
         "../../envs/workflow.yaml"
     threads: E.config.threads
@@ -30,7 +40,7 @@ rule score:
         gpu=1,
     params:
         options=options(
-            metrics=json.dumps(MANIFESTS),
+            metrics=MANIFESTS,
             references=E.config.references,
             threads=E.config.threads,
         ),
@@ -45,4 +55,36 @@ rule score:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.score --records {input.records:q} "
         "--reference-records {input.references:q} --models {input.models:q} {params.options:q} "
-        "--scores {output.scores:q} --sets {output.sets:q} 2>&1 | tee {log:q}"
+        "--scores {output.scores:q} --features {output.features:q} 2>&1 | tee {log:q}"
+
+
+def features(labels):
+    """Return the features of all shards of labels, if there are metrics of sets."""
+    parts = dict.fromkeys(part for label in labels for part in E.parts(label))
+    folder = f"results/{NAME}/features"
+    return [f"{folder}/{part}.safetensors" for part in parts] if SET_METRICS else []
+
+
+rule gather:
+    """Join the scores of a method's shards, and compute its metrics of whole sets."""
+    input:
+        shards=lambda w: [f"results/{NAME}/scores/{p}.csv" for p in E.parts(w.label)],
+        records="results/{experiment}/records/{label}.csv",
+        features=lambda w: features([w.label]),
+        references=lambda w: features(E.reference_labels),
+    output:
+        scores="results/{experiment}/scores/{label}.csv",
+        sets=["results/{experiment}/sets/{label}.csv"] if SET_METRICS else [],
+    log:
+        "logs/{experiment}/gather-{label}.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        references=E.config.references,
+        code=E.code_of("reproduction.stages.gather"),
+    shell:
+        "python -m reproduction.stages.gather --shards {input.shards:q} "
+        "--records {input.records:q} --features {input.features:q} "
+        "--reference-features {input.references:q} --references {params.references:q} "
+        "--scores {output.scores:q} --sets {output.sets:q} > {log:q} 2>&1"

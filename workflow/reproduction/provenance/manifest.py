@@ -16,42 +16,52 @@ and trajectories also travel without their manifest, so they contain a hash of t
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
 
-from jsonschema import Draft202012Validator, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from eigencache._files import sha256
 
 FORMAT = "eigencache-manifest-1"
 
-_HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_HASHES = {"type": "object", "additionalProperties": _HASH}
-_MODEL = {
-    "type": "object",
-    "required": ["sha256", "revision"],
-    "properties": {"sha256": _HASH, "revision": {"type": ["string", "null"]}},
-}
-_ENTRIES = {
-    "format": {"const": FORMAT},
-    "sha256": _HASH,
-    "bytes": {"type": "integer"},
-    "stage": {"type": "string"},
-    "code": {"type": "string"},
-    "config": _HASH,
-    "settings": {"type": "object"},
-    "inputs": _HASHES,
-    "sources": _HASHES,
-    "models": {"type": "object", "additionalProperties": _MODEL},
-    "seeds": {"type": "object", "additionalProperties": {"type": "integer"}},
-    "devices": {"type": "array", "items": {"type": "string"}},
-    "package": {"type": "object"},
-    "libraries": {"type": "object"},
-    "manifest": _HASH,
-}
-# Of scores: a metric to the package and version that computed it and the hashes of its weights.
-_MORE = {"metrics": {"type": "object"}}
-_SCHEMA = {"type": "object", "required": list(_ENTRIES), "properties": _ENTRIES | _MORE}
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Model(TypedDict):
+    """A model that a result rests on: the hash of its manifest, and where it came from."""
+
+    sha256: Hash
+    revision: str | None
+
+
+class Manifest(TypedDict):
+    """What a manifest holds; docs/provenance.md explains every entry."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
+    format: Literal["eigencache-manifest-1"]
+    sha256: Hash
+    bytes: int
+    stage: str
+    code: str
+    config: Hash
+    settings: dict[str, Any]
+    inputs: dict[str, Hash]
+    sources: dict[str, Hash]
+    models: dict[str, Model]
+    seeds: dict[str, int]
+    devices: list[str]
+    package: dict[str, Any]
+    libraries: dict[str, Any]
+    # Of scores: a metric to the package and version that computed it, and its weights' hashes.
+    metrics: NotRequired[dict[str, Any]]
+    manifest: NotRequired[Hash]  # in the file alone, where it is the hash of all other entries
+
+
+_FILE = TypeAdapter(Manifest)
 
 
 class ManifestError(ValueError):
@@ -63,7 +73,7 @@ def manifest_path(path: str | os.PathLike) -> Path:
     return Path(f"{os.fspath(path)}.json")
 
 
-def read(path: str | os.PathLike) -> dict:
+def read(path: str | os.PathLike) -> Manifest:
     """Return the manifest of a result, without checking the result itself.
 
     Raises:
@@ -74,18 +84,18 @@ def read(path: str | os.PathLike) -> dict:
     if not where.is_file():
         raise ManifestError(f"{path}: there is no {where} to check it by; {again}")
     try:
-        about = json.loads(where.read_bytes())
-        Draft202012Validator(_SCHEMA).validate(about)
-        faulty = about.pop("manifest") != hash_of(about)
-    except (ValueError, RecursionError, ValidationError) as error:
-        reason = getattr(error, "message", error)
+        about = _FILE.validate_json(where.read_bytes())
+        faulty = about.pop("manifest", None) != hash_of(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
         raise ManifestError(f"{where}: damaged or no manifest ({reason}); {again}") from error
     if faulty:
         raise ManifestError(f"{where}: damaged (it does not have the hash stored in it); {again}")
     return about
 
 
-def check(path: str | os.PathLike, digest: Callable[[str], str] = sha256) -> dict:
+def check(path: str | os.PathLike, digest: Callable[[str], str] = sha256) -> Manifest:
     """Return the manifest of a result, after checking the result against it.
 
     Args:
@@ -107,7 +117,7 @@ def check(path: str | os.PathLike, digest: Callable[[str], str] = sha256) -> dic
     return about
 
 
-def changed(about: Mapping, digest: Callable[[str], str] = sha256) -> list[str]:
+def changed(about: Manifest, digest: Callable[[str], str] = sha256) -> list[str]:
     """Return which files that a result was made from have changed since, if they still exist.
 
     Args:

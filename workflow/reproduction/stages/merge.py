@@ -10,18 +10,19 @@ from reproduction.provenance import manifest
 from reproduction.tables.tables import read_table, refuse_altered, write_table
 
 # The columns that the workflow reads from every shard.
-COLUMNS = {"run", "prompt_index", "image", "sha256"}
+COLUMNS = {"run", "method", "prompt_index", "image", "sha256"}
 
 
 class MergeError(ValueError):
     """The shards of a run have a gap, a duplicate, or records of another configuration."""
 
 
-def merge(shards: list[str], count: int) -> pd.DataFrame:
-    """Return the records of all shards, ordered by run and prompt index.
+def merge(shards: list[str], label: str, count: int) -> pd.DataFrame:
+    """Return the records of a method in all shards, ordered by run and prompt index.
 
     Args:
-        shards: record files of `reproduction.stages.sample`.
+        shards: record files of `reproduction.stages.sample`, which may hold other methods too.
+        label: of the method.
         count: the number of prompts; every run must have each index from 0 to count - 1 once.
 
     Raises:
@@ -33,6 +34,9 @@ def merge(shards: list[str], count: int) -> pd.DataFrame:
         if not set(table.columns) >= COLUMNS:
             raise MergeError(f"{path}: no records of images; delete it and run again")
     records = pd.concat(tables.values())
+    records = records[records["method"] == label]
+    if records.empty:
+        raise MergeError(f"{label} is in none of {shards}; delete these and run again")
     for name, rows in records.groupby("run", sort=False):
         indices = rows["prompt_index"]
         doubled = rows[indices.duplicated(keep=False)]
@@ -83,7 +87,8 @@ def refuse_strangers(shards: Mapping[str, Mapping], wanted: Mapping) -> None:
 
 def _common(about: Mapping) -> dict:
     """Return the facts in which all shards of a method must agree."""
-    settings = {name: value for name, value in about["settings"].items() if name != "shard"}
+    own = ("shard", "images")
+    settings = {name: value for name, value in about["settings"].items() if name not in own}
     files = about["inputs"] | about["sources"] | about["models"]
     return settings | files | {"the code of sampling": about["code"]}
 
@@ -100,7 +105,7 @@ def _compare(path: str, has: Mapping, wanted: Mapping, whose: str) -> None:
 def main(arguments: argparse.Namespace) -> None:
     shards = {path: manifest.read(path) for path in arguments.shards}
     refuse_strangers(shards, json.loads(arguments.settings))
-    write_table(merge(arguments.shards, arguments.count), arguments.records)
+    write_table(merge(arguments.shards, arguments.label, arguments.count), arguments.records)
 
 
 if __name__ == "__main__":
@@ -108,6 +113,7 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser("merge", description=__doc__)
     parser.add_argument("--shards", nargs="+", required=True)
+    parser.add_argument("--label", required=True, help="what the method is called")
     parser.add_argument("--count", type=int, required=True, help="the number of prompts")
     parser.add_argument(
         "--settings", required=True, help="of the sampling, which every shard must have, as JSON"

@@ -1,10 +1,12 @@
-"""Sample: all budgets of one method over one shard of the prompts, with timing against full runs.
+"""Sample: all budgets of some methods over one shard of the prompts, timed against full runs.
 
-One job holds all budgets of a method, since starting a job (importing, loading the model) costs far
-more than a run of a small model, and since all of them are timed against the same full runs.
+One job holds all budgets of a method, and with a small model several methods, since starting a job
+(importing, loading the model) costs far more than a run of a small model, and since all of them are
+timed against the same full runs.
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,11 +36,13 @@ class Run:
 
     Attributes:
         name: of the run, and of the folder of its images.
+        label: of the method.
         plan: the plan to sample by; None computes every step.
         changed: arguments of the call that differ from the experiment's.
     """
 
     name: str
+    label: str
     plan: Plan | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
 
@@ -71,22 +75,24 @@ def sample_shard(
         seed: of the experiment.
         images: the folder of the images: `RUN/INDEX.png`, lossless; of a video a folder of frames,
             `RUN/INDEX/FRAME.png`.
-        timed: of how many prompts a full run is timed beside the others (`reference_seconds`).
+        timed: of how many prompts a full run is timed beside the others (`reference_seconds`); if
+            the runs begin with one, it is that.
         anchor_device: where a cache keeps features; by default where they are made.
     """
-    reference = Run(FULL)
+    reference = Run(FULL, FULL)
     if indices:  # the first calls of a process are slower than later ones
         sample_run(pipe, {**arguments, **opened(calls[indices[0]])}, seed, reference)
     for position, index in enumerate(tqdm(indices, desc="sample", unit="prompt")):
         call, noise = {**arguments, **opened(calls[index])}, image_seed(seed, index)
         pair = None
-        if position < timed and runs != [reference]:
+        if position < timed and reference not in runs:
             pair = sample_run(pipe, call, noise, reference).seconds
         for run_ in runs:
             made = sample_run(pipe, call, noise, run_, anchor_device)
             path = write_frames(made.frames, images / run_.name / f"{index:05d}")
             yield {
                 "run": run_.name,
+                "method": run_.label,
                 "prompt_index": index,
                 "prompt": text_of(calls[index]),
                 "seed": noise,
@@ -102,6 +108,8 @@ def sample_shard(
                 "image": path.as_posix(),
                 "sha256": hash_of_frames(path),
             }
+            if run_ == reference and position < timed:
+                pair = made.seconds
 
 
 def runs_of(
@@ -114,9 +122,9 @@ def runs_of(
         PlanError: a plan was made for other arguments of the pipeline's call.
     """
     if method == FULL:
-        return [Run(FULL)]
+        return [Run(FULL, label)]
     if method == FEWER_STEPS:
-        return [Run(f"{label}-{budget:02d}", changed={STEPS: budget}) for budget in budgets]
+        return [Run(f"{label}-{budget:02d}", label, changed={STEPS: budget}) for budget in budgets]
     loaded = [Plan.load(path) for path in plans]
     for path, plan in zip(plans, loaded, strict=True):
         for name, value in plan.arguments.items():
@@ -125,16 +133,21 @@ def runs_of(
                     f"{path}: made for {name} {span(value)}, not for the {arguments[name]} of "
                     f"arguments.{name}; delete it and run again"
                 )
-    return [Run(f"{label}-{sum(plan.full):02d}", plan) for plan in loaded]
+    return [Run(f"{label}-{sum(plan.full):02d}", label, plan) for plan in loaded]
 
 
 def main(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     calls = read_calls(arguments.prompts, arguments.num_prompts)
     indices = shard_indices(len(calls), arguments.shard, arguments.shards)
-    runs = runs_of(
-        arguments.label, arguments.method, arguments.arguments, arguments.budgets, arguments.plans
-    )
+    runs = [
+        run
+        for label, about in arguments.methods.items()
+        for run in runs_of(
+            label, about["method"], arguments.arguments, about["budgets"],
+            [path for path in arguments.plans if Path(path).parent.name == label],
+        )
+    ]  # fmt: skip
     pipe = loaded(arguments, [calls[i] for i in indices])
     ready = time.perf_counter()
     records = pd.DataFrame(
@@ -143,7 +156,6 @@ def main(arguments: argparse.Namespace) -> None:
             Path(arguments.images), arguments.timed, arguments.anchor_device,
         )
     )  # fmt: skip
-    records.insert(1, "method", arguments.label)
     write_table(records, arguments.records)
     sampled = time.perf_counter()
     print(f"model loaded in {ready - started:.1f} s, {len(records)} images of {len(runs)} runs in "
@@ -155,10 +167,11 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser("sample", description=__doc__)
     add_pipeline(parser)
-    parser.add_argument("--label", required=True, help="what the method is called here")
-    parser.add_argument("--method", required=True, help="its name in the table of methods")
-    parser.add_argument("--budgets", nargs="*", type=int, default=[])
-    parser.add_argument("--plans", nargs="*", default=[], help="one for each budget")
+    parser.add_argument(
+        "--methods", type=json.loads, required=True,
+        help='as JSON: {label: {"method": name, "budgets": [...]}}, in the order of sampling',
+    )  # fmt: skip
+    parser.add_argument("--plans", nargs="*", default=[], help="LABEL/NAME.safetensors each")
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--num-prompts", type=int)
     parser.add_argument("--shard", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Score: measure every image of one method against reference runs and against its prompt."""
+"""Score: measure every image of a shard against reference runs and against its prompt."""
 
 import argparse
 import json
@@ -9,8 +9,10 @@ import pandas as pd
 import torch
 
 from eigencache._device import default_device
+from eigencache._files import write_arrays
 from eigencache.metrics.scorers import Scorers
-from eigencache.metrics.scoring import score_records
+from eigencache.metrics.scoring import features_of, score_records
+from eigencache.metrics.sets import FORMAT
 from reproduction.models.check import verified
 from reproduction.tables.tables import read_table, refuse_altered, write_table
 
@@ -21,7 +23,7 @@ def choose_references(records: Sequence[pd.DataFrame], names: Sequence[str]) -> 
     Raises:
         ValueError: there is no such run.
     """
-    found = dict(tuple(pd.concat(records).drop_duplicates().groupby("run")))
+    found = dict(tuple(pd.concat(records).groupby("run")))
     for name in names:
         if name not in found:
             raise ValueError(f"no run {name!r} to be the reference; there are {list(found)}")
@@ -31,18 +33,21 @@ def choose_references(records: Sequence[pd.DataFrame], names: Sequence[str]) -> 
 def main(arguments: argparse.Namespace) -> dict:
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # scores are of float32, not of less
-    records = read_table(arguments.records)
+    tables = {
+        path: read_table(path).assign(shard=path)
+        for path in (arguments.records, *arguments.reference_records)
+    }
+    records = tables[arguments.records].sort_values(["run", "prompt_index"], kind="stable")
     references = choose_references(
-        [read_table(path) for path in arguments.reference_records], arguments.references
+        [tables[path] for path in arguments.reference_records], arguments.references
     )
     refuse_altered(pd.concat([records, references]))
     manifests = json.loads(arguments.metrics)
     folders = {name: [verified(path) for path in paths] for name, paths in manifests.items()}
     scorers = Scorers(folders, default_device())
-    scores, sets = score_records(records, references, scorers)
-    write_table(scores, arguments.scores)
-    if arguments.sets:
-        write_table(sets, arguments.sets)
+    write_table(score_records(records, references, scorers), arguments.scores)
+    if arguments.features:
+        write_arrays(arguments.features, features_of(records, scorers), FORMAT, {})
     return {
         "metrics": {
             name: about | {"weights": {path: _hashes(path) for path in manifests[name]}}
@@ -71,8 +76,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--scores", required=True, help="CSV to write, one row an image and reference"
     )
-    parser.add_argument("--sets", nargs="?", help="CSV to write, one row a run and reference")
+    parser.add_argument("--features", nargs="?", help="file to write, for metrics of whole sets")
     run(
-        main, parser, outputs=["scores", "sets"], inputs=["records", "reference_records"],
+        main, parser, outputs=["scores", "features"], inputs=["records", "reference_records"],
         models=["models"],
     )  # fmt: skip
