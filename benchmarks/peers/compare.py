@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
-from benchmarks.peers.sampling import STEPS, Arguments, Case, call, cases_of
+from benchmarks.peers.sampling import STEPS, Arguments, Case, call, cases_of, middle
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
@@ -47,15 +47,9 @@ CPU_ATTENTION = {
 
 @contextlib.contextmanager
 def counted(transformer: nn.Module) -> Iterator[list]:
-    """Yield a list that grows by one at every call which computes the middle of the stack.
-
-    A block's own hooks would also see the calls that a cache answers. The query projection of its
-    attention runs if and only if the attention is computed.
-    """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    """Yield a list that grows by one at every call which computes the middle of the stack."""
     calls = []
-    middle = blocks[len(blocks) // 2].attn.to_q
-    hook = middle.register_forward_hook(lambda *_: calls.append(None))
+    hook = middle(transformer).register_forward_hook(lambda *_: calls.append(None))
     try:
         yield calls
     finally:

@@ -1,6 +1,6 @@
 """Fit the learned solvers, and EigenCache's plans, on the calibration prompts.
 
-    python -m benchmarks.peers.fit METHOD... --budgets 5 7 9 13
+    python -m benchmarks.peers.fit [METHOD...] [--budgets 5 7 9 13]
 
 from the project's folder. Every fit is a file OUT/METHOD/BUDGET.json with its coefficients and what
 it cost, written when it is done; those that are there are not made again. `learned.py` samples by
@@ -59,8 +59,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("fit", description=__doc__)
-    parser.add_argument("methods", nargs="+", choices=METHODS, metavar="METHOD",
-                        help=", ".join(METHODS))  # fmt: skip
+    parser.add_argument(
+        "methods", nargs="*", default=list(METHODS), metavar="METHOD",
+        help=f"all by default: {', '.join(METHODS)}",
+    )  # fmt: skip
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 9, 13])
     parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
@@ -69,4 +71,7 @@ if __name__ == "__main__":
         "--limit", type=float, default=60,
         help="CPU seconds of a gradient descent at most, for each network call of the budget",
     )  # fmt: skip
-    main(parser.parse_args())
+    arguments = parser.parse_args()
+    if unknown := sorted({*arguments.methods} - {*METHODS}):
+        parser.error(f"no methods {unknown}; there are {', '.join(METHODS)}")
+    main(arguments)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from eigencache.calibration.sampler import image_seed
 
@@ -27,3 +28,13 @@ def call(pipe, cases: list[Case], arguments: Arguments, num_steps: int | None, *
     noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     made = {**arguments, **({STEPS: num_steps} if num_steps else {}), **own}
     return pipe(**made, generator=noise, **{"output_type": "pt"} | options).images
+
+
+def middle(transformer: nn.Module) -> nn.Module:
+    """Return a part of FLUX's transformer that runs if and only if its middle block is computed.
+
+    A block's own hooks would also see the calls that a cache answers. The query projection of its
+    attention runs if the attention is computed.
+    """
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    return blocks[len(blocks) // 2].attn.to_q

@@ -5,13 +5,16 @@ import json
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import arguments_of, tiny_pipeline
 
+from benchmarks import tables
 from benchmarks.peers import learned
 from benchmarks.peers.compare import compare, sampled
 from benchmarks.peers.contestant import Contestant, Study
+from benchmarks.peers.figure import draw
 from benchmarks.peers.fitting import budcache
 from benchmarks.peers.fitting.bns import Bespoke
 from benchmarks.peers.fitting.descent import Descent, Lion
@@ -22,6 +25,7 @@ from benchmarks.peers.fitting.methods import METHODS, Problem
 from benchmarks.peers.fitting.olss import Regression, olss
 from benchmarks.peers.fitting.solver import LinearScheduler, Solver, integrate
 from benchmarks.peers.fitting.teacher import Teacher
+from benchmarks.peers.join import joined
 from eigencache.methods import make_plan
 from eigencache.predictors import Taylor
 from eigencache.runtime import cached
@@ -100,8 +104,9 @@ def test_a_plan_is_a_linear_solver(pipe, cases):
     """One formula for all: our plan, as a solver of BNS's form, makes the same images."""
     full, _ = sampled(pipe, cases, SETTINGS)
     plan = make_plan(Steps([0, 1, 4, 7]), Taylor(order=1), pipe.scheduler.timesteps)
-    with cached(pipe, plan):
+    with cached(pipe, plan), Meter(pipe.transformer) as meter:
         ours, _ = sampled(pipe, cases, SETTINGS)
+    assert meter.calls == 4 * len(cases)  # what the cache answers costs nothing
     theirs, full_steps = sampled(pipe, cases, SETTINGS, applied(Solver.from_plan(plan)))
     assert full_steps == 4
     assert (ours - theirs).abs().max() < 1e-3 * (ours - full).abs().max()
@@ -266,3 +271,28 @@ def test_every_method_is_fitted_and_sampled(pipe, cases, problem, method, tmp_pa
 def test_missing_fits_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"benchmarks\.peers\.fit"):
         learned.contestants(Study(STEPS, tmp_path, None))
+
+
+def test_the_figure_and_the_table_show_what_was_fitted(tmp_path, monkeypatch):
+    cases = ("EigenCache", 58.0, 9000), ("OLSS", 57.0, 1600), ("Euler", 41.0, 0)
+    rows = [
+        {"method": method, "source": "", "budget": budget, "setting": "", "psnr": psnr,
+         "speedup": 5.0, "cache_memory_mb": 0.1, "fit_prompts": 32 * (calls > 0),
+         "fit_calls": calls, "fit_backward_calls": calls / 2, "fit_seconds": 8.0}
+        for budget in (5, 9)
+        for method, psnr, calls in cases
+    ]  # fmt: skip
+    for name, part in {"a": rows[:4], "b": rows[4:]}.items():
+        pd.DataFrame(part).to_csv(tmp_path / name, index=False)
+    table = joined([tmp_path / "a", tmp_path / "b"])
+    figure = draw(table)
+    assert [axes.get_title() for axes in figure.axes] == ["5 full steps", "9 full steps"]
+    points = {tuple(line.get_xydata()[0]) for line in figure.axes[0].lines[:2]}
+    assert points == {(13500, 58), (2400, 57)}
+    assert figure.axes[0].lines[2].get_ydata()[0] == 41  # the best without a fit
+    monkeypatch.setattr(tables, "PEERS", tmp_path / "peers.csv")
+    table.to_csv(tables.PEERS, index=False)
+    lines = tables.peers().splitlines()[2:]
+    assert lines[0].startswith("| **EigenCache** | ") and "| 13,500 | 8 |" in lines[0]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw(table[table["method"] == "Euler"])

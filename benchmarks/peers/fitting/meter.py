@@ -2,14 +2,18 @@
 
 import time
 
-import torch
+from torch import nn
+
+from benchmarks.peers.sampling import middle
 
 
 class Meter:
-    """Counts for how many images a network is called, and the CPU time, while it is open.
+    """Counts for how many images FLUX's network is computed, and the CPU time, while it is open.
+
+    Calls that a cache answers are not counted.
 
     Args:
-        network: a module whose first tensor argument holds one row per image.
+        network: FLUX's transformer.
 
     Attributes:
         calls: images times calls of the network.
@@ -17,15 +21,15 @@ class Meter:
         seconds: CPU seconds of this process, when it is closed.
     """
 
-    def __init__(self, network: torch.nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network, self.calls, self.backward_calls, self.seconds = network, 0, 0, 0.0
         self.added = 0.0
 
     def __enter__(self) -> "Meter":
-        def count(module, args, kwargs) -> None:
-            self.calls += len(args[0] if args else kwargs["hidden_states"])
+        def count(module, args, made) -> None:
+            self.calls += len(made)
 
-        self._hook = self.network.register_forward_pre_hook(count, with_kwargs=True)
+        self._hook = middle(self.network).register_forward_hook(count)
         self._begun = time.process_time()
         return self
 
