@@ -67,7 +67,7 @@ def measured(
 def _lines(titles: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
     lines.insert(1, "|---" * len(titles) + "|")
-    return "\n".join(lines).replace("|  |", "| |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
 
 
 def headline() -> str:
@@ -173,7 +173,7 @@ def peers() -> str:
         rows.append([
             f"{bold}{method}{bold}", row["source"],
             *("" if pd.isna(v) else f"{v:.1f}" for v in cells.loc[method]),
-            f"{row['speedup']:.1f}", f"{row['cache_memory_mb']:.2f}",
+            f"{row['speedup']:.1f}", f"{max(row['cache_memory_mb'], 0):.2f}",
             "" if pd.isna(row["fit_prompts"]) else f"{row['fit_prompts']:.0f}",
             "" if pd.isna(calls) else f"{calls:,.0f}",
             "" if pd.isna(row["fit_seconds"]) else f"{row['fit_seconds']:.0f}",

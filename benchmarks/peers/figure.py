@@ -3,7 +3,8 @@
     python -m benchmarks.peers.figure --out figures/peers.pdf figures/peers.png
 
 A point is a fitted method: to the right is what its fit took, in calls of the network, one for each
-image, forward and backward alike. The dashed line is the best of the methods that need no fit.
+image, forward and backward alike. The dashed line is the best of the methods that need no fit, but for those that still
+compute half of the network.
 """
 
 import argparse
@@ -14,7 +15,6 @@ from matplotlib.lines import Line2D
 
 from benchmarks.tables import PEERS
 from reproduction.figures._common import OURS, TWO_COLUMNS, looks, require, save, style
-from reproduction.tables.tables import read_table
 
 LINE = {"color": "#767676", "linestyle": "--", "linewidth": 1.0, "zorder": 1.5}
 BEST = "best without a fit"
@@ -30,7 +30,7 @@ def draw(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: the table lacks a column, or has no fitted method.
     """
-    require(table, ["method", "budget", "psnr", "fit_calls", "fit_backward_calls"], "peers' rows")
+    require(table, ["method", "budget", "psnr", "compute", "fit_calls"], "peers' rows")
     calls = table["fit_calls"].fillna(0) + table["fit_backward_calls"].fillna(0)
     # Some searches for a threshold were made before their cost was counted.
     searched = table["setting"].astype(str).str.contains("threshold") | (calls > 0)
@@ -38,14 +38,17 @@ def draw(table: pd.DataFrame) -> Figure:
     fitted = table[table["fitted"]]
     require(fitted, [], "peers' fitted rows")
     budgets = sorted(fitted["budget"].unique())
-    drawn = looks([OURS, *fitted["method"]])
+    drawn = {
+        method: {**look, "linestyle": "none"}
+        for method, look in looks([OURS, *fitted["method"]]).items()
+    }
     figure = Figure(figsize=(TWO_COLUMNS, 2.6))
     panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True)[0]
     for axes, budget in zip(panels, budgets, strict=True):
         rows = fitted[fitted["budget"] == budget]
         for row in rows.itertuples():
             axes.plot(row.calls, row.psnr, **drawn[row.method])
-        free = table[(table["budget"] == budget) & ~searched]
+        free = table[(table["budget"] == budget) & ~searched & (table["compute"] < 0.5)]
         if len(free):
             axes.axhline(free["psnr"].max(), **LINE)
         axes.set_xscale("log")
@@ -58,14 +61,9 @@ def draw(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def main(arguments: argparse.Namespace) -> None:
-    save(draw(read_table(arguments.table)), arguments.out)
-
-
 if __name__ == "__main__":
-    from reproduction.program import run
-
     parser = argparse.ArgumentParser("figure", description=__doc__)
-    parser.add_argument("--table", default=str(PEERS), help="CSV that `run` makes")
+    parser.add_argument("--table", default=PEERS, help="CSV that `run` makes")
     parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser, outputs=["out"], inputs=["table"])
+    arguments = parser.parse_args()
+    save(draw(pd.read_csv(arguments.table)), arguments.out)
