@@ -14,12 +14,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import pipelines
 
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
+PEERS = BENCHMARKS / "peers.csv"
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
 TOKENS_1024 = 4096
 EAGER, COMPILED = "no", "blocks"
@@ -65,7 +67,7 @@ def measured(
 def _lines(titles: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (titles, *rows)]
     lines.insert(1, "|---" * len(titles) + "|")
-    return "\n".join(lines).replace("|  |", "| |")
+    return "\n".join(lines).replace("|  |", "| |").replace("|  |", "| |")
 
 
 def headline() -> str:
@@ -156,6 +158,30 @@ def others() -> str:
     return _lines(titles, data.to_numpy().tolist())
 
 
+def peers() -> str:
+    """Return the table of docs/results.md: solvers and caches by PSNR at 9 full steps."""
+    data = pd.read_csv(PEERS)
+    budgets, middle = (5, 7, 9, 13), 9
+    cells = data.pivot_table("psnr", "method", "budget").reindex(columns=list(budgets))
+    order = cells.sort_values([middle, 5], ascending=False).index
+    at = data.sort_values("budget", key=lambda b: (b - middle).abs(), kind="stable")
+    at = at.drop_duplicates("method").set_index("method")
+    rows = []
+    for method in order:
+        row, bold = at.loc[method], "**" if method.startswith(OURS) else ""
+        calls = row["fit_calls"] + np.nan_to_num(row["fit_backward_calls"])
+        rows.append([
+            f"{bold}{method}{bold}", row["source"],
+            *("" if pd.isna(v) else f"{v:.1f}" for v in cells.loc[method]),
+            f"{row['speedup']:.1f}", f"{max(row['cache_memory_mb'], 0):.2f}",
+            "" if pd.isna(row["fit_prompts"]) else f"{row['fit_prompts']:.0f}",
+            "" if pd.isna(calls) else f"{calls:,.0f}",
+            "" if pd.isna(row["fit_seconds"]) else f"{row['fit_seconds']:.0f}",
+        ])  # fmt: skip
+    titles = ["method", "code", *map(str, budgets), "speed-up", "cache, MB", "prompts"]
+    return _lines([*titles, "network calls", "CPU seconds"], rows)
+
+
 # Each table with the document that holds it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
@@ -164,6 +190,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "taps": ("docs/gpus.md", taps),
     "matrix": ("docs/pipelines.md", matrix),
     "others": ("docs/pipelines.md", others),
+    "peers": ("docs/results.md", peers),
 }
 
 

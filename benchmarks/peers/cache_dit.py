@@ -41,7 +41,15 @@ def contestants(study: Study) -> list[Contestant]:
         )
         for calibrator in ("TaylorSeer-1", "TaylorSeer-2", "DMD")
     ]  # fmt: skip
-    return by_threshold + by_interval
+    by_mask = [
+        Contestant(
+            f"mask {policy} + TaylorSeer-1", source,
+            partial(masked, "TaylorSeer-1", study.num_steps),
+            partial(own_mask, study.num_steps, policy),
+        )
+        for policy in ("ultra", "fast")
+    ]  # fmt: skip
+    return by_threshold + by_interval + by_mask
 
 
 def name(calibrator: str | None, schedule: str) -> str:
@@ -61,13 +69,25 @@ def dbcache(calibrator: str | None, pipe, threshold: float):
     return enabled(pipe, calibrator, config)
 
 
-def masked(calibrator: str | None, num_steps: int, pipe, every: int):
-    """Compute the first three steps and then one in every `every`, whatever the image."""
-    full = Interval(every=every).full(range(num_steps), None)
+def own_mask(num_steps: int, policy: str, budget: int) -> dict | None:
+    """Return the name of one of cache-dit's own masks if it is within a step of a budget."""
+    full_steps = sum(cache_dit.steps_mask(total_steps=num_steps, mask_policy=policy))
+    return {"policy": policy} if abs(full_steps - budget) <= 1 else None
+
+
+def masked(
+    calibrator: str | None, num_steps: int, pipe, every: int | None = None, policy: str = ""
+):
+    """Compute the same steps for every image.
+
+    They are the first three and then one in every `every`, or those of cache-dit's own `policy`.
+    """
+    if policy:
+        mask = cache_dit.steps_mask(total_steps=num_steps, mask_policy=policy)
+    else:
+        mask = Interval(every=every).full(range(num_steps), None).astype(int).tolist()
     config = cache_dit.DBCacheConfig(
-        **BASE,
-        steps_computation_mask=full.astype(int).tolist(),
-        steps_computation_policy="static",
+        **BASE, steps_computation_mask=mask, steps_computation_policy="static"
     )
     return enabled(pipe, calibrator, config)
 

@@ -13,10 +13,9 @@ import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
-from eigencache.calibration.sampler import image_seed, load_pipeline
+from benchmarks.peers.sampling import STEPS, Arguments, Case, call, cases_of, middle
+from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
@@ -43,43 +43,17 @@ CPU_ATTENTION = {
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
     )
 }
-# What an image depends on, besides the model: the arguments that are its own, and the seed of its
-# noise.
-Case = tuple[dict[str, Any], int]
-Arguments = Mapping[str, Any]  # those of every call
-STEPS = "num_inference_steps"
-
-
-def cases_of(prompts: list[str], seed: int) -> list[Case]:
-    """Return the prompt and the seed of every image."""
-    return [({"prompt": p}, image_seed(seed, index)) for index, p in enumerate(prompts)]
 
 
 @contextlib.contextmanager
 def counted(transformer: nn.Module) -> Iterator[list]:
-    """Yield a list that grows by one at every call which computes the middle of the stack.
-
-    A block's own hooks would also see the calls that a cache answers. The query projection of its
-    attention runs if and only if the attention is computed.
-    """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    """Yield a list that grows by one at every call which computes the middle of the stack."""
     calls = []
-    middle = blocks[len(blocks) // 2].attn.to_q
-    hook = middle.register_forward_hook(lambda *_: calls.append(None))
+    hook = middle(transformer).register_forward_hook(lambda *_: calls.append(None))
     try:
         yield calls
     finally:
         hook.remove()
-
-
-def call(pipe, cases: list[Case], arguments: Arguments, num_steps: int | None, **options):
-    """Return what the pipeline makes of some cases in one batch."""
-    texts, seeds = zip(*cases, strict=True)
-    own = {name: [text[name] for text in texts] for name in texts[0]}
-    own = {k: torch.cat(v) if isinstance(v[0], torch.Tensor) else v for k, v in own.items()}
-    noise = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    made = {**arguments, **({STEPS: num_steps} if num_steps else {}), **own}
-    return pipe(**made, generator=noise, **{"output_type": "pt"} | options).images
 
 
 def sampled(
@@ -163,12 +137,16 @@ def cost(
 
 
 def seconds_of(pipe, case: Case, arguments: Arguments, num_steps: int | None = None) -> float:
-    """Return the seconds of one image, from the first call of the network to the last latents."""
+    """Return the seconds of one image, from the first call of the network to the last latents.
+
+    On a CPU they are seconds of its time.
+    """
     begun: list[float] = []
 
     def now() -> float:
-        if pipe.device.type == "cuda":
-            torch.cuda.synchronize(pipe.device)
+        if pipe.device.type == "cpu":  # other programs may take turns with this one
+            return time.process_time()
+        torch.cuda.synchronize(pipe.device)
         return time.perf_counter()
 
     def begin(*_) -> None:
@@ -235,6 +213,7 @@ def footprint(
 def compare(
     pipe, contestants: list[Contestant], budgets: list[int], cases: list[Case],
     calibration: list[Case], arguments: Arguments, timed: int,
+    known: Collection[tuple[str, int]] = (),
 ) -> Iterator[dict]:  # fmt: skip
     """Yield a row of the table for every contestant at every budget.
 
@@ -246,6 +225,7 @@ def compare(
         calibration: cases on which thresholds are searched for.
         arguments: of every call.
         timed: how many of the cases are timed.
+        known: methods and budgets that are left out.
     """
     reference, _ = sampled(pipe, cases, arguments)
     full = footprint(pipe, cases[0], arguments)
@@ -257,11 +237,15 @@ def compare(
 
         for budget in budgets:
             setting = contestant.setting(budget)
-            if setting is None:
+            if setting is None or (contestant.method, budget) in known:
                 continue
+            fitted = {"fit_prompts": 0, "fit_calls": 0} | contestant.cost(budget)
             if contestant.thresholds:
+                before = sum(tried.values())
                 found = search(full_steps, budget, contestant.thresholds, tried)
                 setting = setting | {"threshold": found}
+                fitted["fit_prompts"] = max(fitted["fit_prompts"], len(calibration))
+                fitted["fit_calls"] += round(len(calibration) * (sum(tried.values()) - before))
             images, computed = sampled(pipe, cases, arguments, contestant, **setting)
             taken = footprint(pipe, cases[0], arguments, contestant, **setting)
             yield {
@@ -275,6 +259,7 @@ def compare(
                 **quality(images, reference),
                 **cost(pipe, cases[:timed], arguments, contestant, **setting),
                 "cache_memory_mb": taken.held_mb - full.held_mb,
+                **fitted,
             }
 
 
@@ -288,31 +273,36 @@ def main(arguments: argparse.Namespace) -> None:
     cases = cases_of(prompts, config.seed)
     calibration = cases_of(read_prompts(theirs.prompts, theirs.num_prompts), theirs.seed)
     study = Study(
-        shared[STEPS], arguments.plans, lambda pipe: call(pipe, calibration, shared, None)
-    )
+        shared[STEPS], arguments.fits, lambda pipe: call(pipe, calibration, shared, None),
+        len(calibration),
+    )  # fmt: skip
     # Imported here, since the environments do not have the same packages.
     source = importlib.import_module(f"benchmarks.peers.{arguments.source}")
-    budgets = config.budgets
+    budgets = arguments.budgets
     if arguments.source == "solvers":
         budgets = [*budgets, shared[STEPS]]
     rows = []
+    if arguments.out.exists():
+        rows = pd.read_csv(arguments.out, keep_default_na=False).to_dict("records")
+    known = {(row["method"], row["budget"]) for row in rows}
     for row in compare(
         pipe, source.contestants(study), budgets, cases, calibration[:SEARCHED], shared,
-        arguments.timed,
+        arguments.timed, known,
     ):  # fmt: skip
         print("{source}: {method}, {setting}: {full_steps:.2f} full steps, {psnr:.2f} dB, "
               "{speedup:.2f} times as fast".format(**row), flush=True)  # fmt: skip
         rows.append(row)
-    write_table(pd.DataFrame(rows).round(4), arguments.out)
+        write_table(pd.DataFrame(rows).round(4), arguments.out)  # what is finished stays
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("compare", description=__doc__)
-    parser.add_argument("source", choices=("solvers", "diffusers_hooks", "cache_dit", "ours"))
-    parser.add_argument("--out", type=Path, required=True, help="CSV to write")
+    parser.add_argument("source", choices=("solvers", "diffusers_hooks", "cache_dit", "learned"))
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write; what it has is kept")
     parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
-    parser.add_argument("--plans", type=Path, default="results/emoji-flux/plans")
+    parser.add_argument("--fits", type=Path, default="build/peers/fits")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 9, 13])
     parser.add_argument("--num-prompts", type=int, help="evaluation prompts; by default all")
     parser.add_argument("--timed", type=int, default=3, help="of them, how many are timed")
     main(parser.parse_args())

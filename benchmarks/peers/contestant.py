@@ -22,6 +22,7 @@ class Contestant:
             searched for on calibration prompts; None if there is no such setting.
         alone: whether the steps that it computes depend on the image, so that two images in one
             batch would change each other's.
+        cost: from a number of full steps to columns of the table that say what fitting took.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Contestant:
     setting: Callable[[int], dict | None]
     thresholds: tuple[float, float] | None = None
     alone: bool = False
+    cost: Callable[[int], dict] = lambda budget: {}
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Study:
 
     Attributes:
         num_steps: of the full run.
-        plans: folder of our own plans: LABEL/FULL_STEPS.safetensors.
+        fits: folder of what was fitted: METHOD/BUDGET.json.
         calibrate: samples calibration prompts with the pipeline it is given, as it then is.
+        prompts: how many those are.
     """
 
     num_steps: int
-    plans: Path
-    calibrate: Callable[[object], None]
+    fits: Path | None
+    calibrate: Callable[[object], None] | None
+    prompts: int = 0

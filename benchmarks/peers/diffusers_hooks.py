@@ -13,6 +13,7 @@ from diffusers import (
     FirstBlockCacheConfig,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
+    SeaCacheConfig,
     TaylorSeerCacheConfig,
 )
 
@@ -48,9 +49,13 @@ def contestants(study: Study) -> list[Contestant]:
         for label, apply in {"PAB": pab, "FasterCache": faster_cache}.items()
     ]
     magcache = MagCache(steps, study.calibrate)
+    calibrated = {"fit_prompts": study.prompts, "fit_calls": study.prompts * steps}
     searched = [
-        Contestant("MagCache", source, magcache, no_setting, (1e-4, 10.0)),
+        Contestant(
+            "MagCache", source, magcache, no_setting, (1e-4, 10.0), cost=lambda budget: calibrated
+        ),
         Contestant("FirstBlockCache", source, first_block_cache, no_setting, (1e-3, 1.0), True),
+        Contestant("SeaCache", source, sea_cache, no_setting, (1e-3, 10.0), True),
     ]
     return fixed + searched
 
@@ -94,6 +99,42 @@ def taylorseer_setting(num_steps: int, budget: int) -> dict:
 def first_block_cache(pipe, threshold: float):
     """Enable FirstBlockCache."""
     return enabled(pipe, FirstBlockCacheConfig(threshold=threshold))
+
+
+@contextlib.contextmanager
+def sea_cache(pipe, threshold: float):
+    """Enable SeaCache, told of what FLUX's pipeline does not tell it.
+
+    It wants latents in their own shape and, of every step, its index and sigma. By default at most
+    two steps are skipped together, which allows no fewer than a third of them; here any number.
+    """
+    config = SeaCacheConfig(
+        threshold=threshold, max_consecutive_cached=0, raw_vision_callback=unpacked
+    )
+    transformer, scheduler = pipe.transformer, pipe.scheduler
+    own = transformer.cache_context
+
+    def told(name: str):
+        step = scheduler.step_index or 0
+        return own(
+            name, step_index=step, sigma=scheduler.sigmas[step],
+            num_inference_steps=scheduler.num_inference_steps,
+        )  # fmt: skip
+
+    with enabled(pipe, config):
+        transformer.cache_context = told
+        try:
+            yield None
+        finally:
+            del transformer.cache_context
+
+
+def unpacked(transformer, args, inputs) -> list[torch.Tensor]:
+    """Return the latents of each image as SeaCache takes them, `[channels, 1, height, width]`."""
+    patches, ids = inputs["hidden_states"], inputs["img_ids"].long()
+    height, width = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
+    squares = patches.unflatten(-1, (-1, 2, 2)).unflatten(1, (height, width))
+    return list(squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3).unsqueeze(2))
 
 
 class MagCache:

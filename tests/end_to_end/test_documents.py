@@ -323,20 +323,6 @@ def test_every_method_of_the_results_was_measured_so():
     assert [row for row in stated if row not in measured_rows] == []
 
 
-def test_peers_of_the_results_were_measured_so():
-    data = pd.read_csv(ROOT / "data/benchmarks/peers.csv")
-    curves = {
-        tuple(f"{value:.1f}" for value in rows.set_index("budget")["psnr"][[7, 9, 12, 18]])
-        for _, rows in data.groupby(["method", "source"])
-        if {7, 9, 12, 18} <= set(rows["budget"]) and rows["budget"].is_unique
-    }
-    table = RESULTS.partition("## Beside the others' own code")[2].partition("above the best")[0]
-    cells = [re.findall(r"\| \**([\d.]+)\**(?= \|)", line) for line in table.splitlines()]
-    stated = [tuple(row) for row in cells if len(row) == 4 and "." in row[0]]
-    assert len(stated) == 5
-    assert [row for row in stated if row not in curves] == []
-
-
 def test_nothing_waits_for_the_device():
     rows = pd.read_csv(GPU)
     waits = rows[rows["quantity"].str.contains(r"_(?:waits|reads|copies_to_\w+)$")]

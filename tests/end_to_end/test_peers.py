@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import tiny_pipeline
 
-from benchmarks.peers import diffusers_hooks, ours, solvers
-from benchmarks.peers.compare import Footprint, compare, cost, counted, footprint, sampled, search
+from benchmarks.peers import diffusers_hooks, solvers
+from benchmarks.peers.compare import compare, counted, footprint, sampled, search
 from benchmarks.peers.contestant import Contestant, Study
 from eigencache.methods import make_plan
 from eigencache.predictors import Taylor
@@ -44,7 +44,7 @@ def cases():
 
 def contestants(pipe, cases):
     calibrate = partial(sampled, cases=cases, arguments=SETTINGS)
-    made = diffusers_hooks.contestants(Study(STEPS, None, calibrate))
+    made = diffusers_hooks.contestants(Study(STEPS, None, calibrate, len(cases)))
     return {contestant.method: contestant for contestant in made}
 
 
@@ -85,7 +85,7 @@ def test_attention_caches_compute_their_share(pipe, cases, method):
     assert 0.5 < taken.operations / full.operations < 1  # the MLPs are computed at every step
 
 
-@pytest.mark.parametrize("method", ["FirstBlockCache", "MagCache"])
+@pytest.mark.parametrize("method", ["FirstBlockCache", "MagCache", "SeaCache"])
 def test_a_threshold_trades_full_steps(pipe, cases, method):
     contestant = contestants(pipe, cases)[method]
     found = [
@@ -93,6 +93,19 @@ def test_a_threshold_trades_full_steps(pipe, cases, method):
         for threshold in contestant.thresholds
     ]
     assert STEPS >= found[0] > found[1] >= 1
+
+
+def test_seacache_is_given_latents_in_their_own_shape(pipe, cases):
+    inputs = []
+    hook = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append(kwargs), with_kwargs=True
+    )
+    sampled(pipe, cases, SETTINGS | {"height": 24})
+    hook.remove()
+    found = diffusers_hooks.unpacked(pipe.transformer, (), inputs[0])
+    packed = inputs[0]["hidden_states"]
+    latents = pipe._unpack_latents(packed, 24, 16, pipe.vae_scale_factor)
+    assert torch.equal(torch.stack(found), latents.reshape(len(cases), -1, 1, *latents.shape[-2:]))
 
 
 def test_magcache_is_calibrated_by_its_own_mode(pipe, cases):
@@ -167,22 +180,15 @@ def test_search_finds_the_nearest_threshold():
     assert len(tried) == asked  # what is known is not asked again
 
 
-def test_missing_plans_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the main job"):
-        ours.contestants(Study(STEPS, tmp_path, None))
-
-
-def test_our_plans_are_found_and_applied(pipe, cases, tmp_path):
-    sampled(pipe, cases[:1], SETTINGS)
-    plan = make_plan(Steps([0, 1, 4]), Taylor(order=1), pipe.scheduler.timesteps)
-    (tmp_path / "label").mkdir()
-    plan.save(tmp_path / "label/3.safetensors")
-    (contestant,) = ours.contestants(Study(STEPS, tmp_path, None))
-    assert contestant.setting(4) is None
-    assert sampled(pipe, cases, SETTINGS, contestant, **contestant.setting(3))[1] == 3
-    taken = footprint(pipe, cases[0], SETTINGS, contestant, **contestant.setting(3))
-    assert isinstance(taken, Footprint) and taken.operations > 0
-    assert cost(pipe, cases[:1], SETTINGS, contestant, **contestant.setting(3))["seconds"] > 0
+def test_what_a_row_cost_to_fit(pipe, cases):
+    """A threshold costs what its search computes, a calibrated one its calibration besides."""
+    peers = contestants(pipe, cases)
+    chosen = [peers["PAB"], peers["MagCache"]]
+    pab, magcache = compare(pipe, chosen, [5], cases, cases[:2], SETTINGS, 1)
+    assert (pab["fit_calls"], pab["fit_prompts"]) == (0, 0)
+    assert magcache["fit_calls"] > 3 * STEPS and magcache["fit_prompts"] == 3
+    known = {("PAB", 5), ("MagCache", 5)}
+    assert not [*compare(pipe, chosen, [5], cases, [], SETTINGS, 1, known)]
 
 
 def cache_dit():
@@ -211,9 +217,12 @@ def test_cache_dit_computes_the_steps_of_its_mask(pipe, cases):
     peer = cache_dit()
     before, _ = sampled(pipe, cases, SETTINGS)
     for contestant in peer.contestants(Study(STEPS, 0, 0)):
-        if not contestant.thresholds:
-            setting = contestant.setting(5)
-            assert sampled(pipe, cases, SETTINGS, contestant, **setting)[1] == 5
+        if not contestant.thresholds and (setting := contestant.setting(5)):
+            full_steps = 5
+            if policy := setting.get("policy"):  # one of its own masks, a step off at most
+                mask = peer.cache_dit.steps_mask(total_steps=STEPS, mask_policy=policy)
+                full_steps = sum(mask)
+            assert sampled(pipe, cases, SETTINGS, contestant, **setting)[1] == full_steps
     after, full_steps = sampled(pipe, cases, SETTINGS)
     assert full_steps == STEPS and torch.equal(before, after)
 

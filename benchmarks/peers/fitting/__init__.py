@@ -1,0 +1,1 @@
+"""Solvers that are fitted to full runs, written from their papers."""
