@@ -48,6 +48,8 @@ CPU_ATTENTION = {
 Case = tuple[dict[str, Any], int]
 Arguments = Mapping[str, Any]  # those of every call
 STEPS = "num_inference_steps"
+# The modules of this package that have contestants.
+SOURCES = ("solvers", "diffusers_hooks", "cache_dit", "cache_dit_masks", "ours")
 
 
 def cases_of(prompts: list[str], seed: int) -> list[Case]:
@@ -308,7 +310,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("compare", description=__doc__)
-    parser.add_argument("source", choices=("solvers", "diffusers_hooks", "cache_dit", "ours"))
+    parser.add_argument("source", choices=SOURCES)
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
     parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")

@@ -1,0 +1,108 @@
+"""Plans for use without EigenCache: as a scheduler of diffusers, or a mask for cache-dit."""
+
+import importlib.util
+import inspect
+import os
+import pprint
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from eigencache._files import replacing
+from eigencache.plan import Plan, PlanError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+MODULE = "planned_scheduler"
+
+
+def export_scheduler(
+    plan: Plan, folder: str | os.PathLike, scheduler: "SchedulerMixin | None" = None
+) -> Path:
+    """Write a plan as a scheduler of diffusers that needs no EigenCache.
+
+    The file `planned_scheduler.py` defines `PlannedScheduler`, a subclass of the scheduler that the
+    plan was made with; the file's text says how to use it, and what it cannot do.
+
+    Args:
+        plan: at tap "output".
+        folder: to write into; it need not exist.
+        scheduler: of the pipeline, whose class replaces the plan's and whose config is written
+            beside the file, for `PlannedScheduler.from_pretrained(folder)`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        PlanError: the plan is at another tap, or of a scheduler that diffusers does not have.
+        OSError: the folder cannot be written to.
+    """
+    base = type(scheduler).__name__ if scheduler is not None else plan.scheduler
+    text, path = _source(plan, base), Path(folder) / f"{MODULE}.py"
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+    if scheduler is not None:
+        _loaded(path).from_config(scheduler.config).save_pretrained(folder)  # type: ignore[attr-defined]
+    return path
+
+
+def computation_mask(plan: Plan) -> list[int]:
+    """Return cache-dit's `steps_computation_mask` of a plan: 1 for each full step, 0 for others.
+
+    The weights of the plan are lost: cache-dit forecasts the other steps by a formula of its own.
+
+    Args:
+        plan: at any tap, with the same full steps for all streams.
+
+    Raises:
+        PlanError: some streams are computed at steps where others are forecast.
+    """
+    if plan.streams and (plan.weights == 0).all(axis=-1)[:, ~plan.full].any():
+        raise PlanError("each stream of this plan has full steps of its own, which no mask can say")
+    return [int(full) for full in plan.full]
+
+
+def _source(plan: Plan, base: str | None) -> str:
+    """Return the text of a plan's scheduler, as a subclass of diffusers' `base`."""
+    import diffusers
+
+    if plan.tap != "output":
+        raise PlanError(
+            f"a plan at tap {plan.tap!r} works inside the network, where no scheduler reaches: "
+            "make one at tap 'output'"
+        )
+    if base is None:
+        raise PlanError("the plan does not say which scheduler it was made with: state one")
+    found = getattr(diffusers, base, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise PlanError(f"diffusers {diffusers.__version__} has no scheduler {base!r}")
+    if [*inspect.signature(found.step).parameters][1:4] != ["model_output", "timestep", "sample"]:  # type: ignore[attr-defined]
+        raise PlanError(
+            f"{base}.step takes other arguments than the output, the timestep and the sample, so "
+            "that it cannot be called for a skipped step: no scheduler can express the plan"
+        )
+    weights = {
+        int(s): {int(a): float(plan.weights[s, a]) for a in plan.weights[s].nonzero()[0]}
+        for s in (~plan.full).nonzero()[0]
+    }
+    steps = plan.arguments.get("num_inference_steps", len(plan))
+    template = resources.files("eigencache").joinpath(f"{MODULE}.py.txt").read_text("utf-8")
+    return Template(template).substitute(
+        base=base, module=MODULE, version=metadata.version("eigencache"),
+        full=len(plan.full_steps), steps=len(plan),
+        # Nothing but numbers of the plan gets into the text, which others will run.
+        arguments=f"num_inference_steps={int(steps) if isinstance(steps, int) else len(plan)}",
+        timesteps=pprint.pformat(plan.timesteps.tolist(), width=90, compact=True),
+        weights=pprint.pformat(weights, width=90, compact=True),
+    )  # fmt: skip
+
+
+def _loaded(path: Path) -> Any:
+    """Return the scheduler class of a file that `export_scheduler` wrote."""
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PlannedScheduler
