@@ -78,7 +78,7 @@ def _source(plan: Plan, base: str | None) -> str:
     found = getattr(diffusers, base, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         raise PlanError(f"diffusers {diffusers.__version__} has no scheduler {base!r}")
-    if [*inspect.signature(found.step).parameters][1:4] != ["model_output", "timestep", "sample"]:  # type: ignore[attr-defined]
+    if [*inspect.signature(found.step).parameters][1:4] != ["model_output", "timestep", "sample"]:
         raise PlanError(
             f"{base}.step takes other arguments than the output, the timestep and the sample, so "
             "that it cannot be called for a skipped step: no scheduler can express the plan"

@@ -136,7 +136,7 @@ def card(
     arguments = dict(plan.arguments) or {"num_inference_steps": len(plan)}
     predicted = None if math.isnan(plan.predicted_psnr) else f"{plan.predicted_psnr:.1f} dB"
     rows = {
-        "model": " ".join(filter(None, [model, f"({plan.model})" if plan.model else "any"])),
+        "model": f"{model} ({plan.model})" if model and plan.model else model or plan.model,
         "pipeline": plan.pipeline,
         "scheduler": plan.scheduler,
         "steps": len(plan),

@@ -69,6 +69,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
         state, path = self.server.hub, self.path.split("?")[0]
         on_cdn = path.startswith("/cdn/")
@@ -95,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
         if state.gated and self.headers["Authorization"] != f"Bearer {TOKEN}":
             status = 403 if self.headers["Authorization"] else 401
             return self.answer(status, {"X-Error-Code": "GatedRepo"})
-        name, data = file[3], state.files[file[3]]
+        name, data = file[3], state.files.get(file[3])
+        if data is None:
+            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         if name.endswith(".safetensors"):
             return self.answer(302, {
                 "Location": f"{state.addresses[1]}/cdn/{name}", "X-Repo-Commit": commit,
@@ -108,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in ({"Content-Length": str(len(data))} | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def send_file(self, name, headers=None):
         state, self.note["data"] = self.server.hub, True
@@ -124,6 +130,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         cut = state.cuts.pop(0) if state.cuts and name == WEIGHTS else None
+        if self.command == "HEAD":
+            return
         body = data[start:] if cut is None else data[start : start + cut]
         state.sent[name] = state.sent.get(name, 0) + len(body)
         self.wfile.write(body)

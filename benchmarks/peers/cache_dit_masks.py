@@ -1,6 +1,7 @@
 """cache-dit at the full steps of EigenCache's plans, beside its own masks and the plans themselves.
 
-    python -m benchmarks.peers.compare cache_dit_masks --out data/benchmarks/cache_dit_masks.csv
+    python -m benchmarks.peers.compare cache_dit_masks --budgets 9 \\
+        --out data/benchmarks/cache_dit_masks.csv
 
 in cache-dit's environment. A mask carries a plan's full steps alone: cache-dit's calibrators
 forecast the steps between.

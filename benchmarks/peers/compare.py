@@ -294,7 +294,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     # Imported here, since the environments do not have the same packages.
     source = importlib.import_module(f"benchmarks.peers.{arguments.source}")
-    budgets = config.budgets
+    budgets = arguments.budgets or config.budgets
     if arguments.source == "solvers":
         budgets = [*budgets, shared[STEPS]]
     rows = []
@@ -316,5 +316,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--plans", type=Path, default="results/emoji-flux/plans")
     parser.add_argument("--num-prompts", type=int, help="evaluation prompts; by default all")
+    parser.add_argument("--budgets", type=int, nargs="+", help="by default the configuration's")
     parser.add_argument("--timed", type=int, default=3, help="of them, how many are timed")
     main(parser.parse_args())
