@@ -1,9 +1,9 @@
 """Plans for use without EigenCache: as a scheduler of diffusers, or a mask for cache-dit."""
 
-import importlib.util
 import inspect
 import os
 import pprint
+import runpy
 from importlib import metadata, resources
 from pathlib import Path
 from string import Template
@@ -21,24 +21,7 @@ MODULE = "planned_scheduler"
 def export_scheduler(
     plan: Plan, folder: str | os.PathLike, scheduler: "SchedulerMixin | None" = None
 ) -> Path:
-    """Write a plan as a scheduler of diffusers that needs no EigenCache.
-
-    The file `planned_scheduler.py` defines `PlannedScheduler`, a subclass of the scheduler that the
-    plan was made with; the file's text says how to use it, and what it cannot do.
-
-    Args:
-        plan: at tap "output".
-        folder: to write into; it need not exist.
-        scheduler: of the pipeline, whose class replaces the plan's and whose config is written
-            beside the file, for `PlannedScheduler.from_pretrained(folder)`.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        PlanError: the plan is at another tap, or of a scheduler that diffusers does not have.
-        OSError: the folder cannot be written to.
-    """
+    """Write a plan at tap "output" as a scheduler, as `Plan.export_scheduler` says."""
     base = type(scheduler).__name__ if scheduler is not None else plan.scheduler
     text, path = _source(plan, base), Path(folder) / f"{MODULE}.py"
     with replacing(path) as part:
@@ -101,8 +84,4 @@ def _source(plan: Plan, base: str | None) -> str:
 
 def _loaded(path: Path) -> Any:
     """Return the scheduler class of a file that `export_scheduler` wrote."""
-    spec = importlib.util.spec_from_file_location(MODULE, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.PlannedScheduler
+    return runpy.run_path(str(path))["PlannedScheduler"]

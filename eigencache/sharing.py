@@ -12,8 +12,9 @@ import re
 import statistics
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
+from string import Template
 
 from eigencache.kernel import Kernel
 from eigencache.plan import Plan, PlanError, remembered
@@ -86,15 +87,7 @@ def push_to_hub(
     plan: Plan, repo: str, *, kernel: Kernel | None = None, model: str | None = None,
     scores: str | os.PathLike | None = None, private: bool | None = None,
 ) -> str:  # fmt: skip
-    """Write a plan and its card to a repository of the hub; `Plan.push_to_hub` says how.
-
-    Args:
-        plan: to write.
-        repo, kernel, model, scores, private: as for `Plan.push_to_hub`.
-
-    Raises:
-        OSError, ValueError: as `Plan.push_to_hub` says.
-    """
+    """Write a plan and its card to a repository of the hub, as `Plan.push_to_hub` says."""
     if not is_hub_id(repo):
         raise ValueError(f"{repo}: not the id of a repository, which is user/repo")
     text = card(plan, repo, model, scores)
@@ -112,7 +105,7 @@ def push_to_hub(
 
 
 def card(
-    plan: Plan, repo: str = "plan.safetensors", model: str | None = None,
+    plan: Plan, repo: str = PLAN, model: str | None = None,
     scores: str | os.PathLike | None = None,
 ) -> str:  # fmt: skip
     """Return the card of a plan as Markdown: what it is for, how good it is, how to use it.
@@ -124,8 +117,7 @@ def card(
         scores: CSV of `eigencache score`, of images by this plan against those of full runs.
 
     Raises:
-        OSError: there are no such scores.
-        ValueError: the scores are not of one set of images, or lack the PSNR.
+        OSError, ValueError: there are no such scores, or not of one set of images.
     """
     from huggingface_hub import ModelCardData
 
@@ -134,7 +126,8 @@ def card(
         base_model=model if model and is_hub_id(model) else None,
     )  # fmt: skip
     arguments = dict(plan.arguments) or {"num_inference_steps": len(plan)}
-    predicted = None if math.isnan(plan.predicted_psnr) else f"{plan.predicted_psnr:.1f} dB"
+    call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    predicted = "" if math.isnan(plan.predicted_psnr) else f"{plan.predicted_psnr:.1f} dB"
     rows = {
         "model": f"{model} ({plan.model})" if model and plan.model else model or plan.model,
         "pipeline": plan.pipeline,
@@ -142,7 +135,7 @@ def card(
         "steps": len(plan),
         "budget": f"{len(plan.full_steps)} full steps: {', '.join(map(str, plan.full_steps))}",
         "tap": plan.tap,
-        "arguments": ", ".join(f"{name}={value!r}" for name, value in plan.arguments.items()),
+        "arguments": call,
         "dtype": remembered(plan.source, "dtype"),
         "method": plan.method,
         "predicted PSNR": predicted,
@@ -152,31 +145,13 @@ def card(
         "versions": ", ".join(f"{n} {metadata.version(n)}" for n in ("eigencache", "diffusers")),
     }
     kept = {name: str(value).replace("|", "/") for name, value in rows.items() if value}
-    table = [f"| {name} | {text} |" for name, text in kept.items()]
-    call = "".join(f", {name}={value!r}" for name, value in arguments.items())
-    return "\n".join([
-        f"---\n{about.to_yaml()}\n---",
-        f"# {len(plan.full_steps)} of {len(plan)} steps of {plan.pipeline or 'a sampler'}",
-        "",
-        "A plan of EigenCache: at which of the sampler's steps the network runs in full, and with",
-        "which weights its output at the others is forecast. PSNR compares its images with those",
-        "of the same sampler with every step in full.",
-        "",
-        "| | |\n|---|---|",
-        *table,
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import eigencache",
-        f"from diffusers import {_word(plan.pipeline) or 'DiffusionPipeline'} as Pipeline",
-        "",
-        f"pipe = Pipeline.from_pretrained({model or 'MODEL'!r})",
-        f"with eigencache.cached(pipe, eigencache.load_plan({repo!r})):",
-        f'    made = pipe(prompt="..."{call})',
-        "```",
-        "",
-    ])  # fmt: skip
+    template = resources.files("eigencache").joinpath("card.md.txt").read_text("utf-8")
+    return Template(template).substitute(
+        about=about.to_yaml(), full=len(plan.full_steps), steps=len(plan), call=call,
+        rows="\n".join(f"| {name} | {text} |" for name, text in kept.items()),
+        pipeline=_word(plan.pipeline) or "DiffusionPipeline", model=repr(model or "MODEL"),
+        repo=repr(repo),
+    )  # fmt: skip
 
 
 def _word(name: str | None) -> str | None:
