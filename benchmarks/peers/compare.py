@@ -48,8 +48,6 @@ CPU_ATTENTION = {
 Case = tuple[dict[str, Any], int]
 Arguments = Mapping[str, Any]  # those of every call
 STEPS = "num_inference_steps"
-# The modules of this package that have contestants.
-SOURCES = ("solvers", "diffusers_hooks", "cache_dit", "cache_dit_masks", "ours")
 
 
 def cases_of(prompts: list[str], seed: int) -> list[Case]:
@@ -294,7 +292,7 @@ def main(arguments: argparse.Namespace) -> None:
     )
     # Imported here, since the environments do not have the same packages.
     source = importlib.import_module(f"benchmarks.peers.{arguments.source}")
-    budgets = arguments.budgets or config.budgets
+    budgets = config.budgets
     if arguments.source == "solvers":
         budgets = [*budgets, shared[STEPS]]
     rows = []
@@ -310,12 +308,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("compare", description=__doc__)
-    parser.add_argument("source", choices=SOURCES)
+    parser.add_argument("source", choices=("solvers", "diffusers_hooks", "cache_dit", "ours"))
     parser.add_argument("--out", type=Path, required=True, help="CSV to write")
     parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--plans", type=Path, default="results/emoji-flux/plans")
     parser.add_argument("--num-prompts", type=int, help="evaluation prompts; by default all")
-    parser.add_argument("--budgets", type=int, nargs="+", help="by default the configuration's")
     parser.add_argument("--timed", type=int, default=3, help="of them, how many are timed")
     main(parser.parse_args())
