@@ -47,25 +47,37 @@ def computation_mask(plan: Plan) -> list[int]:
     return [int(full) for full in plan.full]
 
 
-def _source(plan: Plan, base: str | None) -> str:
-    """Return the text of a plan's scheduler, as a subclass of diffusers' `base`."""
+def scheduler_class(name: str | None) -> Any:
+    """Return the class of diffusers' schedulers of a name, if it can be stepped by a plan.
+
+    Raises:
+        PlanError: there is none, or its `step` takes other arguments.
+    """
     import diffusers
 
+    if name is None:
+        raise PlanError(
+            "the plan does not say which scheduler it was made with: state the pipeline's"
+        )
+    found = getattr(diffusers, name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        raise PlanError(f"diffusers {diffusers.__version__} has no scheduler {name!r}")
+    if [*inspect.signature(found.step).parameters][1:4] != ["model_output", "timestep", "sample"]:
+        raise PlanError(
+            f"{name}.step takes other arguments than the output, the timestep and the sample, so "
+            "that it cannot be called for a skipped step: no scheduler can express the plan"
+        )
+    return found
+
+
+def _source(plan: Plan, base: str | None) -> str:
+    """Return the text of a plan's scheduler, as a subclass of diffusers' `base`."""
     if plan.tap != "output":
         raise PlanError(
             f"a plan at tap {plan.tap!r} works inside the network, where no scheduler reaches: "
             "make one at tap 'output'"
         )
-    if base is None:
-        raise PlanError("the plan does not say which scheduler it was made with: state one")
-    found = getattr(diffusers, base, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
-        raise PlanError(f"diffusers {diffusers.__version__} has no scheduler {base!r}")
-    if [*inspect.signature(found.step).parameters][1:4] != ["model_output", "timestep", "sample"]:
-        raise PlanError(
-            f"{base}.step takes other arguments than the output, the timestep and the sample, so "
-            "that it cannot be called for a skipped step: no scheduler can express the plan"
-        )
+    base = scheduler_class(base).__name__
     weights = {
         int(s): {int(a): float(plan.weights[s, a]) for a in plan.weights[s].nonzero()[0]}
         for s in (~plan.full).nonzero()[0]

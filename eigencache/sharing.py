@@ -20,6 +20,7 @@ from eigencache.kernel import Kernel
 from eigencache.plan import Plan, PlanError, remembered
 
 PLAN, KERNEL, CARD = "plan.safetensors", "kernel.safetensors", "README.md"
+PACKAGES = ("eigencache", "diffusers", "torch")  # whose versions a card states
 
 
 def load_plan(path: str | os.PathLike, revision: str | None = None) -> Plan:
@@ -142,9 +143,9 @@ def card(
         "measured PSNR": _measured(scores) if scores is not None else None,
         **{f"calibration: {name}": text for name, text in sorted(plan.source.items())},
         "hash": plan.digest,
-        "versions": ", ".join(f"{n} {metadata.version(n)}" for n in ("eigencache", "diffusers")),
+        "versions": ", ".join(f"{n} {metadata.version(n)}" for n in PACKAGES),
     }
-    kept = {name: str(value).replace("|", "/") for name, value in rows.items() if value}
+    kept = {k: " ".join(str(v).replace("|", "/").split()) for k, v in rows.items() if v}
     template = resources.files("eigencache").joinpath("card.md.txt").read_text("utf-8")
     return Template(template).substitute(
         about=about.to_yaml(), full=len(plan.full_steps), steps=len(plan), call=call,
@@ -196,5 +197,6 @@ def _explained(repo: str, file: str) -> Iterator[None]:
         ) from error
     except errors.EntryNotFoundError as error:
         raise FileNotFoundError(f"{repo}: the repository has no {file}") from error
-    except errors.HfHubHTTPError as error:
-        raise OSError(f"{repo}: the hub {constants.ENDPOINT} refuses: {error}") from error
+    except errors.HTTPError as error:
+        said = "refuses" if isinstance(error, errors.HfHubHTTPError) else "cannot be reached"
+        raise OSError(f"{repo}: the hub {constants.ENDPOINT} {said}: {error}") from error

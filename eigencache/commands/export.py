@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from eigencache.commands._common import check_folder
-from eigencache.export import computation_mask, export_scheduler
+from eigencache.export import computation_mask, export_scheduler, scheduler_class
 from eigencache.sharing import load_plan
 
 EXAMPLES = """\
@@ -43,10 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_folder(arguments.out)
     scheduler = None
     if arguments.model:
-        import diffusers
+        from diffusers import DDIMScheduler
 
-        kind = getattr(diffusers, plan.scheduler or "", diffusers.SchedulerMixin)
-        scheduler = kind.from_config(
-            diffusers.DDIMScheduler.load_config(arguments.model, subfolder="scheduler")
-        )
+        config = DDIMScheduler.load_config(arguments.model, subfolder="scheduler")  # of any class
+        scheduler = scheduler_class(plan.scheduler or config["_class_name"]).from_config(config)
     print(export_scheduler(plan, arguments.out, scheduler))

@@ -150,6 +150,12 @@ def test_without_a_hub_it_says_so(held, monkeypatch, how):
         eigencache.load_plan(REPOSITORY)
 
 
+def test_a_push_without_a_hub_says_so(held, plan, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match=rf"{REPOSITORY}: the hub http://127.0.0.1:9 cannot be re"):
+        plan.push_to_hub(REPOSITORY)
+
+
 def test_a_kernel_that_is_no_plan_is_named(server, kernel, tmp_path):
     kernel.save(tmp_path / "kernel.safetensors")
     server.files["plan.safetensors"] = (tmp_path / "kernel.safetensors").read_bytes()
@@ -163,7 +169,9 @@ def test_what_is_pushed_comes_back(server, plan, kernel, monkeypatch):
     assert not server.files
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert plan.push_to_hub(REPOSITORY, kernel=kernel, model="a/model", private=True) == LATER
-    assert server.made[0]["name"] == "tiny-flux"
+    made = server.made[-1]
+    assert made["name"] == "tiny-flux" and made["organization"] == "someone", made
+    assert made["visibility"] == "private"
     assert sorted(server.files) == ["README.md", "kernel.safetensors", "plan.safetensors"]
     assert eigencache.load_plan(REPOSITORY, revision=LATER).digest == plan.digest
     assert np.array_equal(load_kernel(REPOSITORY).timesteps, kernel.timesteps)
