@@ -152,6 +152,13 @@ def test_no_text_of_a_plan_gets_into_the_file(plan, tmp_path):
     assert "SystemExit" not in path.read_text() and _loaded(path)
 
 
+def test_diffusers_own_switch_takes_no_config_of_others(pipe, plan):
+    """docs/sharing.md says why; should it ever take one, a plan can be given to it."""
+    with pytest.raises(ValueError, match="is not supported"):
+        pipe.transformer.enable_cache(plan)
+    assert not pipe.transformer.is_cache_enabled
+
+
 def run(*line):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["eigencache", *map(str, line)])
