@@ -146,6 +146,19 @@ def quality() -> str:
     return _lines(["full steps of 50", *map(str, budgets)], rows)
 
 
+def masks() -> str:
+    """Return the table of docs/sharing.md: cache-dit at full steps of its own and of plans."""
+    data = pd.read_csv(BENCHMARKS / "cache_dit_masks.csv").set_index("method")
+    rows = []
+    for calibrator in ("", " + TaylorSeer-1", " + TaylorSeer-2", " + FoCa", " + DMD"):
+        places = ("interval", *(f"full steps of {label}" for label in (f"{OURS}-design", OURS)))
+        found = [f"{data.loc[place + calibrator, 'psnr']:.1f}" for place in places]
+        rows.append([calibrator.removeprefix(" + ") or "none (reuse)", *found])
+    plans = [f"**{data.loc[label, 'psnr']:.1f}**" for label in (f"{OURS}-design", OURS)]
+    rows.append(["**the plan itself, by EigenCache**", "", *plans])
+    return _lines(["calibrator", "cache-dit's interval", "open loop", "closed loop"], rows)
+
+
 def matrix() -> str:
     """Return the table of docs/pipelines.md."""
     return pipelines.table(pd.read_csv(pipelines.FILE))
@@ -186,6 +199,7 @@ def peers() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
+    "masks": ("docs/sharing.md", masks),
     "depth": ("docs/gpus.md", depth),
     "taps": ("docs/gpus.md", taps),
     "matrix": ("docs/pipelines.md", matrix),

@@ -22,11 +22,11 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.methods import make_plan as make_plan
     from eigencache.plan import Plan as Plan
     from eigencache.plan import PlanError as PlanError
-    from eigencache.plan import load_plan as load_plan
     from eigencache.runtime import cached as cached
     from eigencache.runtime import disable_cache as disable_cache
     from eigencache.runtime import enable_cache as enable_cache
     from eigencache.runtime.stats import CacheStats as CacheStats
+    from eigencache.sharing import load_plan as load_plan
     from eigencache.trajectory import Trajectory as Trajectory
     from eigencache.trajectory import TrajectoryError as TrajectoryError
 
@@ -44,7 +44,7 @@ _HOMES = {
     "calibrate": "calibration",
     "disable_cache": "runtime",
     "enable_cache": "runtime",
-    "load_plan": "plan",
+    "load_plan": "sharing",
     "make_plan": "methods",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -7,7 +7,7 @@ import sys
 from eigencache import __version__
 
 # Each is a module of `eigencache.commands`, which says what it must have.
-COMMANDS = ("calibrate", "plan", "sample", "score", "show")
+COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
 EXAMPLES = """\
 From a model to images, every command on its own:
 

@@ -11,8 +11,9 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -20,6 +21,11 @@ from numpy.typing import ArrayLike, DTypeLike
 from eigencache._checks import check_arguments, check_source, rebuilt
 from eigencache._files import contents_hash, read_arrays, write_arrays
 from eigencache.tokens import Rule, described, rule_of
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+    from eigencache.kernel import Kernel
 
 FORMAT = "eigencache-plan-1"
 # Where features can be taken; `eigencache.runtime._taps` finds the modules.
@@ -221,6 +227,55 @@ class Plan:
         """
         write_arrays(path, *self._contents())
 
+    def push_to_hub(
+        self, repo: str, *, kernel: "Kernel | None" = None, model: str | None = None,
+        scores: str | os.PathLike | None = None, private: bool | None = None,
+    ) -> str:  # fmt: skip
+        """Write the plan and its card to a repository of the Hugging Face hub.
+
+        Args:
+            repo: its id, "user/repo"; it is made if it is not there.
+            kernel: that the plan was made from, to go with it.
+            model: folder or hub id of the model that the plan is for, for the card.
+            scores: CSV of `eigencache score`, of images by this plan against those of full runs,
+                for the card.
+            private: whether a new repository is; by default as the hub's settings say.
+
+        Returns:
+            The commit, which `eigencache.load_plan` takes as a revision.
+
+        Raises:
+            OSError: the hub cannot be reached or refuses, or there are no such scores.
+            ValueError: `repo` is not an id, or the scores are not of one set of images.
+        """
+        from eigencache.sharing import push_to_hub
+
+        return push_to_hub(self, repo, kernel=kernel, model=model, scores=scores, private=private)
+
+    def export_scheduler(
+        self, folder: str | os.PathLike, scheduler: "SchedulerMixin | None" = None
+    ) -> Path:
+        """Write the plan as a scheduler of diffusers that needs no EigenCache.
+
+        The file `planned_scheduler.py` defines `PlannedScheduler`, a subclass of the scheduler that
+        the plan was made with; its text says how to use it, and what it cannot do.
+
+        Args:
+            folder: to write into; it need not exist.
+            scheduler: of the pipeline; its class replaces the plan's, and its config is written
+                beside the file, for `PlannedScheduler.from_pretrained(folder)`.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            OSError: the folder cannot be written to.
+            PlanError: the plan is not at tap "output", or of a scheduler that is not diffusers'.
+        """
+        from eigencache.export import export_scheduler
+
+        return export_scheduler(self, folder, scheduler)
+
     @property
     def digest(self) -> str:
         """The SHA-256 of the plan's contents, 64 hexadecimal digits; its file states the same."""
@@ -281,19 +336,6 @@ def remembered(source: Mapping[str, str], name: str) -> str | None:
         name: of an entry that `calibration.Calibration.source` makes.
     """
     return source.get(name, source.get(f"kernel {name}"))
-
-
-def load_plan(path: str | os.PathLike) -> Plan:
-    """Return the plan in a file that `Plan.save` or the workflow wrote; the same as `Plan.load`.
-
-    Args:
-        path: of the file, `.safetensors`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        PlanError: the file is truncated, is not a plan, or holds an invalid one.
-    """
-    return Plan.load(path)
 
 
 def _json(value: Any) -> str:

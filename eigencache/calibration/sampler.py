@@ -19,6 +19,7 @@ from eigencache._upstream import device_of, parts_needed
 from eigencache.calibration._calls import output_as, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
+from eigencache.sharing import is_hub_id
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
 
 def _is_folder(model: str | os.PathLike) -> bool:
     """Return whether a model is a folder, or at least no id of the hub."""
-    parts = os.fspath(model).split("/")
-    return os.path.isdir(model) or len(parts) != 2 or not all(parts) or parts[0].startswith(".")
+    return os.path.isdir(model) or not is_hub_id(model)
 
 
 def check_arguments(

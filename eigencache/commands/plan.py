@@ -23,6 +23,7 @@ from eigencache.commands._common import (
 from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
 from eigencache.plan import Plan, remembered
+from eigencache.sharing import load_kernel
 
 EXAMPLES = """\
 examples:
@@ -42,8 +43,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the kernel, the method, the budget or quality, and where to write the plan."""
     parser.add_argument(
-        "--kernel", type=Path, metavar="FILE", required=True, help="of `eigencache calibrate`"
-    )
+        "--kernel", metavar="KERNEL", required=True,
+        help="file of `eigencache calibrate`, or user/repo of the Hugging Face hub",
+    )  # fmt: skip
     add_method(parser)
     wish = parser.add_mutually_exclusive_group(required=True)
     wish.add_argument(
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Make the plan, write it, and say what is predicted of it."""
-    kernel, method = Kernel.load(arguments.kernel), method_of(arguments.method)
+    kernel, method = load_kernel(arguments.kernel), method_of(arguments.method)
     options, full_steps = parsed_options(arguments.options), arguments.full_steps
     steps = len(kernel.timesteps)
     check_wish(method, full_steps, arguments.psnr, arguments.tap, options)

@@ -37,6 +37,7 @@ from eigencache.commands.prompts import described, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import method_of
 from eigencache.plan import Plan, PlanError, remembered
+from eigencache.sharing import load_plan
 
 EXAMPLES = """\
 examples:
@@ -60,8 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the plan or method, the seed, and where to write images."""
     add_model(parser)
     parser.add_argument(
-        "--plan", type=Path, metavar="FILE",
-        help="of `eigencache plan` or the workflow; by default every step is computed in full",
+        "--plan", metavar="PLAN",
+        help="file of `eigencache plan` or the workflow, or user/repo of the Hugging Face hub; by "
+        "default every step is computed in full",
     )  # fmt: skip
     method = parser.add_argument_group("a method in place of a plan")
     add_method(method, default=None)  # type: ignore[arg-type]
@@ -102,7 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Sample and write the images, and say what the cache did."""
     if arguments.seed < 0:
         raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
-    plan = Plan.load(arguments.plan) if arguments.plan else None
+    plan = load_plan(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     request = _request(arguments, plan, kernel)
     calls, origin = calls_from(arguments), plan or kernel
@@ -201,7 +203,7 @@ def _plan_of(
     return method.plan(arguments.full_steps, timesteps, kernel, arguments.tap, **options)
 
 
-def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: Path) -> None:
+def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: str) -> None:
     """Raise a PlanError if a plan was made for another number of steps; tell other differences."""
     for name, value in plan.arguments.items():
         if name not in shared or agrees(value, shared[name]):

@@ -1,28 +1,29 @@
 """Say what a plan is: its steps, its method, and what it was made for.
 
-The file is one of `eigencache plan`, of `Plan.save` or of the workflow.
+It is a file of `eigencache plan`, of `Plan.save` or of the workflow, or in a repository of a hub.
 """
 
 import argparse
 import json
-from pathlib import Path
 
-from eigencache.plan import Plan, remembered
+from eigencache.plan import remembered
+from eigencache.sharing import load_plan
 
 EXAMPLES = """\
 examples:
   eigencache show plan.safetensors
+  eigencache show user/repo
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the plan."""
-    parser.add_argument("plan", type=Path, metavar="FILE", help="a plan, .safetensors")
+    parser.add_argument("plan", metavar="PLAN", help="a file, .safetensors, or user/repo")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the plan says."""
-    plan = Plan.load(arguments.plan)
+    plan = load_plan(arguments.plan)
     told = {
         "method": plan.method,
         "steps": f"{len(plan)}, timesteps {plan.timesteps[0]:g} to {plan.timesteps[-1]:g}",

@@ -13,6 +13,7 @@ from helpers import ROOT
 pytestmark = pytest.mark.slow
 
 # What only metrics and the workflow need; nothing else in the wheel may import it.
+DATA = ("py.typed", "planned_scheduler.py.txt", "card.md.txt")
 FOREIGN = "matplotlib pandas pyarrow pydantic scipy skimage snakemake timm torchmetrics open_clip"
 
 
@@ -130,7 +131,7 @@ def test_the_wheel_has_the_library_and_nothing_else(installed):
     (wheel,) = installed.glob("eigencache-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {Path(name).parts[0].partition("-")[0] for name in names} == {"eigencache"}
-    assert "eigencache/py.typed" in names
+    assert {f"eigencache/{name}" for name in DATA} <= {*names}
     assert not [n for n in names if n.endswith((".mplstyle", ".html", ".js", ".smk", ".yaml"))]
 
 
@@ -146,7 +147,7 @@ def test_a_tiny_pipeline_is_calibrated_and_sampled(installed):
     assert done.stdout.count("(16, 16)") == 3
 
 
-@pytest.mark.parametrize("command", ["calibrate", "plan", "sample", "score"])
+@pytest.mark.parametrize("command", ["calibrate", "plan", "sample", "score", "export", "card"])
 def test_every_command_explains_itself_without_the_workflow(installed, command):
     done = run(installed, "-m", "eigencache.cli", command, "--help")
     assert done.returncode == 0, done.stderr
