@@ -13,6 +13,7 @@ import eigencache
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("mypy"), reason="mypy is not installed")
 def test_mypy_finds_nothing():
     """Its cache makes a second run take seconds; the first takes one to two minutes of CPU time."""
@@ -26,6 +27,7 @@ def test_the_marker_is_packaged():
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["eigencache"]
 
 
+@pytest.mark.slow
 def test_types_reach_those_who_import_the_package(tmp_path):
     pytest.importorskip("mypy")
     (tmp_path / "user.py").write_text(
