@@ -202,7 +202,7 @@ def gap_errors(
         skipped = np.arange(last + 1, count)
         with np.errstate(divide="ignore", invalid="ignore"):
             weights = predictor.weights(windows[:, None, :], skipped[None, :], timesteps, matrix)
-        moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
+            moved = np.cumsum(sizes[skipped][:, None] * weights, axis=1)
         # q[:, k] is the gap that skips k steps: what it moves by, minus the truth.
         q = np.zeros((len(windows), len(skipped) + 1, count))
         past = np.broadcast_to(windows[:, None, :], moved.shape)

@@ -98,6 +98,18 @@ def test_no_schedule_is_better_when_errors_are_carried_to_the_end(predictor, car
         assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_design_forecasts_from_two_steps_at_the_same_timestep():
+    """PNDM visits one timestep twice; a line through it and itself has no slope."""
+    timesteps = TIMESTEPS.copy()
+    timesteps[2] = timesteps[1]
+    sizes = np.where(np.arange(STEPS) == 5, 0.1, -0.1)  # the latents go back and forth
+    for budget in (3, 4, 5):
+        steps = optimal_steps(Newton(1), timesteps, KERNEL.matrix(), [budget], sizes=sizes)[budget]
+        plan = make_plan(Steps(steps), Newton(1), timesteps)
+        assert np.isfinite(plan.weights).all() and len(plan.full_steps) == budget
+
+
 def test_what_is_carried_changes_the_design():
     designs = {
         optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [4], carry)[4]
