@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from eigencache.methods import METHODS
+from eigencache.metrics import METRICS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
 from reproduction.config import load
 from reproduction.provenance.code import source_hash
@@ -138,6 +139,17 @@ class Experiment:
     def metrics(self) -> dict[str, list[str]]:
         """The metrics, with the models of data/models.tsv that each needs."""
         return self.config.metrics_models
+
+    @property
+    def set_metrics(self) -> list[str]:
+        """Those of the metrics that have one value per set of images."""
+        return [name for name in self.metrics if METRICS[name].whole]
+
+    def features(self, labels: Iterable[str]) -> list[str]:
+        """Return the files of what metrics of sets know of the images of some labels."""
+        folder = f"results/{self.config.experiment}/features"
+        parts = dict.fromkeys(part for label in labels for part in self.parts(label))
+        return [f"{folder}/{part}.safetensors" for part in parts] if self.set_metrics else []
 
     def spec(self, label: str) -> dict:
         """Return the method of a label and its options: `{"method": name, option: value ...}`."""
