@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,17 @@ class Experiment:
         """The names of the shards of the evaluation prompts."""
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """The labels that a job samples together, by the first of them, which names the group.
 
         No group waits for plans that only some of its labels need, and a label whose plans are
         fitted in closed loop, which takes longest, has a group of its own.
         """
-        plain = [label for label in self.labels if label not in self.planned]
-        designed = [label for label in self.planned if label not in self.refined]
-        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in self.refined]]
+        planned, refined = self.planned, self.refined
+        plain = [label for label in self.labels if label not in planned]
+        designed = [label for label in planned if label not in refined]
+        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in refined]]
         return {group[0]: group for several in groups for group in several}
 
     def group(self, label: str) -> str:
