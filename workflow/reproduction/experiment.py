@@ -7,12 +7,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eigencache.methods import METHODS
+from eigencache.metrics import METRICS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
 from reproduction.config import load
 from reproduction.provenance.code import source_hash
@@ -89,16 +91,17 @@ class Experiment:
         """The names of the shards of the evaluation prompts."""
         return [f"{shard:03d}" for shard in range(self.sharding.count)]
 
-    @property
+    @cached_property
     def groups(self) -> dict[str, list[str]]:
         """The labels that a job samples together, by the first of them, which names the group.
 
         No group waits for plans that only some of its labels need, and a label whose plans are
         fitted in closed loop, which takes longest, has a group of its own.
         """
-        plain = [label for label in self.labels if label not in self.planned]
-        designed = [label for label in self.planned if label not in self.refined]
-        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in self.refined]]
+        planned, refined = self.planned, self.refined
+        plain = [label for label in self.labels if label not in planned]
+        designed = [label for label in planned if label not in refined]
+        groups = [*map(self.sharding.groups, (plain, designed)), [[k] for k in refined]]
         return {group[0]: group for several in groups for group in several}
 
     def group(self, label: str) -> str:
@@ -138,6 +141,17 @@ class Experiment:
     def metrics(self) -> dict[str, list[str]]:
         """The metrics, with the models of data/models.tsv that each needs."""
         return self.config.metrics_models
+
+    @property
+    def set_metrics(self) -> list[str]:
+        """Those of the metrics that have one value per set of images."""
+        return [name for name in self.metrics if METRICS[name].whole]
+
+    def features(self, labels: Iterable[str]) -> list[str]:
+        """Return the files of what metrics of sets know of the images of some labels."""
+        folder = f"results/{self.config.experiment}/features"
+        parts = dict.fromkeys(part for label in labels for part in self.parts(label))
+        return [f"{folder}/{part}.safetensors" for part in parts] if self.set_metrics else []
 
     def spec(self, label: str) -> dict:
         """Return the method of a label and its options: `{"method": name, option: value ...}`."""

@@ -1,6 +1,3 @@
-from eigencache.metrics import METRICS
-
-SET_METRICS = [name for name in E.metrics if METRICS[name].whole]
 MANIFESTS = {
     name: [f"models/{model}/manifest.json" for model in models]
     for name, models in E.metrics.items()
@@ -26,7 +23,7 @@ rule score:
         scores="results/{experiment}/scores/{group}/{shard}.csv",
         features=(
             ["results/{experiment}/features/{group}/{shard}.safetensors"]
-            if SET_METRICS
+            if E.set_metrics
             else []
         ),
     log:
@@ -58,23 +55,16 @@ rule score:
         "--scores {output.scores:q} --features {output.features:q} 2>&1 | tee {log:q}"
 
 
-def features(labels):
-    """Return the features of all shards of labels, if there are metrics of sets."""
-    parts = dict.fromkeys(part for label in labels for part in E.parts(label))
-    folder = f"results/{NAME}/features"
-    return [f"{folder}/{part}.safetensors" for part in parts] if SET_METRICS else []
-
-
 rule gather:
     """Join the scores of a method's shards, and compute its metrics of whole sets."""
     input:
         shards=lambda w: [f"results/{NAME}/scores/{p}.csv" for p in E.parts(w.label)],
         records="results/{experiment}/records/{label}.csv",
-        features=lambda w: features([w.label]),
-        references=lambda w: features(E.reference_labels),
+        features=lambda w: E.features([w.label]),
+        references=E.features(E.reference_labels),
     output:
         scores="results/{experiment}/scores/{label}.csv",
-        sets=["results/{experiment}/sets/{label}.csv"] if SET_METRICS else [],
+        sets=["results/{experiment}/sets/{label}.csv"] if E.set_metrics else [],
     log:
         "logs/{experiment}/gather-{label}.log",
     localrule: True

@@ -9,7 +9,7 @@ rule table:
         scores=expand("results/{{experiment}}/scores/{label}.csv", label=E.labels),
         sets=expand(
             "results/{{experiment}}/sets/{label}.csv",
-            label=E.labels if SET_METRICS else [],
+            label=E.labels if E.set_metrics else [],
         ),
     output:
         tidy="results/{experiment}/scores.csv",
