@@ -21,11 +21,12 @@ import pandas as pd
 import torch
 import yaml
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
 from benchmarks.peers.sampling import STEPS, Arguments, Case, call, cases_of, middle
+from eigencache._flops import CPU_ATTENTION
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
@@ -37,12 +38,6 @@ BATCH = 16  # images sampled together for quality; time is measured one by one
 SEARCHED = 4  # calibration prompts on which thresholds are searched for
 NEAR = 0.3  # a search ends this near to the mean number of full steps asked for
 FULL = Contestant("full", "", lambda pipe: contextlib.nullcontext(), lambda budget: {})
-# Attention on a CPU, which torch's table of operations lacks.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
-    )
-}
 
 
 @contextlib.contextmanager

@@ -73,6 +73,17 @@ def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _open(value) if _is_image(name, value) else value for name, value in call.items()}
 
 
+def images_of(path: str | os.PathLike) -> list[str]:
+    """Return the paths of the images that a prompt file names, each once.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_calls` says.
+    """
+    named = [value for call in read_calls(path) for n, value in call.items() if _is_image(n, value)]
+    several = [value if isinstance(value, list) else [value] for value in named]
+    return list(dict.fromkeys(image for images in several for image in images))
+
+
 def _open(value: str | list[str]) -> Any:
     from PIL import Image
 

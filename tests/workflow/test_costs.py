@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import flow_timesteps, sampling, tiny_flux, tiny_pipeline
+from pipelines.zoo import ZOO
 
 from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import recording, timesteps_of
@@ -144,10 +145,18 @@ def test_steps_that_cannot_be_skipped_are_refused():
         stage.nearest_plan(2, TIMESTEPS[:3])
 
 
-def test_taps_that_a_transformer_has_not_are_left_out(capsys):
-    plans = stage.plans_by_tap(torch.nn.Linear(2, 2), 3, TIMESTEPS)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("wan22", "denoises with transformer_2 beside its transformer"), ("sdxl", "")],
+)
+def test_taps_that_do_not_suit_a_pipeline_are_left_out(name, reason, capsys):
+    case = ZOO[name]()
+    call = {k: v for k, v in case.arguments().items() if k not in ("generator", "output_type")}
+    plans = stage.plans_by_tap(case.pipe, call, 0, 4, timesteps_of(case.pipe, call))
     assert list(plans) == ["output"]
-    assert "tap modules is left out: Linear has no blocks" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("is left out: ") == 4 and reason in said
+    assert stage.steps_of(case.pipe, call, 0).full_seconds > 0  # nothing of them has stayed
 
 
 # ---- The figure

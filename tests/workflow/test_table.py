@@ -60,7 +60,8 @@ def records():
     return table.assign(
         prompt=[f"prompt {i}" for i in table["prompt_index"]], seed=table["prompt_index"] + 2**62,
         num_steps=50, decode_seconds=0.5, predicted_psnr=np.nan, device="cpu", threads=1,
-        peak_memory_mb=100.0 + table["prompt_index"], image="x.png", sha256="ab" * 32,
+        tflop=table["full_steps"] / 8, peak_memory_mb=100.0 + table["prompt_index"], image="x.png",
+        sha256="ab" * 32,
     )  # fmt: skip
 
 
@@ -336,7 +337,7 @@ def test_the_reference_is_not_the_best_for_being_like_itself(records, scores):
 def test_sheet_shows_means_intervals_and_marks(table):
     found = sheet(table, "full")
     assert found.heads == ["method", "PSNR (dB) ↑", "PSNR over plain (dB) ↑", "ST-LPIPS (alex) ↓",
-                           "speed-up ↑"]  # fmt: skip
+                           "speed-up ↑", "TFLOP ↓"]  # fmt: skip
     assert list(found.groups) == ["50 full steps (full run)", "5 full steps", "7 full steps",
                                   "9 full steps"]  # fmt: skip
     plain, ours, other = found.groups["5 full steps"]
@@ -346,7 +347,8 @@ def test_sheet_shows_means_intervals_and_marks(table):
     assert ours[1] == Cell(f"{row['psnr']:.2f}", detail, "bold")
     detail = f"[{row['psnr_gain_low']:+.2f}, {row['psnr_gain_high']:+.2f}]"
     assert ours[2] == Cell(f"{row['psnr_gain']:+.2f}", detail)
-    assert ours[4] == Cell(f"{row['speedup']:.2f}")
+    assert ours[4:] == [Cell(f"{row['speedup']:.2f}"), Cell("0.625")]
+    assert found.groups["50 full steps (full run)"][0][5] == Cell("6.25")
     assert other[1].mark == other[3].mark == "underlined" and ours[3].mark == "bold"
     assert found.groups["50 full steps (full run)"][0][1] == Cell("∞")
     notes = " ".join(found.notes)
@@ -356,8 +358,8 @@ def test_sheet_shows_means_intervals_and_marks(table):
 
 def test_without_a_baseline_no_column_compares_with_it(images):
     found = sheet(compare(summarise(images), images, "full"), "full")
-    assert found.heads == ["method", "PSNR (dB) ↑", "ST-LPIPS (alex) ↓", "speed-up ↑"]
-    assert {len(row) for rows in found.groups.values() for row in rows} == {4}
+    assert found.heads == ["method", "PSNR (dB) ↑", "ST-LPIPS (alex) ↓", "speed-up ↑", "TFLOP ↓"]
+    assert {len(row) for rows in found.groups.values() for row in rows} == {5}
     assert "seed" not in " ".join(found.notes)
 
 

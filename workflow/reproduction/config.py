@@ -27,11 +27,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from eigencache.commands.prompts import described, read_calls
+from eigencache.commands.prompts import described, images_of, read_calls
 from eigencache.methods import METHODS
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
-from reproduction.prompts import refuse_overlap
+from reproduction.prompts import file_of, refuse_overlap
 
 # Names of the table of methods that an experiment may compare; it holds the full run anyway.
 NAMES = [*METHODS, *(name for name in BASELINES if name != FULL)]
@@ -135,7 +135,7 @@ class Calibration(_Part):
     """The prompts and noise that kernels are calibrated and closed-loop plans fitted on."""
 
     prompts: PromptFile
-    """A file with one prompt per line; the evaluation must not have any of them."""
+    """A prompt file, or the name of a set; the evaluation must not have any of its prompts."""
     num_prompts: Annotated[int, Field(ge=1)] | None = 32
     """The first so many prompts; null: all."""
     seed: Seed
@@ -327,7 +327,7 @@ class Config(_Part):
     ]
     """Runs that images are compared with: full, or LABEL-BUDGET. The first is shown."""
     prompts: PromptFile
-    """A file with one evaluation prompt per line."""
+    """The evaluation prompts: a file, or the name of a set of data/prompts/sets.tsv."""
     num_prompts: Annotated[int, Field(ge=1)] | None = None
     """The first so many prompts; null: all."""
     seed: Seed
@@ -342,6 +342,8 @@ class Config(_Part):
     """Whether the transformer and the VAE take turns on the GPU."""
     anchor_device: Literal["cpu"] | None = None
     """Where a cache keeps features of full steps; null: where they are made."""
+    step_seconds: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds of a full step, at most. Only the time that jobs ask a cluster for depends on it."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """What the network runs on."""
     pipeline: Name | None = None
@@ -373,6 +375,16 @@ class Config(_Part):
     def calibration_prompts(self) -> list[str]:
         """The prompts of the calibration, in their order."""
         return self._calibrating
+
+    @property
+    def evaluation_images(self) -> list[str]:
+        """The images that the file of the evaluation's prompts names."""
+        return images_of(self.prompts)
+
+    @property
+    def calibration_images(self) -> list[str]:
+        """The images that the file of the calibration's prompts names."""
+        return images_of(self.calibration.prompts)
 
     @property
     def middle_budget(self) -> int:
@@ -407,6 +419,9 @@ class Config(_Part):
                 f"{self.seed} is the seed of the evaluation too; choose another, so that "
                 "calibration never sees evaluation noise",
             )
+        self.prompts, self.calibration.prompts = map(
+            file_of, (self.prompts, self.calibration.prompts)
+        )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
         refuse_overlap(_prompts(self.calibration.prompts), _prompts(self.prompts))
         self._evaluation = _prompts(self.prompts, self.num_prompts)

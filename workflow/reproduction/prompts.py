@@ -1,4 +1,98 @@
-"""Which prompts a job gets, and a check that calibration and evaluation share none."""
+"""Prompt sets by name, which prompts a job gets, and that calibration and evaluation share none."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from eigencache._files import replacing, sha256
+
+SETS = "data/prompts/sets.tsv"
+FETCHED = "data/prompts/fetched"
+
+
+class PromptSetError(ValueError):
+    """A prompt set cannot be fetched, or is not the one that the table pins; what to do is said."""
+
+
+def prompt_sets(table: str = SETS) -> dict[str, dict[str, str]]:
+    """Return the rows of the table of prompt sets, by their names.
+
+    Its columns are name, source (an address), sha256 (of what is there), column (where the prompts
+    are, if the source is a table), prompts (how many) and note.
+    """
+    if not Path(table).is_file():
+        return {}
+    with open(table, encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def file_of(prompts: str, table: str = SETS, folder: str = FETCHED) -> str:
+    """Return the path of a prompt file: `prompts` itself, or that of the set of this name.
+
+    A set is fetched when it is first named, from the address that the table has for it. Its
+    prompts are written one a line to `{folder}/{name}.txt`.
+
+    Args:
+        prompts: a path, or a name of the table in any case.
+        table: of prompt sets.
+        folder: for what is fetched.
+
+    Raises:
+        PromptSetError: the set cannot be fetched, or is not what the table pins.
+    """
+    if Path(prompts).suffix or "/" in prompts or Path(prompts).is_file():
+        return prompts
+    sets = {name.lower(): row for name, row in prompt_sets(table).items()}
+    if prompts.lower() not in sets:
+        names = ", ".join(prompt_sets(table))
+        raise PromptSetError(f"{prompts!r} is no file, and no prompt set of {table}: {names}")
+    row = sets[prompts.lower()]
+    target = Path(folder) / f"{row['name']}.txt"
+    source = target.with_suffix(Path(row["source"]).suffix) if row["column"] else target
+    if not source.is_file():
+        data = _get(row, source)
+        _check(row, hashlib.sha256(data).hexdigest(), table, row["source"])
+        with replacing(source) as part:
+            part.write_bytes(data)
+    _check(row, sha256(source), table, f"{source}, which is fetched anew once you delete it,")
+    if row["column"]:
+        rows = csv.DictReader(io.StringIO(source.read_text("utf-8"), newline=""), delimiter="\t")
+        text = "".join(f"{one[row['column']]}\n" for one in rows)
+        if not target.is_file() or target.read_text("utf-8") != text:
+            with replacing(target) as part:
+                part.write_text(text, encoding="utf-8")
+    return target.as_posix()
+
+
+def _get(row: Mapping[str, str], target: Path) -> bytes:
+    """Return what is at the address of a prompt set."""
+    import httpx2
+
+    try:
+        got = httpx2.get(row["source"], follow_redirects=True, timeout=30)
+        got.raise_for_status()
+    except httpx2.HTTPError as error:
+        raise PromptSetError(
+            f"prompt set {row['name']}: {row['source']} cannot be fetched "
+            f"({error or 'no answer'}). Run again when it can, or put a copy of it at {target}"
+        ) from None
+    return got.content
+
+
+def _check(row: Mapping[str, str], found: str, table: str, what: str) -> None:
+    """Raise a PromptSetError unless the hash of a prompt set is the one that is pinned."""
+    if not row["sha256"]:
+        raise PromptSetError(
+            f"{table}: the sha256 of {row['name']} is open. That of {row['source']} is {found} "
+            "now; see that the file is the right one, and write it there"
+        )
+    if found != row["sha256"]:
+        raise PromptSetError(
+            f"prompt set {row['name']}: {what} has sha256 {found}, and {row['sha256']} is pinned "
+            f"in {table}"
+        )
 
 
 def refuse_overlap(calibration: list[str], evaluation: list[str]) -> None:

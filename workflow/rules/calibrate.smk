@@ -6,6 +6,7 @@ rule calibrate:
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.calibration.prompts,
+        images=E.config.calibration_images,  # that the prompts name
     output:
         expand("results/{{experiment}}/kernels/{kernel}.safetensors", kernel=E.kernels),
     log:
@@ -17,6 +18,8 @@ rule calibrate:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        runtime=REQUESTS.runtime((1 + len(E.calibration_prompts)) * STEPS),
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         prompts=hash_of(E.calibration_prompts),

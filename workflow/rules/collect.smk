@@ -8,6 +8,7 @@ rule collect:
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.calibration.prompts,
+        images=E.config.calibration_images,  # that the prompts name
     output:
         "results/{experiment}/collected/{tap}.safetensors",
     log:
@@ -19,6 +20,8 @@ rule collect:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        runtime=REQUESTS.runtime(STEPS),
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         options=lambda w: options(

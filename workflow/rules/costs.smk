@@ -6,6 +6,7 @@ rule costs:
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.prompts,
+        images=E.config.evaluation_images,  # that the prompts name
     output:
         "results/{experiment}/costs.csv",
     log:
@@ -17,6 +18,8 @@ rule costs:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        runtime=REQUESTS.runtime(6 * (1 + COSTS.images) * STEPS),
     params:
         options=options(
             images=COSTS.images,

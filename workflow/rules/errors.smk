@@ -6,6 +6,7 @@ rule errors:
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.prompts,
+        images=E.config.evaluation_images,  # that the prompts name
         plans=expand(
             "results/{{experiment}}/plans/{label}/{budget}.safetensors",
             label=[label for label in E.planned if label in E.budgeted],
@@ -23,6 +24,10 @@ rule errors:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        runtime=REQUESTS.runtime(
+            (1 + len(E.planned)) * (1 + len(ERRORS.prompts)) * STEPS
+        ),
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         options=options(

@@ -1,7 +1,13 @@
 # A model of a hub is fetched where Snakemake itself runs: a cluster's nodes may have no connection.
 
+from reproduction.models.requests import Requests
+
 with open("data/models.tsv") as file:
     PINS = file.readlines()
+
+# What jobs that load a model ask a cluster for.
+REQUESTS = Requests(E.config.dtype, E.config.step_seconds)
+STEPS = E.config.arguments.num_inference_steps
 
 
 rule fetch:

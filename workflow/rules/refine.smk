@@ -7,6 +7,7 @@ rule refine:
         kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.calibration.prompts,
+        images=E.config.calibration_images,  # that the prompts name
     output:
         expand(
             "results/{{experiment}}/plans/{{label}}/{budget}.safetensors",
@@ -25,6 +26,14 @@ rule refine:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        # What a closed loop computes at most; for a target quality it tries some six budgets.
+        runtime=REQUESTS.runtime(
+            lambda w: 16
+            * (6 if w.label in E.bounded else len(E.config.budgets))
+            * len(E.calibration_prompts)
+            * STEPS
+        ),
         low_memory=int(E.config.low_memory),  # no result depends on it
     params:
         prompts=hash_of(E.calibration_prompts),

@@ -14,6 +14,7 @@ rule sample:
     input:
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.prompts,
+        images=E.config.evaluation_images,  # that the prompts name
         plans=lambda w: [path for label in E.groups[w.group] for path in E.plans(label)],
     output:
         records="results/{experiment}/shards/{group}/{shard}.csv",
@@ -27,6 +28,8 @@ rule sample:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
+        runtime=REQUESTS.runtime(lambda w: len(E.groups[w.group]) * E.sharding.longest),
     params:
         prompts=PROMPTS,
         # The images do not depend on the last two, but the seconds and the memory recorded do.

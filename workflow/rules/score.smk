@@ -35,6 +35,7 @@ rule score:
     threads: E.config.threads
     resources:
         gpu=1,
+        mem_mb=REQUESTS.mem_mb,
     params:
         options=options(
             metrics=MANIFESTS,

@@ -4,10 +4,11 @@ import argparse
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from eigencache._files import replacing, sha256
+from eigencache.commands.prompts import images_of
 from reproduction.provenance import code, facts
 from reproduction.provenance.manifest import (
     FORMAT,
@@ -49,7 +50,7 @@ def begin(
         "config": hash_of(settings),
         "settings": settings,
         "inputs": {path: found["sha256"] for path, found in earlier.items()},
-        "sources": {path: sha256(path) for path in paths(arguments, sources)},
+        "sources": {path: sha256(path) for path in _with_images(paths(arguments, sources))},
         "models": _union(earlier, "models")
         | {path: _model(path) for path in paths(arguments, models)},
         "seeds": _union(earlier, "seeds") | seeds,
@@ -81,6 +82,14 @@ def paths(arguments: argparse.Namespace, names: Iterable[str]) -> list[str]:
         value = getattr(arguments, name)
         found += [value] if isinstance(value, str) else value or []
     return found
+
+
+def _with_images(sources: Iterable[str]) -> Iterator[str]:
+    """Yield files, and the images that those among them name which are prompts."""
+    for path in sources:
+        yield path
+        if Path(path).suffix in (".jsonl", ".tsv"):
+            yield from images_of(path)
 
 
 def _setting(value):

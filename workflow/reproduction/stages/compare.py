@@ -19,7 +19,9 @@ from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import NONE, Cell, Mark, Sheet, latex, markdown, measured, number
 
 GAIN = "psnr_gain"
-TIMES = ["seconds", "speedup", "speedup_low", "speedup_high", "images", "timed_images"]
+TIMES = [
+    "seconds", "speedup", "speedup_low", "speedup_high", "tflop", "images", "timed_images"
+]  # fmt: skip
 MARKS: Mapping[int, Mark] = {1: "bold", 2: "underlined"}
 
 
@@ -103,7 +105,7 @@ def sheet(table: pd.DataFrame, reference: str) -> Sheet:
     """Return the table of `compare` as it is typeset."""
     metrics = [name for name in table.columns if name in METRICS]
     baseline = table.loc[table["run"] == table["baseline"], "method"].drop_duplicates()
-    heads = ["method", *(_head(name) for name in metrics), "speed-up ↑"]
+    heads = ["method", *(_head(name) for name in metrics), "speed-up ↑", "TFLOP ↓"]
     if len(baseline):
         heads.insert(1 + metrics.index("psnr") + 1, f"PSNR over {baseline.iloc[0]} (dB) ↑")
     groups = {}
@@ -130,7 +132,7 @@ def _row(row: dict, metrics: list[str], compared: bool) -> list[Cell]:
         if name == "psnr" and compared:
             gain = measured(*_interval(row, GAIN), digits, signed=True)
             cells.append(Cell(NONE) if own else gain)
-    return [*cells, measured(*_interval(row, "speedup"), 2)]
+    return [*cells, measured(*_interval(row, "speedup"), 2), Cell(f"{row['tflop']:#.3g}")]
 
 
 def _interval(row: dict, name: str) -> tuple[float, float, float]:
@@ -147,6 +149,7 @@ def _notes(table: pd.DataFrame, reference: str) -> list[str]:
         + ("." if pd.isna(seed) else f"; noise from seed {seed:.0f}."),
         f"Speed-up on {device} is the median of pairs of this run and a full run timed one beside "
         f"the other, of {timed.min()} prompts or more.",
+        "TFLOP are 1e12 operations of the denoising networks for an image, as torch counts them.",
         f"In brackets are {100 * LEVEL:.0f} % bootstrap intervals over prompts, where there are "
         "enough.",
         "Bold is the best of its budget and underlined the second, marked only where the interval "

@@ -15,7 +15,7 @@ One row per tap and image:
     device, threads         what was computed on
 
 A step goes from its first call of a network to the end of the scheduler's step. The first step of
-a run, which is slower than the others, is a full one. Taps that a network has not are left out.
+a run, which is slower than the others, is a full one. Taps that the pipeline refuses are left out.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from eigencache.commands.prompts import opened, read_calls
 from eigencache.methods import METHODS
 from eigencache.plan import TAPS, Plan
 from eigencache.runtime import cached, following, held_bytes, watched
-from eigencache.runtime._taps import network_of, tapped
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.tables.tables import write_table
 
@@ -65,17 +64,21 @@ def steps_of(
         return Steps(stats.full_seconds, stats.skipped_seconds, max(held) / 1e6, peak)
 
 
-def plans_by_tap(network, full_steps: int, timesteps) -> dict[str, Plan]:
-    """Return TaylorSeer's plan of order 1 for every tap that a network has."""
+def plans_by_tap(
+    pipe, call: Call, seed: int, full_steps: int, timesteps, anchor_device: str | None = None
+) -> dict[str, Plan]:
+    """Return TaylorSeer's plan of order 1 for every tap at which the pipeline can be sampled.
+
+    One image is sampled at each, which is slower than those that follow, and of no account.
+    """
     plan, plans = nearest_plan(full_steps, timesteps), {}
     for tap in TAPS:
+        plans[tap] = replace(plan, tap=tap)
         try:
-            if tap != "output":
-                tapped(network, tap)
+            steps_of(pipe, call, seed, plans[tap], anchor_device)
         except ValueError as error:
             print(f"tap {tap} is left out: {error}")
-        else:
-            plans[tap] = replace(plan, tap=tap)
+            del plans[tap]
     return plans
 
 
@@ -116,8 +119,9 @@ def main(arguments: argparse.Namespace) -> None:
     pipe = loaded(arguments, calls)
     first = {**arguments.arguments, **opened(calls[0])}
     timesteps = timesteps_of(pipe, first)
-    plans = plans_by_tap(network_of(pipe), arguments.full_steps, timesteps)
-    steps_of(pipe, first, arguments.seed)  # the first run is slower than later ones
+    plans = plans_by_tap(
+        pipe, first, arguments.seed, arguments.full_steps, timesteps, arguments.anchor_device
+    )
     rows = []
     for image, call in enumerate(tqdm(calls, desc="costs", unit="image")):
         seed, whole = image_seed(arguments.seed, image), {**arguments.arguments, **opened(call)}

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from eigencache._checks import agrees, span
+from eigencache._flops import Meter
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
@@ -79,16 +81,19 @@ def sample_shard(
             the runs begin with one, it is that.
         anchor_device: where a cache keeps features; by default where they are made.
     """
-    reference = Run(FULL, FULL)
+    reference, meter = Run(FULL, FULL), Meter(pipe)
     if indices:  # the first calls of a process are slower than later ones
         sample_run(pipe, {**arguments, **opened(calls[indices[0]])}, seed, reference)
+        meter.operations()
     for position, index in enumerate(tqdm(indices, desc="sample", unit="prompt")):
         call, noise = {**arguments, **opened(calls[index])}, image_seed(seed, index)
         pair = None
         if position < timed and reference not in runs:
             pair = sample_run(pipe, call, noise, reference).seconds
+            meter.operations()
         for run_ in runs:
-            made = sample_run(pipe, call, noise, run_, anchor_device)
+            again = partial(sample_run, pipe, call, noise, run_, anchor_device)
+            made = again()
             path = write_frames(made.frames, images / run_.name / f"{index:05d}")
             yield {
                 "run": run_.name,
@@ -102,6 +107,7 @@ def sample_shard(
                 "seconds": made.seconds,
                 "reference_seconds": pair,
                 "decode_seconds": made.decode_seconds,
+                "tflop": meter.operations(run_.plan, again) / 1e12,
                 "peak_memory_mb": made.peak_memory_mb,
                 "device": pipe._execution_device.type,
                 "threads": torch.get_num_threads(),

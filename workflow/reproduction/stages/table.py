@@ -17,8 +17,8 @@ from reproduction.tables.tables import read_table, write_table
 
 BEFORE = ["run", "method", "reference", "num_steps", "full_steps", "prompt_index", "prompt", "seed"]
 AFTER = [
-    "seconds", "reference_seconds", "speedup", "decode_seconds", "peak_memory_mb", "device",
-    "threads", "predicted_psnr", "image", "sha256",
+    "seconds", "reference_seconds", "speedup", "tflop", "decode_seconds", "peak_memory_mb",
+    "device", "threads", "predicted_psnr", "image", "sha256",
 ]  # fmt: skip
 GROUP = ["run", "reference"]
 
@@ -60,8 +60,8 @@ def summarise(
 
     Every quality is the mean over images, `psnr`, with its interval, `psnr_low` and `psnr_high`;
     `psnr_gain` is that of the paired difference to the run of the baseline with as many full steps.
-    `seconds` is a mean; `speedup` is the median of paired ratios, with its interval. Ends of
-    intervals are nan where there is none.
+    `seconds` and `tflop`, 1e12 operations of the networks, are means; `speedup` is the median of
+    paired ratios, with its interval. Ends of intervals are nan where there is none.
 
     Args:
         images: from `join`.
@@ -104,6 +104,7 @@ def _measured(own: pd.DataFrame) -> dict:
     return {
         "seconds": own["seconds"].mean(),
         **_named("speedup", speedup),
+        "tflop": own["tflop"].mean(),
         "decode_seconds": own["decode_seconds"].mean(),
         "peak_memory_mb": own["peak_memory_mb"].max(),
         "images": len(own),

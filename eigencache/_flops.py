@@ -1,0 +1,96 @@
+"""Floating-point operations of the networks that denoise, by torch's own counter.
+
+The counter knows matrix products, convolutions and attention; a multiplication and an addition are
+two operations. Nothing of what it does falls into the time of an image: while one is made, only the
+shapes are noted that each network is called with. What a call of these shapes costs is counted
+afterwards, and once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from eigencache.plan import Plan
+from eigencache.runtime._driver import _may_denoise, _shape_of, denoisers
+
+# Attention on a CPU, which torch's table of operations lacks.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    )
+}
+Shapes = tuple[str, tuple]  # the name of a network, and what tells its calls apart
+
+
+class Meter:
+    """Counts what the denoising networks of a pipeline compute for an image.
+
+    Args:
+        pipe: a diffusers pipeline without a cache, which is called without one or with any. The
+            meter stays on its networks.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._calls: list[Shapes] = []  # of the image that is being made
+        self._new: dict[Shapes, Callable[[], Any]] = {}  # calls of shapes that were not counted yet
+        self._known: dict[Any, int] = {}
+        self._counted: int | None = None  # so far, while an image is made to be counted
+        for name, network in denoisers(pipe):
+            if _may_denoise(network):
+                self._watch(name, network)
+
+    def operations(self, plan: Plan | None = None, again: Callable[[], Any] | None = None) -> int:
+        """Return the operations of the image that was made since the last call.
+
+        Without a plan, and at the tap "output", a network runs as a whole or not at all: each call
+        costs what a call of such shapes costs. At other taps parts of a network run at skipped
+        steps too; there the first image of such shapes is made again to be counted.
+
+        Args:
+            plan: that the image was made by; None if every step was computed.
+            again: makes the image once more; needed at other taps than "output".
+        """
+        calls, self._calls = tuple(self._calls), []
+        new, self._new = self._new, {}
+        if plan is None or again is None or plan.tap == "output":
+            for shapes, call in new.items():
+                with torch.no_grad(), _counter() as counter:
+                    call()
+                self._known[shapes] = counter.get_total_flops()
+            return sum(self._known[shapes] for shapes in calls)
+        key = id(plan), calls
+        if key not in self._known:
+            self._counted = 0
+            try:
+                again()
+                self._known[key] = self._counted
+            finally:
+                self._counted = None
+        return self._known[key]
+
+    def _watch(self, name: str, network: nn.Module) -> None:
+        run = network.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._counted is not None:
+                with _counter() as counter:
+                    output = run(*args, **kwargs)
+                self._counted += counter.get_total_flops()
+                return output
+            shapes = name, _shape_of(args, kwargs)
+            self._calls.append(shapes)
+            if shapes not in self._known:
+                self._new.setdefault(shapes, partial(run, *args, **kwargs))
+            return run(*args, **kwargs)
+
+        # For those who ask for the signature.
+        forward.__wrapped__ = run  # type: ignore[attr-defined]
+        network.forward = forward
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)

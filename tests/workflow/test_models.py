@@ -1,0 +1,174 @@
+"""The configuration of every model that the workflow knows, on a tiny stand-in of the model."""
+
+import contextlib
+import json
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import ROOT, copy_of_project, planned_jobs, snakemake
+from PIL import Image
+
+from eigencache._frames import frames_of
+from reproduction.config import load
+
+_TINY = {"height": 32, "width": 32}
+# What a stand-in is called with in place of the configuration's values; the rest stays.
+CHANGES = {
+    "flux-dev": _TINY,
+    "flux-schnell": _TINY,
+    "flux-kontext": _TINY | {"max_area": 32 * 32, "_auto_resize": False},
+    "flux2-dev": _TINY,
+    "flux2-klein-4b": _TINY,
+    "qwen-image": _TINY,
+    "qwen-image-edit": {},
+    "z-image": _TINY,
+    "sd35-large": _TINY,
+    "sdxl": _TINY,
+    "wan22-ti2v-5b": _TINY | {"num_frames": 5},
+    "wan22-t2v-a14b": _TINY | {"num_frames": 5},
+}
+KEPT = ("flux-schnell", "flux2-klein-4b")  # few steps as it is
+
+
+def stated(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
+
+
+def small(name: str, model_path: Path, methods: int = 2) -> dict:
+    """Return a configuration of a few prompts and steps, with the first method that is planned."""
+    config = stated(name)
+    steps = 4 if name in KEPT else 6
+    labels = [key for key, spec in config["methods"].items() if spec["method"] != "fewer-steps"]
+    chosen = [labels[0], "EigenCache-design"][:methods]
+    return config | {
+        "model_path": str(model_path),
+        "metrics": ["psnr", "ssim"],
+        "num_prompts": 2,
+        "shards": 1,
+        "timed_prompts": 1,
+        "threads": 1,
+        "dtype": "float32",
+        "budgets": [3],
+        "arguments": config["arguments"] | CHANGES[name] | {"num_inference_steps": steps},
+        "calibration": config["calibration"] | {"num_prompts": 2},
+        "methods": {label: config["methods"][label] for label in chosen},
+        "figures": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project whose prompts name tiny images."""
+    folder = copy_of_project(tmp_path_factory.mktemp("models"))
+    for path in (folder / "data/prompts/images").iterdir():
+        with Image.open(path) as image:
+            image.resize((32, 32)).save(path)
+    return folder
+
+
+@contextlib.contextmanager
+def _within(folder: Path, argv: list[str]):
+    before = os.getcwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = argv
+    try:
+        yield
+    finally:
+        os.chdir(before[0])
+        sys.argv = before[1]
+
+
+STAGES = [
+    "fetch", "calibrate", "plan", "refine", "sample", "merge", "score", "table", "compare", "costs",
+    "errors",
+]  # fmt: skip
+
+
+def _turn(command: tuple[str, str]) -> int:
+    """Return the place of a command among those of its target: figures come after all stages."""
+    name = command[0].rpartition(".")[2]
+    return STAGES.index(name) if ".stages." in command[0] else len(STAGES)
+
+
+def run_here(folder: Path, target: str, configfile: Path) -> str:
+    """Run the jobs of a target one after another in this process; return what a dry run prints.
+
+    Snakemake says which commands make the target. Starting each of them in a process of its own
+    would take ten times as long, since each would import torch and diffusers anew.
+    """
+    printed = snakemake(folder, target, "-n", "-p", "--configfile", str(configfile))
+    commands = re.findall(
+        r"python -m (reproduction\.(?:stages|figures|gallery)\.\S+) (.*?)(?: > \S+)? 2>&1", printed
+    )
+    assert len(commands) == planned_jobs(printed).total() - 1, printed  # but for the target itself
+    for module, arguments in sorted(commands, key=_turn):
+        with _within(folder, [module, *shlex.split(arguments)]):
+            runpy.run_module(module, run_name="__main__")
+    return printed
+
+
+def test_every_configuration_has_a_stand_in():
+    files = {path.stem for path in ROOT.glob("workflow/config/*.yaml")}
+    assert files - {"ablation", "methods"} == set(CHANGES)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_configuration_names_files_and_a_model_that_there_are(name):
+    config = load(stated(name))
+    table = pd.read_csv("data/models.tsv", sep="\t")
+    for model in (config.model, config.clip):
+        assert table.loc[table["model"] == model, "source"].str.contains(r"@[0-9a-f]{40}$").all()
+        assert (table["model"] == model).any()
+    assert not set(config.evaluation_prompts) & set(config.calibration_prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_configuration_runs_on_a_stand_in(project, name, tmp_path):
+    from pipelines.stand_ins import save
+
+    dry = planned_jobs(snakemake(project, "-n", "--configfile", f"workflow/config/{name}.yaml"))
+    assert dry["sample"] >= 3 and dry["fetch"] >= 2 and dry["figure_pareto"] == 1
+    config = small(name, tmp_path / "model")
+    save(config["model"], tmp_path / "model")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run_here(project, "tables", tmp_path / "small.yaml")
+    results = project / "results" / config["experiment"]
+    summary = pd.read_csv(results / "summary.csv").set_index("method")
+    assert list(summary.index) == ["full", *config["methods"]]
+    assert (summary["images"] == 2).all() and (summary.loc["full", "psnr"] == float("inf"))
+    assert summary["psnr"].drop("full").between(1, 300).all()
+    records = pd.read_csv(results / "records/full.csv")
+    frames = config["arguments"].get("num_frames", 1)
+    assert [len(frames_of(project / path)) for path in records["image"]] == [frames] * 2
+    assert (records["tflop"] > 0).all()
+    if "edits" in config["prompts"]:
+        check_that_images_count(project, config, tmp_path / "small.yaml")
+
+
+def check_that_images_count(project: Path, config: dict, configfile: Path) -> None:
+    """Edit an image that a prompt names: what was made from it is made again, and nothing else."""
+
+    def jobs():
+        return planned_jobs(snakemake(project, "tables", "-n", "--configfile", str(configfile)))
+
+    about = json.loads(
+        (project / f"results/{config['experiment']}/shards/full/000.csv.json").read_text()
+    )
+    images = project / "data/prompts/images"
+    assert "data/prompts/images/cat.jpg" in about["sources"] and not jobs()
+    before = (images / "cat.jpg").stat()
+    (images / "cat.jpg").touch()
+    found = jobs()
+    assert found["sample"] >= 2 and found["score"] == 1 + len(config["methods"])
+    assert "calibrate" not in found and "plan" not in found
+    os.utime(images / "cat.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (images / "rocket.jpg").touch()
+    assert jobs()["calibrate"] == 1
