@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import cache_dit
 
-from benchmarks.peers.contestant import Contestant, Study
+from benchmarks.peers.contestant import Contestant, Study, nearest
 from eigencache.schedules import Interval
 
 CALIBRATORS = {
@@ -58,9 +58,9 @@ def name(calibrator: str | None, schedule: str) -> str:
 
 
 def interval(num_steps: int, budget: int) -> dict:
-    """Return the interval of our own schedule with so many full steps, after the first three."""
-    steps = Interval(full_steps=budget).full(range(num_steps), None).nonzero()[0]
-    return {"every": int(steps[-1] - steps[-2])}
+    """Return the interval of our own schedule nearest to a budget, after the first three steps."""
+    settings = [{"every": every} for every in range(1, num_steps)]
+    return nearest(settings, lambda s: Interval(**s).full(range(num_steps), None).sum(), budget)
 
 
 def dbcache(calibrator: str | None, pipe, threshold: float):

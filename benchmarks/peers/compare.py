@@ -276,12 +276,21 @@ def main(arguments: argparse.Namespace) -> None:
     budgets = arguments.budgets
     if arguments.source == "solvers":
         budgets = [*budgets, shared[STEPS]]
+    contestants = source.contestants(study)
+    names = [contestant.method for contestant in contestants]
+    if unknown := sorted({*arguments.methods} - {*names}):
+        raise SystemExit(f"{arguments.source} has no methods {unknown}; it has {names}")
+    contestants = [c for c in contestants if not arguments.methods or c.method in arguments.methods]
     rows = []
     if arguments.out.exists():
         rows = pd.read_csv(arguments.out, keep_default_na=False).to_dict("records")
+    if other := {row["prompts"] for row in rows} - {len(cases)}:
+        raise SystemExit(
+            f"{arguments.out} has rows of {other} prompts, not of {len(cases)}: name another --out"
+        )
     known = {(row["method"], row["budget"]) for row in rows}
     for row in compare(
-        pipe, source.contestants(study), budgets, cases, calibration[:SEARCHED], shared,
+        pipe, contestants, budgets, cases, calibration[:SEARCHED], shared,
         arguments.timed, known,
     ):  # fmt: skip
         print("{source}: {method}, {setting}: {full_steps:.2f} full steps, {psnr:.2f} dB, "
@@ -297,6 +306,7 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--fits", type=Path, default="build/peers/fits")
+    parser.add_argument("--methods", nargs="+", default=[], help="of the source; by default all")
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 9, 13])
     parser.add_argument("--num-prompts", type=int, help="evaluation prompts; by default all")
     parser.add_argument("--timed", type=int, default=3, help="of them, how many are timed")

@@ -1,6 +1,6 @@
 """What takes part in the comparison."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,3 +49,8 @@ class Study:
     fits: Path | None
     calibrate: Callable[[object], None] | None
     prompts: int = 0
+
+
+def nearest(settings: Iterable[dict], full_steps: Callable[[dict], int], budget: int) -> dict:
+    """Return the first of the settings that come nearest to a budget of full steps."""
+    return min(settings, key=lambda setting: abs(full_steps(setting) - budget))

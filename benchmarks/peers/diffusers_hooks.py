@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
@@ -17,7 +17,7 @@ from diffusers import (
     TaylorSeerCacheConfig,
 )
 
-from benchmarks.peers.contestant import Contestant, Study
+from benchmarks.peers.contestant import Contestant, Study, nearest
 
 # Every attention and MLP output, as the TaylorSeer paper has it; by itself diffusers forecasts the
 # attention alone. A single-stream block joins both in one projection.
@@ -205,8 +205,3 @@ def faster_cache(pipe, **setting):
 def no_setting(budget: int) -> dict:
     """Return no setting: all is in the threshold."""
     return {}
-
-
-def nearest(settings: Iterable[dict], full_steps: Callable[[dict], int], budget: int) -> dict:
-    """Return the first of the settings that come nearest to a budget of full steps."""
-    return min(settings, key=lambda setting: abs(full_steps(setting) - budget))

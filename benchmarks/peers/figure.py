@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.figure --out figures/peers.pdf figures/peers.png
 
-A point is a fitted method: to the right is what its fit took, in calls of the network, one for each
-image, forward and backward alike. The dashed line is the best of the methods that need no fit, but for those that still
-compute half of the network.
+A point is a fitted method. The horizontal axis is what its fit took: calls of the network, one for
+each image, forward and backward alike. The dashed line is the best method that needs no fit; those
+that still compute half of the network are left out.
 """
 
 import argparse

@@ -19,8 +19,9 @@ import torch
 import yaml
 
 from benchmarks.peers.cache_dit import BASE, CALIBRATORS, enabled, interval, masked, name
-from benchmarks.peers.compare import cases_of, footprint, quality, sampled
+from benchmarks.peers.compare import footprint, quality, sampled
 from benchmarks.peers.contestant import Contestant
+from benchmarks.peers.sampling import cases_of
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.export import computation_mask

@@ -288,8 +288,8 @@ def test_missing_fits_are_named(tmp_path):
 def test_the_figure_and_the_table_show_what_was_fitted(tmp_path, monkeypatch):
     cases = ("EigenCache", 58.0, 9000), ("OLSS", 57.0, 1600), ("Euler", 41.0, 0)
     rows = [
-        {"method": method, "source": "theirs", "budget": budget, "setting": "", "psnr": psnr, "compute": 0.2,
-         "speedup": 5.0, "cache_memory_mb": 0.1, "fit_prompts": 32 * (calls > 0),
+        {"method": method, "source": "theirs", "budget": budget, "setting": "", "psnr": psnr,
+         "compute": 0.2, "speedup": 5.0, "cache_memory_mb": 0.1, "fit_prompts": 32 * (calls > 0),
          "fit_calls": calls, "fit_backward_calls": calls / 2, "fit_seconds": 8.0}
         for budget in (5, 9)
         for method, psnr, calls in cases

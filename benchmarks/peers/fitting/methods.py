@@ -186,7 +186,7 @@ METHODS: dict[str, Callable[[Problem, int], Fitted]] = {
     "BNS from Euler, grid": partial(bns, free=False, design=False),
     "BNS from our design, grid": partial(bns, free=False, design=True),
     "OLSS": partial(closed_form, olss),
-    "our design, OLSS's weights": aimed,
+    "EigenCache-design with OLSS's weights": aimed,
     "DSS": dss,
     "GITS + Euler": partial(closed_form, partial(gits, order=1)),
     "GITS + iPNDM": partial(closed_form, partial(gits, order=4)),
