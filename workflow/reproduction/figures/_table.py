@@ -89,8 +89,8 @@ def figures(e: Experiment) -> dict[str, Figure]:
         "budget": Figure("quality against full steps", summary, colours, several, prompts),
         "metrics": Figure("other metrics against full steps", summary, colours, several, prompts),
         "strip": Figure(
-            "full run, EigenCache and its peers", scores, settings.strip.model_dump() | ours | labels,
-            several, full(settings.strip),
+            "full run, EigenCache and its peers", scores,
+            settings.strip.model_dump() | ours | labels, several, full(settings.strip),
         ),
         "samples": Figure(
             "samples of every method", scores, settings.samples.model_dump() | labels, several,
