@@ -499,9 +499,13 @@ def test_strip_shows_the_full_run_ours_the_best_peer_and_fewer_steps(of_peers):
     columns = strip.columns_of(of_peers, 4)
     assert [column.method for column in columns] == [FULL, OURS, "FORA", FEWER_STEPS]
     assert [column.remark for column in columns] == [
-        "all 12 steps in full", "4 of 12 steps in full",
-        "4 of 12 steps in full; the best other method", "4 sampler steps",
+        "the reference", "this project", "the best other method", "plain sampling",
     ]  # fmt: skip
+    assert [column.steps for column in columns] == [
+        "12 full steps", "4 full steps", "4 full steps", "4 steps",
+    ]  # fmt: skip
+    text = strip.describe(columns, 3, "a model")
+    assert text.startswith("a model. PSNR to the full run; means over 3 prompts: EigenCache ")
     alone = of_peers[of_peers["method"].isin([FULL, "FORA"])]
     assert [column.method for column in strip.columns_of(alone, 4)] == [FULL, "FORA"]
     other = strip.columns_of(of_peers, 4, ["worse", "FORA"])
@@ -526,13 +530,13 @@ def test_strip_draws_the_images_and_their_scores(of_peers, tmp_path):
     figure = strip.draw(images, columns, ["prompt 0", "prompt 2"], np.full((2, 4), 41.25))
     drawn = [image for axes in figure.axes for image in images_of(axes)]
     np.testing.assert_array_equal(np.stack(drawn[::2]), images[0])
-    assert sum(text.get_text() == "41.2 dB" for text in figure.texts) == 8
+    assert sum(text.get_text().startswith("41.2 dB, ") for text in figure.texts) == 8
     assert faulty_texts(figure) == []
 
 
 def test_strip_of_one_method_with_a_long_name_fits(of_peers):
     name = "a-label-of-a-hundred-letters-" * 3
-    columns = [strip.Column(name, "4 of 12 steps in full; the best other method", 30.0)]
+    columns = [strip.Column(name, "a remark of some length " * 3, "4 full steps", 30.0)]
     figure = strip.draw(noisy(1), columns, ["a long prompt " * 30] * 2, np.full((2, 1), 41.25))
     assert faulty_texts(figure) == []
 

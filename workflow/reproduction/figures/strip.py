@@ -37,10 +37,11 @@ HEAD_PT, TEXT_PT = 9, 8
 
 
 class Column(NamedTuple):
-    """A column of the figure: a method, and what the reader should know of its run."""
+    """A column of the figure: a method, what it is here, its steps, and its mean PSNR in dB."""
 
     method: str
     remark: str
+    steps: str
     mean: float
 
 
@@ -69,22 +70,31 @@ def columns_of(scores: pd.DataFrame, budget: int, ours: Collection[str] = (OURS,
     plain = set(rows.loc[rows["num_steps"] < whole, "method"])
     mine = [label for label in means.index if label in ours]
     others = [label for label in means.index if label not in plain.union(ours)]
-    cached = f"{budget} of {whole:g} steps in full"
     chosen = {
-        **dict.fromkeys([OURS] if OURS in mine else mine[:1], cached),
-        **dict.fromkeys(others[:1], f"{cached}; the best other method" if mine else cached),
-        **dict.fromkeys([k for k in means.index if k in plain][:1], f"{budget} sampler steps"),
+        **dict.fromkeys([OURS] if OURS in mine else mine[:1], ("this project", "full steps")),
+        **dict.fromkeys(others[:1], ("the best other method", "full steps")),
+        **dict.fromkeys([k for k in means.index if k in plain][:1], ("plain sampling", "steps")),
     }
     return [
-        Column(FULL, f"all {whole:g} steps in full", np.nan),
-        *(Column(label, remark, means[label]) for label, remark in chosen.items()),
+        Column(FULL, "the reference", f"{whole:g} full steps", np.nan),
+        *(
+            Column(label, remark, f"{budget} {steps}", means[label])
+            for label, (remark, steps) in chosen.items()
+        ),
     ]
+
+
+def describe(columns: Sequence[Column], prompts: int, setting: str) -> str:
+    """Return what stands below the images: the mean PSNR of each run over so many prompts."""
+    means = ", ".join(f"{c.method} {c.mean:.1f} dB" for c in columns if not np.isnan(c.mean))
+    about = f"{setting}. " if setting else ""
+    return f"{about}PSNR to the full run; means over {prompts} prompts: {means}."
 
 
 @style()
 def draw(
     images: np.ndarray, columns: Sequence[Column], prompts: Sequence[str], psnr: np.ndarray,
-    labels: Sequence[str] = (), setting: str = "",
+    labels: Sequence[str] = (), note: str = "",
 ) -> Figure:  # fmt: skip
     """Return the figure of images, uint8 `[prompts, columns, height, width, 3]`.
 
@@ -94,7 +104,7 @@ def draw(
         prompts: texts of the rows.
         psnr: float `[prompts, columns]` in dB; nan writes nothing.
         labels: all methods of the experiment, in the order that fixes their looks.
-        setting: for the heading.
+        note: what stands below the images.
 
     Raises:
         ValueError: shapes do not agree.
@@ -106,26 +116,30 @@ def draw(
     cell = (width - 2 * SIDE - (max(len(columns), 4) - 1) * GAP) / max(len(columns), 4)
     tall = cell * images.shape[2] / images.shape[3]
     remarks = [wrapped(column.remark, 0.96 * cell, TEXT_PT) for column in columns]
-    heading = Heading("", setting)
-    top = heading.above(width) + LINE * (2 + max(text.count("\n") for text in remarks) + 0.6)
-    row = LINE + tall + LINE + GAP
-    height = top + row * len(prompts) + 0.04
+    heading = Heading("", note=note)
+    top = 0.06 + LINE * (2.5 + max(text.count("\n") for text in remarks))
+    row = LINE + tall + LINE + 2 * GAP
+    height = top + row * len(prompts) + heading.below(width)
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")
     heading.draw(figure)
     drawn = looks_of([column.method for column in columns], labels)
 
-    def write(x: float, y: float, text: str, **look) -> None:
-        """Write a line of text, its top left at inches from the page's top left."""
-        figure.text(x / width, 1 - y / height, text, va="top", parse_math=False, **look)
+    def write(x: float, y: float, text: str, size: float, **look) -> None:
+        """Write lines of text, the top of the first at inches from the page's top left."""
+        for line, written in enumerate(text.split("\n")):
+            base = y + LINE * line + size / 72
+            figure.text(
+                x / width, 1 - base / height, written, size=size, parse_math=False, **look
+            )  # fmt: skip
 
     for place, (column, remark) in enumerate(zip(columns, remarks, strict=True)):
-        left, y = SIDE + place * (cell + GAP), heading.above(width)
+        left, y = SIDE + place * (cell + GAP), 0.06
         name = "Full run" if column.method == FULL else column.method
         fits = HEAD_PT * min(1, cell / inches(name, HEAD_PT, "bold"))
         write(left, y, name, size=fits, weight="bold",
               color=drawn.get(column.method, {"color": INK})["color"])  # fmt: skip
-        write(left, y + LINE, remark, size=TEXT_PT, color=FAINT, linespacing=1.1)
+        write(left, y + LINE, remark, size=TEXT_PT, color=FAINT)
         for i, prompt in enumerate(prompts):
             y = top + i * row
             if place == 0:
@@ -135,8 +149,9 @@ def draw(
             axes = figure.add_axes(box)
             axes.set_axis_off()
             axes.imshow(images[i, place], aspect="auto", interpolation="nearest")
-            if not np.isnan(psnr[i, place]):
-                write(left, y + LINE + tall + 0.03, decibels(psnr[i, place]), size=TEXT_PT)
+            known = [] if np.isnan(psnr[i, place]) else [decibels(psnr[i, place])]
+            text = ", ".join([*known, column.steps])
+            write(left, y + LINE + tall + 0.03, text, size=TEXT_PT)
     return figure
 
 
@@ -151,8 +166,9 @@ def main(arguments: argparse.Namespace) -> None:
     prompts = list(dict.fromkeys(shown["prompt"]))
     images = read_images(shown["image"])
     images = images.reshape(len(prompts), len(columns), *images.shape[1:])
-    psnr = psnr_of(shown)
-    save(draw(images, columns, prompts, psnr, arguments.labels, arguments.setting), arguments.out)
+    note = describe(columns, scores["prompt_index"].nunique(), arguments.setting)
+    figure = draw(images, columns, prompts, psnr_of(shown), arguments.labels, note)
+    save(figure, arguments.out)
 
 
 if __name__ == "__main__":
