@@ -153,7 +153,7 @@ def page(width: float, height: float, heading: Heading) -> Figure:
     below = heading.below(width)
     whole = heading.above(width) + height + below
     figure = Figure(figsize=(width, whole))
-    figure.get_layout_engine().set(rect=(0, below / whole, 1, height / whole))
+    figure.get_layout_engine().set(rect=_exact(below / whole, height / whole))
     heading.draw(figure)
     return figure
 
@@ -164,13 +164,22 @@ def legend_below(figure: Figure, handles, labels: Sequence[str], ncols: int) -> 
     Layouts make room for a legend at the edge of the figure alone, so the room is made here.
     """
     engine = figure.get_layout_engine()
-    left, bottom, width, height = engine.get()["rect"]
+    _, bottom, _, height = engine.get()["rect"]
     tall = (0.165 * ceil(len(labels) / ncols) + 0.06) / figure.get_size_inches()[1]
-    engine.set(rect=(left, bottom + tall, width, height - tall))
+    engine.set(rect=_exact(bottom + tall, height - tall))
     figure.legend(
         handles, labels, loc="lower center", ncols=ncols, bbox_to_anchor=(0.5, bottom),
         borderaxespad=0,
     )  # fmt: skip
+
+
+def _exact(bottom: float, height: float) -> tuple[float, float, float, float]:
+    """Return a layout's rectangle in numbers of few bits.
+
+    The solver of layouts takes its constraints in an order that varies from run to run: sums of
+    such numbers are the same in any order, and so are the files to the byte.
+    """
+    return 0, round(1024 * bottom) / 1024, 1, round(1024 * height) / 1024
 
 
 def panel_title(axes: Axes, place: int, text: str = "", **look) -> None:

@@ -130,9 +130,8 @@ def draw(
     boxes = [zoom_box(row, zoom) if zoom else None for row in images]
     blocks = blocks_of(len(labels))
     columns = max(map(len, blocks))
-    heads = [
-        wrapped(label, 0.95 * _cell_inches(columns), HEAD_PT, weight="bold") for label in labels
-    ]
+    room = 0.85 * _cell_inches(columns)  # the least that a column has in the end
+    heads = [wrapped(label, room, HEAD_PT, weight="bold") for label in labels]
     lines = max(head.count("\n") + 1 for head in heads)
     extra = (bool(zoom), difference)
     heading = Heading("The same prompts and noise under every method", setting)
