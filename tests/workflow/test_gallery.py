@@ -505,6 +505,13 @@ def test_every_menu_can_be_read(opened, width):
     assert tab.evaluate("document.documentElement.scrollWidth") == width
 
 
+def test_the_chosen_method_is_in_view_on_a_phone(opened):
+    tab = opened("#right=bound-04", width=340)
+    row = tab.locator("#row").bounding_box()
+    tile = tab.locator("#row button[aria-pressed=true]").bounding_box()
+    assert row["x"] <= tile["x"] and tile["x"] + tile["width"] <= row["x"] + row["width"]
+
+
 def test_question_mark_shows_the_keys(opened):
     tab = opened()
     tab.evaluate("document.getElementById('help').open = false")

@@ -89,9 +89,10 @@ def draw(
     drawn = looks_of(rows["method"], labels, in_colour(rows, highlight))
     steps = int(full["num_steps"])
     more = slow_note(rows, inner) if cost is SPEEDUP else _predicted_note(rows)
-    note = " ".join(filter(None, [points_note(rows, drawn), more]))
-    height = max(HEIGHT, 0.75 + LINE * len(drawn))
     target = equal_quality(rows, cost.column)
+    sentences = [points_note(rows, drawn), bounds_note(rows, cost.column, target), more]
+    note = " ".join(filter(None, sentences))
+    height = max(HEIGHT, 0.75 + LINE * len(drawn))
     figure = page(TWO_COLUMNS, height, Heading(cost.title, setting, note))
     several = {"ncols": 2, "width_ratios": (1.75, 1)} if target else {}
     left, *others = figure.subplots(squeeze=False, **several).ravel()
@@ -300,6 +301,19 @@ def points_note(rows: pd.DataFrame, drawn: Mapping[str, Mapping[str, Any]]) -> s
     if grey:
         sentences.append(f"Grey: {grey} more methods.")
     return " ".join(sentences)
+
+
+def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
+    """Return what the open triangles of panel b mean, if there are any."""
+    if target is None:
+        return ""
+    found = {needed(points, cost, target)[1] for _, points in rows.groupby("method")}
+    words = {
+        "above": "above that PSNR at the smallest budget already",
+        "below": "below it at the largest budget still",
+    }
+    said = [text for how, text in words.items() if how in found]
+    return f"Open triangles: {', or '.join(said)}." if said else ""
 
 
 def _predicted_note(rows: pd.DataFrame) -> str:

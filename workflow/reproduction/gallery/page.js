@@ -119,7 +119,15 @@ function drawRow() {
     value.textContent = about.metrics.length ? `${about.metrics[0].label} ${format(found, 1)}` : "";
     button.dataset.run = run;
     button.setAttribute("aria-pressed", run === state.right);
+    if (run === state.right) keepInView($("row"), button);
   }
+}
+
+/** Scroll a row or a list, and not the page, as scrollIntoView would, to one of its parts. */
+function keepInView(list, part) {
+  const [right, below] = [part.offsetLeft + part.offsetWidth, part.offsetTop + part.offsetHeight];
+  list.scrollLeft = Math.max(Math.min(list.scrollLeft, part.offsetLeft), right - list.clientWidth);
+  list.scrollTop = Math.max(Math.min(list.scrollTop, part.offsetTop), below - list.clientHeight);
 }
 
 function drawImages() {
@@ -335,12 +343,7 @@ function drawPrompts() {
     label.querySelector("input").checked = placeOf(label) === state.prompt;
     drawThumbnail(label);
   }
-  const list = $("prompts");
-  const chosen = labels[rank.get(state.prompt)];
-  // Not scrollIntoView, which would move the page as well.
-  if (chosen.offsetTop < list.scrollTop) list.scrollTop = chosen.offsetTop;
-  const below = chosen.offsetTop + chosen.offsetHeight - list.clientHeight;
-  if (below > list.scrollTop) list.scrollTop = below;
+  keepInView($("prompts"), labels[rank.get(state.prompt)]);
   $("sort").value = state.sort;
 }
 
