@@ -21,7 +21,7 @@ try:
         placed,
         retyped,
     )
-    from reproduction.figures._table import figures
+    from reproduction.figures._table import arguments, figures
 except ModuleNotFoundError as error:
     raise WorkflowError(
         f"{error}: run `pip install -c envs/workflow.txt -e '.[workflow]'` in {home}"

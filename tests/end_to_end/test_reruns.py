@@ -115,7 +115,7 @@ def configured(**changes: object) -> Edit:
 
 # What follows from scores, from the records of every label, from plans and from kernels.
 SHOWN = {"table": 1, "compare": 1, "gallery": 1, "figure_pareto": 1, "figure_budget": 1,
-         "figure_samples": 1, "figure_quality": 1}  # fmt: skip
+         "figure_metrics": 1, "figure_samples": 1, "figure_strip": 1}  # fmt: skip
 GATHERED = {"gather": 5, **SHOWN}
 SCORED = {"score": 3, **GATHERED}
 MERGED = {"merge": 5, **GATHERED}
@@ -152,12 +152,13 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     ),
     "what loads the images to score": (edited("eigencache/metrics/images.py"), SCORED),
     "a figure": (
-        edited(f"{PACKAGE}/figures/pareto.py"), {"figure_pareto": 1, "figure_budget": 1},
+        edited(f"{PACKAGE}/figures/pareto.py"),
+        {"figure_pareto": 1, "figure_budget": 1, "figure_metrics": 1},
     ),
     "the style of figures": (
         edited(f"{PACKAGE}/figures/style.mplstyle", new="# another\n"),
-        {f"figure_{name}": 1 for name in ("pareto", "budget", "samples", "plans", "schedules",
-                                          "kernel", "quality", "errors", "costs")},
+        {f"figure_{name}": 1 for name in ("pareto", "budget", "metrics", "strip", "samples",
+                                          "plans", "schedules", "kernel", "errors", "costs")},
     ),
     "the caption of a figure": (edited("workflow/report/pareto.rst", new="More.\n"), {}),
     "a new figure": (
@@ -202,7 +203,7 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
         edited("eigencache/runtime/_driver.py", '"""', '# A comment.\n"""More. '), {},
     ),
     "a command of the library": (edited("eigencache/commands/sample.py"), {}),
-    "figures.samples.zoom": (configured(figures__samples__zoom=None), {"figure_samples": 1}),
+    "figures.samples.zoom": (configured(figures__samples__zoom="auto"), {"figure_samples": 1}),
     "figures.errors.prompts": (configured(figures__errors__prompts=1), ERRORS),
     "figures.costs.images": (configured(figures__costs__images=1), COSTS),
     "metrics": (configured(metrics=["psnr", "ssim"]), SCORED),

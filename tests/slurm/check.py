@@ -36,7 +36,7 @@ OPTIONS = [
 SUBMITTED = {"calibrate": 1, "plan": len(LABELS) - 1, "sample": GROUPS * SHARDS,
              "score": GROUPS * SHARDS, "errors": 1, "costs": 1}  # fmt: skip
 GPU_RULES = {"calibrate", "sample", "score", "errors", "costs"}
-FIGURES = 8
+FIGURES = 10
 LIMIT = 1200  # seconds for all jobs on Slurm, 5 times what they take
 
 

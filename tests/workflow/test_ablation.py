@@ -303,7 +303,8 @@ def test_latex_of_the_ablation_compiles_as_it_is(tmp_path, table):
 
 def test_figure_draws_the_tables_gains(table):
     figure = ablation.draw(table)
-    assert [axes.get_title("left") for axes in figure.axes] == list(FACTORS)
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == [f"{letter}  {name}" for letter, name in zip("ab", FACTORS, strict=True)]
     for axes, (factor, part) in zip(figure.axes, FACTORS.items(), strict=True):
         shown = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
         assert shown == [str(value) for value in part["values"].values()]

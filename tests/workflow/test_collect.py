@@ -253,7 +253,8 @@ def test_figure_has_a_panel_a_stream_and_a_line_in_each_of_two(blocks):
     drawn = figure.draw(blocks.features, blocks.sigmas)
     *panels, bar, again, straight = drawn.axes
     images = [name for name in blocks.features if name.endswith(".image")]
-    assert [f"{axes.get_title()}.image" for axes in panels] == images
+    titles = [axes.get_title("left") for axes in panels]
+    assert [f"{title.split()[1]}.image" for title in titles] == images
     assert bar.get_ylabel() == "step"
     for axes, errors in zip((again, straight), range(2), strict=True):
         for line, name in zip(axes.get_lines(), images, strict=True):
@@ -266,8 +267,8 @@ def test_figure_of_many_streams_has_a_dozen_panels(tmp_path):
     draw = np.random.default_rng(0)
     features = {f"blocks.{i}": draw.normal(size=(STEPS, 3)) for i in range(57)}
     drawn = figure.draw(features, SIGMAS)
-    titles = [axes.get_title() for axes in drawn.axes[: figure.PANELS]]
-    assert titles[0] == "blocks.0" and titles[-1] == "blocks.56"
+    titles = [axes.get_title("left") for axes in drawn.axes[: figure.PANELS]]
+    assert titles[0] == "a  blocks.0" and titles[-1] == "l  blocks.56"
     assert len(drawn.axes) == figure.PANELS + 3 and len(drawn.axes[-1].get_lines()) == 57
     written = []
     for _ in range(2):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import flow_timesteps, sampling, tiny_flux, tiny_pipeline
+from helpers import faulty_texts, flow_timesteps, sampling, tiny_flux, tiny_pipeline
 from pipelines.zoo import ZOO
 
 from eigencache.calibration._calls import latent_only
@@ -174,24 +174,29 @@ def table():
     return pd.DataFrame(rows, columns=names)
 
 
-def test_bars_have_the_tables_medians(table):
+def test_dots_are_the_tables_medians(table):
     table.loc[0, "skipped_step_seconds"] = 0.9  # of one image, an outlier
     left, right = figure.draw(table).axes
-    kinds = [bars for bars in left.containers if hasattr(bars, "patches")]
-    heights = [[bar.get_height() for bar in bars] for bars in kinds]
-    np.testing.assert_allclose(heights, [[30, 30], [100, 10]])
-    np.testing.assert_allclose([bar.get_height() for bar in right.patches], [0.1, 1])
+    lines = {line.get_label(): line for line in left.get_lines()}
+    np.testing.assert_allclose(lines["full step"].get_xdata(), [30, 30])
+    np.testing.assert_allclose(lines["skipped step"].get_xdata(), [100, 10])
+    np.testing.assert_allclose(right.get_lines()[0].get_xdata(), [0.1, 1])
     assert [text.get_text() for text in right.texts] == ["0.10", "1.0"]
-    assert [text.get_text() for text in left.texts] == ["30", "30", "100", "10"]
-    (line,) = [line for line in left.get_lines() if line.get_label() == "without a cache"]
-    np.testing.assert_allclose(line.get_ydata(), 21)
-    assert [label.get_text() for label in right.get_xticklabels()] == ["output", "modules"]
+    assert [text.get_text() for text in left.texts] == ["100", "10", "30", "30"]
+    np.testing.assert_allclose(lines["without a cache"].get_xdata(), 21)
+    assert [label.get_text() for label in left.get_yticklabels()] == ["output", "modules"]
+    ends = np.concatenate([lines.get_segments() for lines in left.collections])
+    assert [100, 900] in [list(end[:, 0].round(6)) for end in ends], "the range of the outlier"
 
 
-def test_every_bar_is_on_the_axis(table):
+def test_every_dot_is_on_the_axis(table):
     for axes in figure.draw(table).axes:
-        low, high = axes.get_ylim()
-        assert all(low < bar.get_height() < high for bar in axes.patches)
+        low, high = axes.get_xlim()
+        assert all(low < x < high for line in axes.get_lines() for x in line.get_xdata())
+
+
+def test_no_text_overlaps_another(table):
+    assert faulty_texts(figure.draw(table, "a model, 50 sampler steps")) == []
 
 
 def test_figure_repeats_to_the_byte(table, tmp_path):

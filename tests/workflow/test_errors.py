@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import flow_timesteps, kernel_of, random_trajectories, tiny_pipeline
+from helpers import (
+    faulty_texts,
+    flow_timesteps,
+    kernel_of,
+    random_trajectories,
+    tiny_pipeline,
+)
 
 from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import timesteps_of
@@ -275,36 +281,54 @@ def table():
 
 
 def test_figure_draws_medians_ranges_predictions_and_full_steps(table):
-    panels = figure.draw(table).axes
-    assert [axes.get_title() for axes in panels] == ["far", "EigenCache"] * 2
-    for axes, (quantity, label) in zip(
-        panels, [(q, k) for q in figure.QUANTITIES for k in ("far", "EigenCache")], strict=True
-    ):
-        values = table[(table["label"] == label) & (table["quantity"] == quantity)]
-        of_step = values[values["prompt_index"].notna() & (values["value"] > 0)].groupby("step")
-        measured, told = axes.get_lines()[:2]
-        drawn = pd.Series(measured.get_ydata(), measured.get_xdata()).dropna()
-        expected = of_step["value"].median()
-        pd.testing.assert_series_equal(drawn, expected, check_names=False, check_index_type=False)
-        predicted = (quantity, label) == ("latents", "EigenCache")
-        assert np.isfinite(told.get_ydata()).any() == predicted
-        full = table.loc[(table["label"] == label) & table["full"], "step"].unique()
-        ticks = axes.collections[1].get_segments()
-        assert [segment[0, 0] for segment in ticks] == list(full)
+    for axes, quantity in zip(figure.draw(table).axes, ("latents", "forecast"), strict=True):
+        lines = iter(axes.get_lines())
+        for label in ("far", "EigenCache"):
+            values = table[(table["label"] == label) & (table["quantity"] == quantity)]
+            of_step = values[values["prompt_index"].notna() & (values["value"] > 0)]
+            expected = of_step.groupby("step")["value"].median()
+            measured, told = next(lines), next(lines)
+            drawn = pd.Series(measured.get_ydata(), measured.get_xdata()).dropna()
+            pd.testing.assert_series_equal(
+                drawn, expected, check_names=False, check_index_type=False
+            )
+            predicted = (quantity, label) == ("latents", "EigenCache")
+            assert np.isfinite(told.get_ydata()).any() == predicted
+        mine = table[(table["label"] == "EigenCache") & table["full"]]
+        ticks = axes.collections[-1].get_segments()
+        assert [segment[0, 0] for segment in ticks] == list(mine["step"].unique())
 
 
-def test_figure_names_how_many_prompts(table):
-    (legend,) = figure.draw(table).legends
-    assert legend.get_texts()[0].get_text() == "measured, median of 3 prompts"
+def test_figure_says_how_many_prompts_and_what_the_open_loop_means(table):
+    drawn = figure.draw(table)
+    text = " ".join(text.get_text() for text in drawn.texts).replace("\n", " ")
+    assert "medians of 3 prompts; band: range of EigenCache" in text
+    assert "corrects the sum of a gap's forecasts, not each of them" in text
+    assert faulty_texts(drawn) == []
 
 
-def test_figure_repeats_to_the_byte_for_as_many_methods_as_there_are(table, tmp_path):
-    many = pd.concat([table.assign(label=f"method {i}") for i in range(9)])
-    assert len(figure.draw(many).axes) == 18
+def test_figure_has_no_band_where_ours_is_not(table):
+    drawn = figure.draw(table[table["label"] == "far"])
+    assert not any("band" in text.get_text() for text in drawn.texts)
+
+
+def test_of_many_methods_those_that_end_closest_are_named(table):
+    many = [table[table["label"] == "EigenCache"]]
+    for i in range(23):
+        far = table[table["label"] == "far"]
+        many.append(far.assign(label=f"method-{i:02d}", value=far["value"] * (2 + i)))
+    drawn = figure.draw(pd.concat(many))
+    named = [text.get_text() for text in drawn.axes[0].texts]
+    assert set(named) == {"EigenCache", *(f"method-{i:02d}" for i in range(6))}
+    assert any("17 more methods" in text.get_text() for text in drawn.texts)
+    assert faulty_texts(drawn) == []
+
+
+def test_figure_repeats_to_the_byte(table, tmp_path):
     written = []
     for _ in range(2):
         paths = [tmp_path / "a.pdf", tmp_path / "a.png"]
-        save(figure.draw(many), paths)
+        save(figure.draw(table), paths)
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
 

@@ -450,6 +450,76 @@ def test_numbers_shown_are_those_of_the_tables(opened, results, reference):
     assert f"{whole:.3f}" in text
 
 
+def test_page_opens_on_the_fewest_steps_beside_the_full_run(opened, results):
+    table = read_table(results / "summary.csv")
+    fewest = table[(table["reference"] == FULL) & (table["full_steps"] == 3)]
+    best = fewest.sort_values("psnr").iloc[-1]["run"].replace("+", "%2B")
+    assert f"left=full&right={best}&" in hash_of(opened())
+
+
+def test_page_opens_on_eigencache_if_there_is_one():
+    runs = [
+        {"method": method, "full_steps": steps, "means": [[[psnr, None, None]]]}
+        for method, steps, psnr in [
+            (FULL, 50, "Infinity"), ("a", 3, 60.0), ("EigenCache", 9, 58.0), ("EigenCache", 5, 50.0)
+        ]
+    ]  # fmt: skip
+    assert gallery.start(runs) == 3
+    assert gallery.start(runs[:2]) == 1 and gallery.start(runs[:1]) == 0
+    assert gallery.start([runs[0], {**runs[1], "means": [[[None] * 3]]}, runs[1]]) == 2
+
+
+def test_steps_are_named_for_what_they_are(opened):
+    tab = opened("#left=full&right=FORA-03&prompt=1")
+    assert tab.locator("#left .steps option").all_inner_texts() == ["8 steps"]
+    assert tab.locator("#right .steps option").all_inner_texts() == [
+        "3 of 8 in full",
+        "5 of 8 in full",
+    ]
+    assert "FORA, 3 of 8 in full" in tab.locator("#right-image").get_attribute("alt")
+
+
+def test_row_shows_all_methods_at_the_budget_and_chooses_one(opened, results):
+    table = read_table(results / "scores.csv").set_index(["reference", "run", "prompt_index"])
+    tab = opened("#right=FORA-03&prompt=3")
+    assert tab.locator("#row-title").inner_text() == "All methods near 3 full steps"
+    tiles = tab.locator("#row button")
+    for tile, run in zip(tiles.all(), [FULL, "FORA-03", "Taylor+1-03", "bound-04"], strict=True):
+        psnr = table.loc[(FULL, run, 3), "psnr"]
+        shown = "\u221e" if np.isinf(psnr) else f"{psnr:.1f}"
+        method, _, value = tile.locator("strong, span").all_inner_texts()
+        assert method == run.rsplit("-", 1)[0] and value.endswith(f" {shown}")
+        assert (tile.get_attribute("aria-pressed") == "true") == (run == "FORA-03")
+    tiles.nth(2).click()
+    assert "right=Taylor%2B1-03&prompt=3" in hash_of(tab)
+    assert tiles.nth(2).get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("b")
+    assert tab.locator("#row-title").inner_text() == "All methods near 5 full steps"
+
+
+@pytest.mark.parametrize("width", [340, 400, 1440])
+def test_every_menu_can_be_read(opened, width):
+    tab = opened(width=width)
+    for menu in tab.locator(".side select").all():
+        assert menu.bounding_box()["width"] >= 90
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_the_chosen_method_is_in_view_on_a_phone(opened):
+    tab = opened("#right=bound-04", width=340)
+    row = tab.locator("#row").bounding_box()
+    tile = tab.locator("#row button[aria-pressed=true]").bounding_box()
+    assert row["x"] <= tile["x"] and tile["x"] + tile["width"] <= row["x"] + row["width"]
+
+
+def test_question_mark_shows_the_keys(opened):
+    tab = opened()
+    tab.evaluate("document.getElementById('help').open = false")
+    tab.keyboard.press("?")
+    assert tab.locator("#help dl").is_visible()
+    assert tab.evaluate("document.activeElement.parentElement.id") == "help"
+
+
 def test_infinite_and_missing_values_are_told(opened):
     tab = opened("#left=full&right=FORA-03&prompt=2")
     rows = tab.locator("#image-numbers")

@@ -219,20 +219,27 @@ class Pareto(_Part):
     """Of more than nine methods, those in colour; by default the best."""
 
 
+class Strip(_Part):
+    """Settings of the figure of a few samples, for the top of a page."""
+
+    budget: Budget | None = None
+    """One of `budgets`; by default the smallest."""
+    prompts: Shown = 2
+    """Which evaluation prompts: how many, spread evenly, or a list of indices."""
+
+
 class Samples(_Part):
     """Settings of the figure of samples."""
 
     budget: Budget | None = None
-    """One of `budgets`; by default the middle one."""
-    prompts: Shown = 3
+    """One of `budgets`; by default the smallest."""
+    prompts: Shown = 2
     """Which evaluation prompts: how many, spread evenly, or a list of indices."""
     methods: Annotated[list[Label], Field(min_length=1)] | None = None
-    """The labels to show; by default all that have a run of the budget."""
-    zoom: Literal["auto"] | Annotated[list[Index], Field(min_length=3, max_length=3)] | None = (
-        "auto"
-    )
-    """The part that is enlarged, [left, top, size] in pixels; null: none."""
-    difference: bool = False
+    """The labels to show; by default all that have a run of the budget, of many the best."""
+    zoom: Literal["auto"] | Annotated[list[Index], Field(min_length=3, max_length=3)] | None = None
+    """The part that is enlarged, [left, top, size] in pixels, or auto; null: none."""
+    difference: bool = True
     """Whether to draw how images differ from the reference."""
 
 
@@ -296,6 +303,7 @@ class Figures(_Part):
     """Settings of the figures, each by its name."""
 
     pareto: Pareto = Pareto()
+    strip: Strip = Strip()
     samples: Samples = Samples()
     gallery: Gallery = Gallery()
     plans: Plans = Plans()
@@ -506,17 +514,17 @@ class Config(_Part):
         for name in Figures.model_fields:
             part, where = getattr(figures, name), f"figures.{name}"
             if "budget" in type(part).model_fields:
-                part.budget = part.budget or self.middle_budget
+                small = name in ("strip", "samples")
+                part.budget = part.budget or (min(self.budgets) if small else self.middle_budget)
                 _one_of(f"{where}.budget", part.budget, self.budgets)
             if getattr(part, "prompts", None) is not None:
                 part.prompts = _spread(f"{where}.prompts", part.prompts, count)
         samples, gallery, trajectory = figures.samples, figures.gallery, figures.trajectory
-        samples.methods = samples.methods or budgeted
         gallery.budgets = gallery.budgets or self.budgets
         trajectory.label = trajectory.label or next(iter(planned), None)
         for key, named, allowed in (
             ("pareto.highlight", figures.pareto.highlight, [*self.methods]),
-            ("samples.methods", samples.methods, budgeted),
+            ("samples.methods", samples.methods or [], budgeted),
             ("gallery.budgets", gallery.budgets, self.budgets),
             ("trajectory.label", [trajectory.label] if planned else [], planned),
             ("calibration.factors", figures.calibration.factors, [*self.ablation]),

@@ -10,11 +10,12 @@ for figure_name, figure in FIGURES.items():
             images=IMAGES if "scores" in figure.inputs else [],
         output:
             report(
-                multiext(f"figures/{NAME}/{figure_name}", ".pdf", ".png"),
+                f"figures/{NAME}/{figure_name}.png",
                 caption=f"../report/{figure_name}.rst",
                 category="Figures",
                 labels={"figure": figure.title},
             ),
+            f"figures/{NAME}/{figure_name}.pdf",
         log:
             f"logs/{NAME}/figure-{figure_name}.log",
         localrule: True
@@ -22,7 +23,7 @@ for figure_name, figure in FIGURES.items():
             "../../envs/workflow.yaml"
         params:
             module=figure_name,
-            arguments=figure.arguments,
+            arguments=arguments(E, figure),
             code=E.code_of(f"reproduction.figures.{figure_name}"),
         shell:
             "python -m reproduction.figures.{params.module} {params.arguments:q} "

@@ -15,19 +15,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from reproduction.figures._common import ONE_COLUMN, TWO_COLUMNS, require, save, style
+from reproduction.figures._common import (
+    BUDGET_MARKERS,
+    TWO_COLUMNS,
+    Heading,
+    budget_colours,
+    figure_parser,
+    legend_below,
+    page,
+    panel_title,
+    require,
+    save,
+    style,
+)
 from reproduction.tables.tables import read_table
 
-COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#882255"), ("o", "s", "^", "v")
+NOTE = (
+    "Rings and dotted lines: the base. Bars: 95 % bootstrap intervals of the difference to it, "
+    "image by image; where a bar misses the dotted line, the difference is beyond chance."
+)
 
 
 @style()
-def draw(table: pd.DataFrame, factors: Sequence[str]) -> Figure:
+def draw(table: pd.DataFrame, factors: Sequence[str], setting: str = "") -> Figure:
     """Return the figure of some factors of an ablation (`reproduction.stages.ablation`).
 
     Args:
         table: of the ablation.
         factors: whose values are numbers of calibration runs.
+        setting: for the heading.
 
     Raises:
         ValueError: the table is empty, or lacks a column or a factor; or a factor's value is not a
@@ -40,15 +56,16 @@ def draw(table: pd.DataFrame, factors: Sequence[str]) -> Figure:
         raise ValueError(
             f"the ablation has no factors {missing}; it has {list(table['factor'].unique())}"
         )
-    figure = Figure(figsize=(ONE_COLUMN if len(factors) == 1 else TWO_COLUMNS, 2.6))
+    heading = Heading("How many calibration runs are enough", setting, NOTE)
+    figure = page(TWO_COLUMNS, 2.5, heading)
     panels = figure.subplots(1, len(factors), squeeze=False).ravel()
-    for axes, factor in zip(panels, factors, strict=True):
+    for place, (axes, factor) in enumerate(zip(panels, factors, strict=True)):
         _panel(axes, _numbered(table[table["factor"] == factor], factor))
-        axes.set_title(factor, size=8)
+        panel_title(axes, place, factor)
         axes.set_xlabel("calibration runs")
     panels[0].set_ylabel("PSNR to the full run (dB)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    legend_below(figure, handles, labels, ncols=4)
     return figure
 
 
@@ -74,8 +91,9 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.xaxis.set_major_locator(FixedLocator(sorted(set(rows["value"]))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    colours = budget_colours(rows["full_steps"].nunique())
     for i, (budget, points) in enumerate(rows.groupby("full_steps")):
-        look = {"color": COLOURS[i % 4], "marker": MARKERS[i % 4]}
+        look = {"color": colours[i], "marker": BUDGET_MARKERS[i % len(BUDGET_MARKERS)]}
         axes.errorbar(
             points["value"], points["psnr"], intervals(points), elinewidth=0.8, capsize=2,
             capthick=0.8, markersize=3.5, label=f"{budget} full steps", **look,
@@ -91,14 +109,14 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    save(draw(read_table(arguments.table), arguments.factors), arguments.out)
+    figure = draw(read_table(arguments.table), arguments.factors, arguments.setting)
+    save(figure, arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("calibration", description=__doc__)
+    parser = figure_parser("calibration", __doc__)
     parser.add_argument("--table", required=True, help="CSV of reproduction.stages.ablation")
     parser.add_argument("--factors", nargs="+", required=True, help="of calibration runs")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["table"])

@@ -1,135 +1,152 @@
-"""Errors: the error of each method at every step, measured on prompts, and its prediction.
+"""Errors: what each method misses at every step, measured on prompts, and what was predicted.
 
-Each method has an upper and a lower panel. The upper one shows, in open loop, the relative error of
-the forecasts at skipped steps, made from the features of an uncached full run at the method's tap.
-The lower one shows, in closed loop, the root-mean-square difference between the latents after each
-step and those of the full run, in units of the initial noise. Lines are medians over prompts, bands
-the whole range; ticks at the bottom are the full steps, which add no error of their own. Dashed
-lines are predictions from the weights and the calibrated kernel, both in open loop: in the lower
-panel the measured line departs from the prediction where the network damps or amplifies errors.
+Panel a shows the cached run (closed loop): the root-mean-square difference between its latents
+after each step and those of the full run, in units of the initial noise. Panel b shows single
+forecasts (open loop): the relative error of a forecast from the features of a full run, at the
+method's tap. Lines are medians over prompts; in each panel the band is the range of ours. Thin
+dotted lines are predictions from the weights and the calibrated kernel alone. Ticks below panel a
+are the full steps of ours.
 """
 
 import argparse
-from math import ceil
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from reproduction.figures._common import (
+    INK,
     OURS,
     TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    label_ends,
+    looks_of,
     marking_lone,
+    name_inches,
+    page,
+    panel_title,
     require,
     save,
+    stands_out,
     style,
-    wrapped,
 )
 from reproduction.tables.tables import read_table
 
-COLUMNS, PANEL = 4, 1.25  # panels side by side, and inches high
+COLOURED, BEST, HEIGHT = 9, 7, 2.9  # inches high: the panels
 QUANTITIES = {
-    "forecast": "open loop: error / size of the features",
-    "latents": "closed loop: error of the latents",
+    "latents": ("Cached run (closed loop)", "error of the latents"),
+    "forecast": ("Single forecasts (open loop)", "error / size of the features"),
 }
 COLUMNS_READ = ["label", "full_steps", "step", "full", "prompt_index", "quantity", "value"]
-MEASURED, PREDICTED, DASHES = "#0072B2", "#111111", (0, (2.5, 1.5))
+DOTS = (0, (1, 1.2))
+NOTE = (
+    "Lower is better. Panel a decides the image: each forecast starts from where the cached run "
+    "really is. In panel b every forecast is made from an undisturbed full run. A plan fitted in "
+    "closed loop is not meant to be good there: it corrects the sum of a gap's forecasts, not "
+    "each of them, so single forecasts are poor while the latents come back at every full step."
+)
 
 
 @style()
-def draw(table: pd.DataFrame) -> Figure:
+def draw(table: pd.DataFrame, labels: Sequence[str] = (), setting: str = "") -> Figure:
     """Return the figure of errors (`reproduction.stages.errors`).
+
+    Args:
+        table: one row per method, step, quantity and prompt; those without a prompt are predicted.
+        labels: all methods of the experiment, in the order that fixes their looks.
+        setting: for the heading.
 
     Raises:
         ValueError: the table is empty or lacks a column, or nothing of it was measured.
     """
     require(table, COLUMNS_READ, "errors' rows")
-    if table["prompt_index"].isna().all():
+    measured = table[table["prompt_index"].notna()]
+    if measured.empty:
         raise ValueError("the errors are of no prompt: nothing was measured")
-    labels = list(table["label"].unique())
-    rows, columns = ceil(len(labels) / COLUMNS), min(COLUMNS, len(labels))
-    figure = Figure(figsize=(TWO_COLUMNS, 2 * PANEL * rows + 0.75))
-    parts = figure.subfigures(2, 1)
-    for part, (quantity, what) in zip(parts, QUANTITIES.items(), strict=True):
-        part.supylabel(what, size=8)
-        panels = _grid(part, rows, columns, len(labels))
-        values = table[table["quantity"] == quantity]
-        for axes, label in zip(panels, labels, strict=True):
-            _panel(axes, values[values["label"] == label])
-            _full_steps(axes, table[table["label"] == label])
-            axes.set_title(
-                wrapped(label, 1.5, 7.5, lines=1), size=7.5, pad=3,
-                weight="bold" if label == OURS else "normal",
-            )  # fmt: skip
-    parts[1].supxlabel("step", size=8)
-    _legend(figure, table)
+    prompts = measured["prompt_index"].nunique()
+    chosen = in_colour(measured)
+    drawn = looks_of(list(table["label"].unique()), labels, chosen)
+    band = OURS if OURS in drawn else None
+    told = table["prompt_index"].isna() & table["value"].notna()
+    sentences = [
+        f"Lines: medians of {prompts} prompts" + (f"; band: range of {band}." if band else "."),
+        "Dotted: predicted from calibration prompts." if told.any() else "",
+        f"Marks below: full steps of {band}." if band else "",
+        f"Grey: {len(drawn) - len(chosen)} more methods." if len(chosen) < len(drawn) else "",
+        NOTE,
+    ]
+    heading = Heading("Errors at every step", setting, " ".join(filter(None, sentences)))
+    figure = page(TWO_COLUMNS, HEIGHT, heading)
+    panels = figure.subplots(1, 2, sharex=True)
+    for place, (quantity, (title, what)) in enumerate(QUANTITIES.items()):
+        axes, values = panels[place], table[table["quantity"] == quantity]
+        axes.set_yscale("log")
+        ends = {}
+        for label, rows in values.groupby("label", sort=False):
+            end = _line(axes, rows, drawn[label], band=label == band)
+            if end and stands_out(drawn[label]):
+                ends[label] = end
+        axes.yaxis.set_major_locator(LogLocator(numticks=7))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        axes.set(xlabel="step", ylabel=what)
+        panel_title(axes, place, title)
+        last = table["step"].max()
+        room = (name_inches(ends) + 0.12) / 3.0 if ends else 0
+        axes.set_xlim(-0.5, last + 1 + (last + 1) * room / (1 - room))
+        axes.autoscale_view(scalex=False)
+        if band:
+            _full_steps(axes, table[table["label"] == band])
+        label_ends(axes, ends, drawn, (3.0, HEIGHT - 0.8))
     return figure
 
 
-def _grid(part: SubFigure, rows: int, columns: int, count: int) -> list[Axes]:
-    """Return `count` panels that share their axes; the outer ones have tick labels."""
-    panels = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes in panels[count:]:
-        axes.remove()
-    for i, axes in enumerate(panels[:count]):
-        axes.tick_params(labelbottom=i + columns >= count, labelleft=i % columns == 0)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    return list(panels[:count])
+def in_colour(measured: pd.DataFrame) -> set[str]:
+    """Return the methods that stand out: all if they are few, else those that end closest."""
+    labels = list(measured["label"].unique())
+    if len(labels) <= COLOURED:
+        return set(labels)
+    latents = measured[measured["quantity"] == "latents"]
+    last = latents[latents["step"] == latents["step"].max()].groupby("label")["value"].median()
+    return {OURS, *last.sort_values(kind="stable").index[:BEST]} & set(labels)
 
 
-def _panel(axes: Axes, values: pd.DataFrame) -> None:
-    """Draw one method: what was measured, and over it what was predicted.
+def _line(axes: Axes, values: pd.DataFrame, look, band: bool) -> tuple[float, float] | None:
+    """Draw what was measured of one method, and over it what was predicted; return its end.
 
     Lines are broken where a step has no value or one of zero, which no logarithmic axis has.
     """
-    steps = np.arange(values["step"].max() + 1) if len(values) else []
+    steps = np.arange(values["step"].max() + 1)
     drawn = values.where(values["value"] > 0)
     of_prompts = drawn[drawn["prompt_index"].notna()].groupby("step")["value"]
     low, middle, high = (getattr(of_prompts, f)().reindex(steps) for f in ("min", "median", "max"))
-    axes.fill_between(steps, low, high, color=MEASURED, alpha=0.3, linewidth=0)
-    axes.plot(steps, middle, color=MEASURED, linewidth=1.2, **marking_lone(middle))
+    line = {**look, "marker": ""}
+    if band:
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    axes.plot(steps, middle, **{**line, **marking_lone(middle)})
     told = drawn[drawn["prompt_index"].isna()].dropna(subset="value")
     told = told.set_index("step")["value"].reindex(steps)
-    axes.plot(steps, told, color=PREDICTED, linewidth=0.9, linestyle=DASHES)
+    axes.plot(steps, told, **{**line, "linestyle": DOTS, "linewidth": 1.0})
+    there = middle.dropna()
+    return (float(there.index[-1]), float(there.iloc[-1])) if len(there) else None
 
 
 def _full_steps(axes: Axes, values: pd.DataFrame) -> None:
     full = np.unique(values.loc[values["full"], "step"])
-    place = axes.get_xaxis_transform()
-    axes.vlines(full, 0, 0.06, transform=place, color="#555555", linewidth=0.8)
-
-
-def _legend(figure: Figure, table: pd.DataFrame) -> None:
-    prompts = table["prompt_index"].nunique()
-    look = {"color": MEASURED, "linewidth": 1.2}
-    axes = figure.axes[0]
-    handles = [
-        *axes.plot([], [], label=f"measured, median of {prompts} prompts", **look),
-        axes.fill_between([], [], [], color=MEASURED, alpha=0.3, linewidth=0, label="their range"),
-        *axes.plot(
-            [], [], color=PREDICTED, linewidth=0.9, linestyle=DASHES,
-            label="predicted from calibration prompts",
-        ),
-        *axes.plot(
-            [], [], "|", color="#555555", markersize=5, label="full steps", markeredgewidth=0.8
-        ),
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    axes.vlines(full, 0, 0.04, transform=axes.get_xaxis_transform(), color=INK, linewidth=1)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    save(draw(read_table(arguments.table)), arguments.out)
+    save(draw(read_table(arguments.table), arguments.labels, arguments.setting), arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("errors", description=__doc__)
+    parser = figure_parser("errors", __doc__)
     parser.add_argument("--table", required=True, help="CSV of reproduction.stages.errors")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["table"])

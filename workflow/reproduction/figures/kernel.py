@@ -1,12 +1,12 @@
 """Kernel: how similar a model's features are at any two sampler steps, and how low its rank is.
 
-One row per kernel (its tap, the features, and their normalisation). Left: its matrix, the mean over
-streams if there are several. Middle: its eigenvalues as shares of their sum, which is the features'
-energy, and the energy that the leading ones leave out; vertical lines mark how many keep 99 %, 99.9
-% and 99.99 %. The faster both fall, the fewer full steps are needed to forecast the rest. Right:
-the leading eigenvectors over the steps, the shapes that features are made of; their signs have no
-meaning, so that the largest entry is drawn as positive. Values below the rounding error of float64
-are not drawn.
+One row of panels per kernel (its tap, the features, and their normalisation). Left: how far the
+features of two steps are from parallel, 1 - cosine, on a logarithmic scale; a kernel of several
+streams is their mean. Middle: the kernel's eigenvalues as shares of their sum, which is the energy
+(the mean square) of the features, and the energy that the leading ones leave out; vertical lines
+mark how many keep 99 %, 99.9 % and 99.99 %. Right: the leading eigenvectors over the steps; their
+signs have no meaning, so the largest entry is drawn as positive. Values below the rounding error
+of float64 are not drawn.
 """
 
 import argparse
@@ -15,20 +15,38 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from eigencache.kernel import Kernel
-from reproduction.figures._common import TWO_COLUMNS, save, style, timestep_axis
+from reproduction.figures._common import (
+    FAINT,
+    INK,
+    MEASURED,
+    TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    page,
+    panel_title,
+    save,
+    style,
+)
 
 KEPT = (0.99, 0.999, 0.9999)
 VECTORS = 4
-ROW = 2.15  # inches high
-COLOURS, LINES = ("#111111", "#D55E00", "#0072B2", "#009E73"), ("-", "--", "-.", ":")
+ROW = 2.2  # inches high
+CLOSEST = 1e-5  # a smaller 1 - cosine has the colour of this one
+COLOURS, LINES = (INK, "#E08E0B", MEASURED, "#D277A8"), ("-", "--", "-.", ":")
+NOTE = (
+    "1 \N{MINUS SIGN} cosine: 0 where the features of two steps are parallel, 1 where they are "
+    "orthogonal. Energy: the sum of the eigenvalues, the mean square of the features. The faster "
+    "it falls with the rank, the fewer full steps the others can be forecast from."
+)
 
 
 @style()
-def draw(kernels: Mapping[str, Kernel]) -> Figure:
+def draw(kernels: Mapping[str, Kernel], setting: str = "") -> Figure:
     """Return the figure of kernels by name, `TAP.FEATURES.NORMALISATION`.
 
     Raises:
@@ -36,16 +54,27 @@ def draw(kernels: Mapping[str, Kernel]) -> Figure:
     """
     if not kernels:
         raise ValueError("no kernels: nothing to draw")
-    figure = Figure(figsize=(TWO_COLUMNS, ROW * len(kernels)))
+    heading = Heading("How similar the features of any two steps are", setting, NOTE)
+    figure = page(TWO_COLUMNS, ROW * len(kernels), heading)
     parts = np.atleast_1d(figure.subfigures(len(kernels)))
-    for part, (name, kernel) in zip(parts, kernels.items(), strict=True):
-        left, middle, right = part.subplots(1, 3, width_ratios=(1, 1.1, 1.25))
+    for row, (part, (name, kernel)) in enumerate(zip(parts, kernels.items(), strict=True)):
+        part.suptitle(_heading(name, len(kernel.streams)), size=7.5, x=0.01, ha="left")
+        panels = part.subplots(1, 3, width_ratios=(1, 1.1, 1.25))
         shares, vectors = spectrum(kernel.matrix())
-        _matrix(part, left, kernel)
-        left.set_title(_heading(name, len(kernel.streams)), size=7.5, weight="bold", loc="left")
-        _spectrum(middle, shares)
-        _vectors(right, vectors, kernel.timesteps)
+        _matrix(part, panels[0], kernel.matrix())
+        _spectrum(panels[1], shares)
+        _vectors(panels[2], vectors)
+        for column, (axes, text) in enumerate(
+            zip(panels, ("Distance of steps", "Energy by rank", "Eigenvectors"), strict=True)
+        ):
+            panel_title(axes, 3 * row + column, text)
     return figure
+
+
+def distances(matrix: np.ndarray) -> np.ndarray:
+    """Return 1 - cosine of any two steps, `[T, T]`, from a kernel's matrix."""
+    sizes = np.sqrt(np.diag(matrix))
+    return 1 - matrix / np.where(sizes > 0, sizes, 1)[:, None] / np.where(sizes > 0, sizes, 1)
 
 
 def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,27 +110,23 @@ def left_out(shares: np.ndarray) -> np.ndarray:
 def _heading(name: str, streams: int) -> str:
     tap, features, *rest = name.split(".")
     rest = [*rest, f"mean of {streams} streams"] if streams > 1 else rest
-    return f"{tap}, {features}\n{', '.join(rest)}"
+    return f"Tap {tap}, {features} features, {', '.join(rest).replace('-', ' ')}"
 
 
-def _matrix(figure, axes: Axes, kernel: Kernel) -> None:
-    matrix = kernel.matrix()
-    negative = matrix.min() < 0
-    top = np.abs(matrix).max()
-    # Zero is meaningful: without negative values it is the dark end, else the middle.
+def _matrix(figure: SubFigure, axes: Axes, matrix: np.ndarray) -> None:
+    apart = distances(matrix)
+    top = max(float(apart.max()), 10 * CLOSEST)
     image = axes.imshow(
-        matrix, cmap="RdBu" if negative else None, vmin=-top if negative else 0, vmax=top,
-        interpolation="nearest",
-    )  # fmt: skip
+        np.maximum(apart, CLOSEST), norm=LogNorm(CLOSEST, top), interpolation="nearest"
+    )
     axes.grid(False)
-    axes.spines[:].set_visible(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
     axes.set(xlabel="step", ylabel="step")
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label(kernel.normalisation.replace("-", " "), size=7)
-    bar.outline.set_linewidth(0.5)
-    bar.locator = MaxNLocator(5)
+    bar = figure.colorbar(image, ax=axes, extend="min")
+    bar.set_label("1 \N{MINUS SIGN} cosine", size=7)
+    bar.outline.set_visible(False)
+    bar.minorticks_off()
     bar.ax.tick_params(labelsize=6.5)
 
 
@@ -110,9 +135,9 @@ def _spectrum(axes: Axes, shares: np.ndarray) -> None:
     rank = np.arange(1, len(shares) + 1)
     rest = left_out(shares)
     axes.set_yscale("log")
-    axes.plot(rank[shares > least], shares[shares > least], "o-", color="#111111",
+    axes.plot(rank[shares > least], shares[shares > least], "o-", color=INK,
               markersize=2, linewidth=0.7, label="eigenvalue")  # fmt: skip
-    axes.plot(rank[rest > least], rest[rest > least], "s-", color="#767676", markersize=2,
+    axes.plot(rank[rest > least], rest[rest > least], "s-", color=FAINT, markersize=2,
               linewidth=0.7, markerfacecolor="white", markeredgewidth=0.5,
               label="left out by the rank")  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
@@ -121,26 +146,25 @@ def _spectrum(axes: Axes, shares: np.ndarray) -> None:
     axes.set(xlabel="rank", ylabel="share of the energy", xlim=(0, len(shares) + 1))
     for i, (share, r) in enumerate(zip(KEPT, ranks(shares), strict=True)):
         height = 0.98 - 0.11 * i  # lower from left to right: no line runs through a text
-        axes.axvline(r, ymax=height, color="#0072B2", lw=0.8, ls=("-", "--", ":")[i], zorder=1.5)
+        axes.axvline(r, ymax=height, color=MEASURED, lw=0.8, ls=("-", "--", ":")[i], zorder=1.5)
         left = r < 0.5 * len(shares)
         axes.annotate(
             f"{100 * share:g} % at rank {r}", (r, height), (3 if left else -3, 0),
             xycoords=("data", "axes fraction"), textcoords="offset points", va="top",
-            ha="left" if left else "right", size=6.5, color="#0072B2",
+            ha="left" if left else "right", size=6.5, color=MEASURED,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3},
         )  # fmt: skip
-    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.68), handlelength=1.5, fontsize=6.5)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 0.72), handlelength=1.5, fontsize=6.5)
 
 
-def _vectors(axes: Axes, vectors: np.ndarray, timesteps: np.ndarray) -> None:
+def _vectors(axes: Axes, vectors: np.ndarray) -> None:
     """Draw the leading eigenvectors, columns of `[T, T]`, over the steps."""
-    axes.axhline(0, color="#767676", linewidth=0.5, zorder=1.5)
+    axes.axhline(0, color=FAINT, linewidth=0.5, zorder=1.5)
     for i, vector in enumerate(vectors.T[:VECTORS]):
         axes.plot(vector, color=COLOURS[i], linestyle=LINES[i], label=f"{i + 1}")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set(xlabel="step", ylabel="eigenvector", xlim=(-0.5, len(timesteps) - 0.5))
-    timestep_axis(axes, timesteps)
+    axes.set(xlabel="step", ylabel="eigenvector", xlim=(-0.5, len(vectors) - 0.5))
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend
     axes.legend(loc="upper center", ncols=VECTORS, handlelength=1.8, columnspacing=1)
@@ -148,13 +172,12 @@ def _vectors(axes: Axes, vectors: np.ndarray, timesteps: np.ndarray) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     kernels = {path.stem: Kernel.load(path) for path in map(Path, arguments.kernels)}
-    save(draw(kernels), arguments.out)
+    save(draw(kernels, arguments.setting), arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("kernel", description=__doc__)
+    parser = figure_parser("kernel", __doc__)
     parser.add_argument("--kernels", nargs="+", required=True, help="one row each")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["kernels"])

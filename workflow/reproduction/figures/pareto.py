@@ -1,98 +1,131 @@
-"""Pareto: image quality against measured speed-up, one panel per metric, one line per method.
+"""Pareto: the PSNR of each method against its measured speed-up, and the speed-up at equal PSNR.
 
-A point is a budget: its quality is the mean over images, its speed-up the median of paired times,
-and its bars are 95 % bootstrap intervals over prompts (metrics of whole sets have none). Each
-vertical axis says which way is better; faster is always to the right. A method is better if its
-line is on the better side or further to the right. Metrics without a reference vary far more
-between prompts than between methods, so the interval is drawn once, as a band: that of the full
-run, whose mean is the dotted line. If there are many methods, some are in colour with their
-intervals: ours, the baseline, and those that lag least behind the best or are named; the rest are
-grey and differ in their markers.
+Panel a has one line per method and one point per budget of full steps; the shape of a point is its
+budget. A point's PSNR is the mean over images, with its 95 % bootstrap interval over prompts, and
+its speed-up the median over images timed beside a full run. Panel b cuts all lines at one PSNR. If
+there are many methods, ours, the baseline and those that lag least behind the best, or are named,
+are in colour; the rest are grey.
 """
 
 import argparse
-from collections.abc import Collection, Sequence
-from math import ceil
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogitLocator,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-)
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL
 from reproduction.figures._common import (
+    BUDGET_MARKERS,
+    FAINT,
+    NAME_PT,
     OURS,
     TWO_COLUMNS,
-    looks,
+    Heading,
+    figure_parser,
+    label_ends,
+    looks_of,
+    name_inches,
     note_left_out,
     of_first_reference,
+    page,
+    panel_title,
     require,
     save,
+    stands_out,
     style,
+    wrapped,
 )
 from reproduction.tables.tables import read_table
 
 COLOURED, BEST = 9, 5  # methods that can all be in colour, and of more, how many of the best are
-PANEL, LEGEND_LINE = 1.95, 0.15  # inches high: a panel, a line of the legend
-# Of metrics that crowd at one end: the scale, and the value that it cannot show.
-SCALES = {
-    "ssim": ("logit", 1.0),
-    "lpips_alex": ("log", 0.0),
-    "st_lpips_alex": ("log", 0.0),
-    "frechet_lite0": ("log", 0.0),
-}
-FULL_LINE = {"color": "#767676", "linestyle": ":", "linewidth": 0.8, "zorder": 1.5}
-FULL_BAND = {"color": "#f0f0f0", "linewidth": 0, "zorder": 0.5}
-# Ticks of speed-up; those that are in view.
-SPEEDUPS = (1, 1.2, 1.5, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120)
+HEIGHT, LINE = 2.9, 0.125  # inches: of the panels at least, and of a name in panel b
+SLOW = 0.05  # of a full step: a skipped step that takes longer is worth a sentence
+# Ticks of speed-up and of numbers of steps; those that are in view.
+SPEEDUPS = (1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 80, 120)
+COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 70, 100, 150, 200, 300, 500, 1000)
+
+
+class Cost(NamedTuple):
+    """What the horizontal axes of a figure of quality show."""
+
+    column: str
+    title: str
+    panel: str
+    needed: str
+    unit: str
+
+
+SPEEDUP = Cost("speedup", "Image quality against measured speed-up", "Quality at equal speed",
+               "Speed-up", "×")  # fmt: skip  # noqa: RUF001
+STEPS = Cost("full_steps", "Image quality against full steps", "Quality at equal compute",
+             "Full steps", "")  # fmt: skip
 
 
 @style()
-def draw(summary: pd.DataFrame, highlight: Collection[str] = (), cost: str = "speedup") -> Figure:
+def draw(
+    summary: pd.DataFrame, highlight: Collection[str] = (), cost: Cost = SPEEDUP,
+    labels: Sequence[str] = (), setting: str = "", inner: Collection[str] = (),
+) -> Figure:  # fmt: skip
     """Return the figure of a summary (`reproduction.stages.table`), of its first reference.
 
     Args:
         summary: one row per run and reference.
         highlight: if there are many methods, those in colour besides ours and the baseline; if
             empty, the best are chosen.
-        cost: what the horizontal axes show: "speedup" or "full_steps".
+        cost: what the horizontal axes show, `SPEEDUP` or `STEPS`.
+        labels: all methods of the experiment, in the order that fixes their looks.
+        setting: for the heading.
+        inner: the methods that forecast features inside the network.
 
     Raises:
         ValueError: the table is empty or lacks a column, the full run or any other; a value to
             draw is missing; or a method to highlight is unknown.
     """
+    rows, full = runs_of(summary, ["psnr"])
+    drawn = looks_of(rows["method"], labels, in_colour(rows, highlight))
+    steps = int(full["num_steps"])
+    more = slow_note(rows, inner) if cost is SPEEDUP else _predicted_note(rows)
+    target = equal_quality(rows, cost.column)
+    sentences = [points_note(rows, drawn), bounds_note(rows, cost.column, target), more]
+    note = " ".join(filter(None, sentences))
+    height = max(HEIGHT, 0.75 + LINE * len(drawn))
+    figure = page(TWO_COLUMNS, height, Heading(cost.title, setting, note))
+    several = {"ncols": 2, "width_ratios": (1.75, 1)} if target else {}
+    left, *others = figure.subplots(squeeze=False, **several).ravel()
+    _lines(left, rows, cost, drawn, steps, (3.4 if target else 5.8, height - 0.75))
+    panel_title(left, 0, cost.panel if target else "")
+    for right in others:
+        _at_equal_quality(right, rows, cost, drawn, target, steps)
+        panel_title(right, 1, f"{cost.needed} at {target:g} dB")
+    return figure
+
+
+def runs_of(
+    summary: pd.DataFrame, metrics: Sequence[str], more: Sequence[str] = ()
+) -> tuple[pd.DataFrame, pd.Series]:
+    """Return the runs that are compared with a summary's first reference, and its full run.
+
+    Raises:
+        ValueError: the table is empty, or lacks a column, the full run, any other or a value
+            of the metrics.
+    """
     rows, reference = of_first_reference(summary)
-    metrics = [name for name in METRICS if name in rows.columns]
-    each = [name for name in metrics if not METRICS[name].whole]
-    columns = ["run", "method", "num_steps", "full_steps", "baseline", "psnr"]
-    ends = [f"{name}_{end}" for name in (*each, "speedup") for end in ("low", "high")]
-    require(rows, [*columns, "speedup", *ends], "summary's rows")
+    columns = ["run", "method", "num_steps", "full_steps", "baseline"]
+    ends = [f"{name}_{end}" for name in ("psnr", "speedup") for end in ("low", "high")]
+    require(rows, [*columns, "psnr", *metrics, "speedup", *ends, *more], "summary's rows")
     full = rows[rows["run"] == FULL]
     rows = rows[~rows["run"].isin([FULL, reference])]
     if full.empty or rows.empty:
         raise ValueError(f"the summary needs the run {FULL!r} and at least one other")
-    _refuse_gaps(rows, metrics)
-    drawn = looks(rows["method"], in_colour(rows, highlight))
-    figure, panels, legend = _grid(len(metrics), len(drawn))
-    for axes, name in zip(panels, metrics, strict=True):
-        _panel(axes, rows, cost, name, drawn)
-        if not METRICS[name].paired:
-            axes.axhline(full[name].iloc[0], **FULL_LINE)
-            axes.axhspan(full[f"{name}_low"].iloc[0], full[f"{name}_high"].iloc[0], **FULL_BAND)
-    for axes in panels:
-        _label_cost(axes, rows, cost, full["num_steps"].iloc[0])
-    legend(*_entries(drawn, any(not METRICS[name].paired for name in metrics)))
-    return figure
+    for column in ("speedup", *metrics):
+        gaps = rows.loc[rows[column].isna(), "run"]
+        if len(gaps):
+            raise ValueError(f"the summary has no {column} of runs {sorted(gaps)}")
+    return rows, full.iloc[0]
 
 
 def in_colour(rows: pd.DataFrame, highlight: Collection[str] = ()) -> set[str]:
@@ -123,122 +156,236 @@ def in_colour(rows: pd.DataFrame, highlight: Collection[str] = ()) -> set[str]:
     return named | set(others.sort_values(kind="stable").index[:BEST])
 
 
-def _refuse_gaps(rows: pd.DataFrame, metrics: Sequence[str]) -> None:
-    """Raise a ValueError that names a run of which a value is missing."""
-    for column in ("speedup", *metrics):
-        gaps = rows.loc[rows[column].isna(), "run"]
-        if len(gaps):
-            raise ValueError(f"the summary has no {column} of runs {sorted(gaps)}")
+# ---- Equal quality
 
 
-def _grid(count: int, methods: int):
-    """Return a figure, `count` panels, and what draws its legend: in a free place, or below."""
-    columns = count if count < 4 else 2 if count == 4 else 3
-    rows = ceil(count / columns)
-    free = count < rows * columns and methods <= COLOURED
-    ncols = min(4, methods)
-    below = 0 if free else LEGEND_LINE * ceil((methods + 2) / ncols)
-    width = TWO_COLUMNS if columns > 1 else TWO_COLUMNS / 2
-    figure = Figure(figsize=(width, rows * PANEL + 0.25 + below))
-    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True).ravel())
-    for axes in panels[count + free :]:
-        axes.remove()
-    if free:
-        panels[count].set_axis_off()
-        return figure, panels[:count], lambda h, t: panels[count].legend(h, t, loc="center")
+def needed(points: pd.DataFrame, cost: str, target: float) -> tuple[float, str]:
+    """Return the cost at which one method reaches a PSNR, and how the number is to be read.
+
+    The line between two budgets is straight in the PSNR over the logarithm of the cost.
+
+    Returns:
+        the cost and "=", or, where the PSNR lies outside of what was measured, the cost of the
+        smallest budget and "above" (the method is better even there), or of the largest and
+        "below" (it never gets there).
+    """
+    points = points.sort_values("full_steps")
+    psnr = np.minimum(points["psnr"].to_numpy(float), np.finfo(float).max)
+    log = np.log(points[cost].to_numpy(float))
+    reached = psnr >= target
+    if reached[0]:
+        return float(np.exp(log[0])), "above"
+    if not reached.any():
+        return float(np.exp(log[-1])), "below"
+    k = int(reached.argmax())
+    share = (target - psnr[k - 1]) / (psnr[k] - psnr[k - 1])
+    return float(np.exp(log[k - 1] + share * (log[k] - log[k - 1]))), "="
+
+
+def equal_quality(rows: pd.DataFrame, cost: str) -> int | None:
+    """Return the whole number of decibels at which most methods can be compared.
+
+    Of several it is the highest. None: no two methods can be compared anywhere.
+    """
+    finite = rows.loc[np.isfinite(rows["psnr"]), "psnr"]
+    if finite.empty or rows["method"].nunique() < 2:
+        return None
+    counts = {}
+    for target in range(int(np.ceil(finite.min())), int(finite.max()) + 1):
+        found = [needed(points, cost, target)[1] for _, points in rows.groupby("method")]
+        counts[target] = found.count("=")
+    most = max(counts.values(), default=0)
+    return max(k for k, count in counts.items() if count == most) if most else None
+
+
+def _at_equal_quality(
+    axes: Axes, rows: pd.DataFrame, cost: Cost, drawn: Mapping[str, Mapping[str, Any]],
+    target: int, num_steps: int,
+) -> None:  # fmt: skip
+    """Draw what each method costs at one PSNR, the cheapest on top."""
+    found = {
+        method: needed(points, cost.column, target)
+        for method, points in rows.groupby("method", sort=False)
+    }
+    # Beyond what was measured the order follows the bound; "above" is better than any equal number.
+    worth = {"above": 1, "=": 0, "below": -1}
+    sign = 1 if cost is SPEEDUP else -1
+    order = sorted(found, key=lambda k: (worth[found[k][1]] == -1, -sign * found[k][0]))
+    axes.set_xscale("log")
+    for place, method in enumerate(order):
+        value, how = found[method]
+        look = drawn[method]
+        colour = look["color"] if stands_out(look) else FAINT
+        better = (how == "above") == (cost is SPEEDUP)
+        marker = "o" if how == "=" else (">" if better else "<")
+        face = colour if how == "=" else "white"
+        axes.plot(value, place, marker, color=colour, markerfacecolor=face, markersize=5.5,
+                  markeredgewidth=1.1, clip_on=False, zorder=3)  # fmt: skip
+        text = f"{value:.1f}" if how == "=" else f"{'≥' if better else '≤'} {value:.1f}"
+        text = (text if how == "=" else text.removesuffix(".0")) + cost.unit
+        axes.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center",
+                      size=NAME_PT, color=colour, annotation_clip=False)  # fmt: skip
+    names = [wrapped(name, 1.1, NAME_PT, lines=1) for name in order]
+    axes.set_yticks(range(len(order)), names, parse_math=False)
+    for tick, method in zip(axes.get_yticklabels(), order, strict=True):
+        tick.set(color=drawn[method]["color"] if stands_out(drawn[method]) else FAINT,
+                 weight="bold" if method == OURS else "normal")  # fmt: skip
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    low, high = min(v for v, _ in found.values()), max(v for v, _ in found.values())
+    axes.set_xlim(low / 1.12, high * (high / low) ** 0.35 * 1.2)
+    _cost_axis(axes, [value for value, _ in found.values()], cost, num_steps)
+
+
+# ---- Quality at equal cost
+
+
+def _lines(
+    axes: Axes, rows: pd.DataFrame, cost: Cost, drawn: Mapping[str, Mapping[str, Any]],
+    num_steps: int, size: tuple[float, float],
+) -> None:  # fmt: skip
+    """Draw one line per method, named at its end; say how many points do not fit on the axes."""
+    shown = rows[np.isfinite(rows["psnr"])]
+    ends = {}
+    markers = budget_markers(rows)
+    axes.set_xscale("log")
+    for method, points in shown.groupby("method", sort=False):
+        points = points.sort_values(cost.column)
+        look, x = drawn[method], points[cost.column]
+        axes.plot(x, points["psnr"], label=method, **{**look, "marker": ""})
+        if stands_out(look):
+            axes.vlines(x, points["psnr_low"], points["psnr_high"], color=look["color"],
+                        linewidth=0.8, alpha=0.5, zorder=look["zorder"] - 0.1)  # fmt: skip
+        for row in points.itertuples():
+            axes.plot(getattr(row, cost.column), row.psnr, **{
+                **look, "marker": markers.get(row.full_steps, "o"), "linestyle": "",
+                "label": "_", "markersize": look.get("markersize", 4) + 0.5,
+            })  # fmt: skip
+        if cost is STEPS and "predicted_psnr" in points:
+            axes.plot(x, points["predicted_psnr"], "_", color=look["color"], markersize=11,
+                      markeredgewidth=0.8, label="_predicted", zorder=look["zorder"])  # fmt: skip
+        ends[method] = (x.iloc[-1], points["psnr"].iloc[-1])
+    note_left_out(axes, len(rows) - len(shown))
+    axes.set_ylabel("PSNR to the full run (dB)")
+    axes.margins(y=0.06)
+    # Room for the names, in the logarithm of the cost.
+    low, high = rows[cost.column].min(), rows[cost.column].max()
+    named = [label for label in ends if stands_out(drawn[label])]
+    room = (name_inches(named) + 0.12) / size[0] if named else 0
+    spread = np.log(high / low) or 1.0
+    axes.set_xlim(low / np.exp(0.04 * spread), high * np.exp(spread * 1.04 * room / (1 - room)))
+    _cost_axis(axes, rows[cost.column], cost, num_steps)
+    axes.autoscale_view(scalex=False)
+    label_ends(axes, {label: ends[label] for label in named}, drawn, size)
+
+
+def budget_markers(rows: pd.DataFrame) -> dict[int, str]:
+    """Return the marker of each budget; none if there are more budgets than markers."""
+    budgets = sorted({int(steps) for steps in rows["full_steps"]})
+    if len(budgets) > len(BUDGET_MARKERS):
+        return {}
+    return dict(zip(budgets, BUDGET_MARKERS, strict=False))
+
+
+SIGNS = dict(zip(BUDGET_MARKERS, "●■▲◆▼✚✖⬟", strict=True))
+
+
+def points_note(rows: pd.DataFrame, drawn: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what the shapes of points and their bars mean, and which methods are grey."""
+    shapes = [f"{SIGNS[marker]} {budget}" for budget, marker in budget_markers(rows).items()]
+    sentences = [f"Full steps: {', '.join(shapes)}."] if len(shapes) > 1 else []
+    if np.isfinite(rows["psnr_low"]).any():
+        sentences.append("Bars: 95 % bootstrap intervals over prompts.")
+    grey = sum(not stands_out(look) for look in drawn.values())
+    if grey:
+        sentences.append(f"Grey: {grey} more methods.")
+    return " ".join(sentences)
+
+
+def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
+    """Return what the open triangles of panel b mean, if there are any."""
+    if target is None:
+        return ""
+    found = {needed(points, cost, target)[1] for _, points in rows.groupby("method")}
+    words = {
+        "above": "above that PSNR at the smallest budget already",
+        "below": "below it at the largest budget still",
+    }
+    said = [text for how, text in words.items() if how in found]
+    return f"Open triangles: {', or '.join(said)}." if said else ""
+
+
+def _predicted_note(rows: pd.DataFrame) -> str:
+    if "predicted_psnr" not in rows or rows["predicted_psnr"].isna().all():
+        return ""
+    return "Dashes through points: what the plan predicted, from calibration prompts alone."
+
+
+def slow_note(rows: pd.DataFrame, inner: Collection[str]) -> str:
+    """Return why methods inside the network are slow, or nothing if they are not."""
+    there = rows[rows["method"].isin(inner) & (rows["full_steps"] < rows["num_steps"])]
+    if there.empty:
+        return ""
+    steps = there["num_steps"]
+    share = (steps / there["speedup"] - there["full_steps"]) / (steps - there["full_steps"])
+    middle = share.groupby(there["method"], sort=False).median()
+    slow = [method for method in middle.index if middle[method] > SLOW]
+    if not slow:
+        return ""
+    ends = sorted({f"{100 * middle[slow].min():.0f}", f"{100 * middle[slow].max():.0f}"}, key=int)
     return (
-        figure,
-        panels[:count],
-        lambda h, t: figure.legend(h, t, loc="outside lower center", ncols=ncols),
+        f"{', '.join(slow)}: these forecast features inside the network, so a skipped step still "
+        f"runs what lies between them. Here that takes {' to '.join(ends)} % of a full step. The "
+        "share falls as a model's attention and MLPs grow, so on a large model these methods are "
+        "faster than here; compare them at equal full steps too."
     )
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, cost: str, name: str, drawn) -> None:
-    """Draw one line per method; say how many points do not fit on the axes."""
-    scale, unshown = SCALES.get(name, ("linear", np.inf))
-    axes.set_yscale(scale)
-    shown = np.isfinite(rows[name]) & (rows[name] != unshown)
-    for method, points in rows[shown].groupby("method", sort=False):
-        points = points.sort_values(cost)
-        look = drawn[method]
-        axes.plot(points[cost], points[name], label=method, **look)
-        # In grey, and where all are alike, intervals would hide what stands out.
-        if look["zorder"] > 2 and METRICS[name].paired:
-            _intervals(axes, points, cost, name, look)
-    note_left_out(axes, int((~shown).sum()), f"{unshown:g}".replace("inf", "infinity"))
-    if scale == "logit":
-        axes.yaxis.set_major_locator(LogitLocator(nbins="auto"))
-    if scale == "log":
-        low, high = axes.get_ylim()
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    if scale != "linear":
-        axes.yaxis.set_major_formatter(FuncFormatter(_decimal))
-        axes.yaxis.set_minor_locator(NullLocator())
-    better = "higher is better →" if METRICS[name].higher else "← lower is better"
-    axes.set_ylabel(f"{METRICS[name].label}\n{better}", size=7)
-
-
-def _decimal(value: float, _) -> str:
-    """Return a tick as a decimal, never as a power of ten."""
-    return np.format_float_positional(value, 6, fractional=False, trim="-")
-
-
-def _intervals(axes: Axes, points: pd.DataFrame, cost: str, name: str, look) -> None:
-    """Draw the bars of those intervals that the table has, as far as they are finite."""
-    bars = {"color": look["color"], "linewidth": 0.6, "alpha": 0.55, "zorder": look["zorder"] - 0.1}
-    x, y = points[cost], points[name]
-    if f"{name}_low" in points:
-        axes.vlines(x, points[f"{name}_low"], points[f"{name}_high"], **bars)
-    if cost == "speedup":
-        axes.hlines(y, points["speedup_low"], points["speedup_high"], **bars)
-
-
-def _label_cost(axes: Axes, rows: pd.DataFrame, cost: str, num_steps: int) -> None:
+def _cost_axis(axes: Axes, values: Collection[float], cost: Cost, num_steps: int) -> None:
     """Label a cost axis, which is logarithmic, since a budget is a share of all steps."""
-    axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(labelbottom=True)
-    if cost == "full_steps":
-        axes.set_xticks(spread(rows["full_steps"], 1.12))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.set_xlabel(f"full steps (of {num_steps})")
-        return
     low, high = axes.get_xlim()
+    if cost is STEPS:
+        budgets = values if all(float(v).is_integer() for v in values) else COUNTS
+        axes.set_xticks(spread([k for k in budgets if low <= k <= high], 1.12))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(f"full steps, of {num_steps}")
+        return
     inside = [tick for tick in SPEEDUPS if low <= tick <= high]
-    ticks = spread(inside, (high / low) ** (1 / 6))
+    ticks = spread(inside, (high / low) ** (1 / 7))
     axes.xaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 2 else MaxNLocator(3))
     axes.xaxis.set_major_formatter("{x:g}×")  # noqa: RUF001
-    axes.set_xlabel("measured speed-up")
+    axes.set_xlabel("speed-up, measured")
 
 
 def spread(values: Collection[float], ratio: float) -> list[float]:
     """Return those of some numbers, ascending, that lie apart by a ratio, to be ticks."""
-    kept = []
+    kept: list[float] = []
     for value in sorted(set(values)):
         if not kept or value >= ratio * kept[-1]:
             kept.append(value)
     return kept
 
 
-def _entries(drawn, unpaired: bool) -> tuple[list[Line2D], list[str]]:
-    """Return the handles and texts of the legend, what stands out first."""
-    labels = sorted(drawn, key=lambda label: -(drawn[label]["zorder"] > 2))
-    handles = [Line2D([], [], **drawn[label]) for label in labels]
-    if unpaired:
-        handles.append(Line2D([], [], **FULL_LINE))
-        labels.append("full run (band: its interval)")
-    return handles, labels
+def command(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the command line of a figure of a summary."""
+    parser = figure_parser(name, description)
+    parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
+    parser.add_argument("--highlight", nargs="*", default=[], help="methods to be in colour")
+    parser.add_argument("--inner", nargs="*", default=[], help="methods that cache inside")
+    return parser
 
 
-def main(arguments: argparse.Namespace) -> None:
-    save(draw(read_table(arguments.summary), arguments.highlight), arguments.out)
+def main(arguments: argparse.Namespace, cost: Cost = SPEEDUP) -> None:
+    summary = read_table(arguments.summary)
+    figure = draw(
+        summary, arguments.highlight, cost, arguments.labels, arguments.setting, arguments.inner
+    )
+    save(figure, arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("pareto", description=__doc__)
-    parser.add_argument("--summary", required=True, help="CSV of reproduction.stages.table")
-    parser.add_argument("--highlight", nargs="*", default=[], help="methods to be in colour")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
-    run(main, parser, outputs=["out"], inputs=["summary"])
+    run(main, command("pareto", __doc__), outputs=["out"], inputs=["summary"])

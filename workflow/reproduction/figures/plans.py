@@ -1,10 +1,11 @@
-"""Plans: the weights with which each method forecasts its skipped steps, one heat map per method.
+"""Plans: with which weights each method bridges each gap between full steps, one panel per method.
 
-Row `s` is the forecast of step `s`; column `a` is the weight of the feature that step `a` computed.
-Black squares on the diagonal are the full steps. Blue adds, red with a white dot subtracts: a row
-with one dark cell repeats a feature, dark blue next to red extrapolates; the stronger both are, the
-more an error in the features is amplified. All panels share one colour scale. It is clipped if a
-few weights are far larger than the rest; the colour bar's pointed ends and its label say so.
+A row is a gap: the skipped steps between two full steps. Column 1 is the feature of the latest full
+step, column 2 of the one before, and so on; the last column adds up all older ones, if there are
+more than fit. A cell is the mean of the weights at the gap's steps, each weighted by the timesteps
+that its step covers: for an Euler sampler that is what the latents receive over the gap. A row with
+a single 1 repeats a feature; positive next to negative extrapolates. Plans with a matrix for each
+stream are shown as the mean of their streams.
 """
 
 import argparse
@@ -14,20 +15,41 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
+from eigencache.design import step_sizes
 from eigencache.plan import Plan
-from reproduction.figures._common import ONE_COLUMN, OURS, TWO_COLUMNS, save, style, wrapped
+from reproduction.figures._common import (
+    INK,
+    NAME_PT,
+    OURS,
+    TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    page,
+    panel_title,
+    save,
+    style,
+    wrapped,
+)
 
-COLUMNS = 4
-ROBUST = 0.9  # the share of non-zero weights inside the colour limits
+COLUMNS = 4  # panels side by side
+REACH = 6  # full steps back that have a column of their own
+ROBUST = 0.95  # the share of cells inside the colour limits
+CELL, PANEL = 0.165, 0.62  # inches high: a gap, and what a panel needs besides
+NUMBERS = 26  # of more gaps than these the cells are too small for numbers
+NOTE = (
+    "Rows: the gap from one full step to the next, by the numbers of its skipped steps. Columns: "
+    "the features that its forecasts draw on; 1 is the latest full step, 2 the one before, and "
+    "so on. Cells: the mean weight over the gap's steps, each counted by the timesteps that it "
+    "covers. A lone 1 repeats a feature; positive beside negative extrapolates."
+)
 
 
 @style()
-def draw(plans: Mapping[str, Plan]) -> Figure:
-    """Return the figure of plans by label. Those with several matrices are shown as their mean.
+def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
+    """Return the figure of plans by label.
 
     Raises:
         ValueError: there is no plan, or they differ in their number of steps.
@@ -38,18 +60,52 @@ def draw(plans: Mapping[str, Plan]) -> Figure:
         raise ValueError(
             f"the plans differ in their steps: { {k: len(p) for k, p in plans.items()} }"
         )
-    shown = {label: mean_weights(plan) for label, plan in plans.items()}
-    limit, largest = limits(np.stack(list(shown.values())))
-    figure, panels = _grid(len(plans))
-    for axes, (label, weights) in zip(panels, shown.items(), strict=True):
-        image = _panel(axes, weights, limit)
-        axes.plot(*2 * (plans[label].full_steps,), "s", color="black", markersize=1.8, mew=0)
-        _title(axes, label, len(plans[label].streams))
-    figure.supxlabel("step whose feature is used (■ on the diagonal: full steps)", size=8)
-    figure.supylabel("step being forecast", size=8)
-    rows = ceil(len(plans) / COLUMNS)
-    _colour_bar(figure, image, list(shown.values()), limit, largest, aspect=15 * max(rows, 2))
+    shown = {label: by_gap(plan) for label, plan in plans.items()}
+    columns = min(COLUMNS, len(plans))
+    rows = ceil(len(plans) / columns)
+    gaps = max(len(names) for names, _ in shown.values())
+    heading = Heading("How each method bridges the gaps between full steps", setting, NOTE)
+    figure = page(TWO_COLUMNS, rows * (PANEL + min(CELL * gaps, 5.5)) + 0.2, heading)
+    norm = CenteredNorm(0, limit([cells for _, cells in shown.values()]))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place, (axes, (label, (names, cells))) in enumerate(
+        zip(panels, shown.items(), strict=False)
+    ):
+        _panel(axes, names, cells, norm, gaps)
+        streams = len(plans[label].streams)
+        text = wrapped(label, TWO_COLUMNS / columns - 0.45, NAME_PT, lines=1)
+        panel_title(axes, place, text, size=NAME_PT, weight="bold" if label == OURS else "normal")
+        axes.set_xlabel(f"mean of {streams} streams" if streams else "", size=6, labelpad=1)
+    for axes in panels[len(plans) :]:
+        axes.remove()
+    if gaps > NUMBERS:
+        _colour_bar(figure, list(panels[: len(plans)]), [cells for _, cells in shown.values()])
     return figure
+
+
+def by_gap(plan: Plan) -> tuple[list[str], np.ndarray]:
+    """Return the gaps of a plan, by their steps, and the weights with which each is bridged.
+
+    Returns:
+        names such as "6-11", and float64 `[gaps, columns]`, the columns from the latest full step
+        back: nan where there is no such full step.
+    """
+    weights, full = mean_weights(plan), np.array(plan.full_steps)
+    sizes = np.abs(step_sizes(plan.timesteps))
+    sizes = sizes if sizes.any() else np.ones(len(plan))
+    names, rows = [], []
+    for first, after in zip(full + 1, [*full[1:], len(plan)], strict=True):
+        if first == after:
+            continue
+        counted = sizes[first:after] if sizes[first:after].any() else np.ones(after - first)
+        back = np.average(weights[first:after], axis=0, weights=counted)[full[full < first]][::-1]
+        if len(back) > REACH:
+            back = np.append(back[: REACH - 1], back[REACH - 1 :].sum())
+        names.append(f"{first}\N{EN DASH}{after - 1}" if after - first > 1 else f"{first}")
+        rows.append(np.pad(back, (0, REACH - len(back)), constant_values=np.nan))
+    cells = np.array(rows).reshape(-1, REACH)
+    used = np.flatnonzero((np.nan_to_num(cells) != 0).any(axis=0))
+    return names, cells[:, : used[-1] + 1 if len(used) else 1]
 
 
 def mean_weights(plan: Plan) -> np.ndarray:
@@ -63,78 +119,60 @@ def mean_weights(plan: Plan) -> np.ndarray:
     return plan.weights.sum(0) / np.maximum(forecast, 1)[:, None]
 
 
-def limits(weights: np.ndarray) -> tuple[float, float]:
-    """Return where colours are clipped, plus and minus, and the weight of largest size.
-
-    Nothing is clipped unless a few weights are more than half as large again as nearly all others.
-    """
-    used = weights[weights != 0]
-    if not used.size:
-        return 1.0, 0.0
-    sizes = np.abs(used)
-    largest = float(used[sizes.argmax()])
-    # Two digits, so that the label of the colour bar states the limit exactly.
-    robust = float(f"{np.quantile(sizes, ROBUST):.2g}")
-    return (robust if abs(largest) > 1.5 * robust else abs(largest)), largest
+def limit(cells: list[np.ndarray]) -> float:
+    """Return where colours end, plus and minus: the numbers of a few cells may be larger."""
+    sizes = np.abs(np.concatenate([one[np.isfinite(one)] for one in cells]))
+    sizes = sizes[sizes > 0]
+    if not sizes.size:
+        return 1.0
+    robust = float(np.quantile(sizes, ROBUST))
+    return robust if sizes.max() > 1.5 * robust else float(sizes.max())
 
 
-def _grid(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure and `count` panels in rows; the outer ones have tick labels."""
-    columns = min(COLUMNS, count)
-    rows = ceil(count / columns)
-    width = max(ONE_COLUMN, 1.2 + columns * (TWO_COLUMNS - 1.2) / COLUMNS)
-    figure = Figure(figsize=(width, 0.45 + 1.65 * rows), layout="compressed")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes in panels[count:]:
-        axes.remove()
-    for i, axes in enumerate(panels[:count]):
-        axes.tick_params(labelbottom=i + columns >= count, labelleft=i % columns == 0)
-    return figure, list(panels[:count])
-
-
-def _panel(axes: Axes, weights: np.ndarray, limit: float) -> AxesImage:
-    """Draw one heat map and return its image."""
+def _panel(axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gaps: int) -> None:
+    """Draw the gaps of one plan, with room for as many as any plan has."""
     axes.grid(False)
-    axes.spines[:].set_visible(True)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
-    below, of = np.nonzero(weights < 0)
-    axes.plot(of, below, "s", color="white", markersize=0.8, mew=0)  # to be told apart in grey
-    return axes.imshow(weights, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.spines[:].set_visible(False)
+    axes.imshow(cells, cmap="RdBu", norm=norm, aspect="auto", interpolation="nearest")
+    axes.set(xlim=(-0.5, REACH - 0.5), ylim=(gaps - 0.5, -0.5))
+    axes.tick_params(length=0, labelsize=6, pad=2)
+    axes.xaxis.set_ticks_position("top")
+    older = [*range(1, REACH), f"{REACH}+"][: cells.shape[1]]
+    axes.set_xticks(range(cells.shape[1]), [str(k) for k in older])
+    every = ceil(len(names) / NUMBERS)
+    axes.set_yticks(range(0, len(names), every), names[::every])
+    for place, value in np.ndenumerate(cells) if every == 1 else ():
+        if np.isfinite(value) and value != 0:
+            dark = abs(norm(value) - 0.5) > 0.33
+            text = f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"
+            text = text.replace("-0.0", "0.0")
+            axes.text(
+                place[1], place[0], text.replace("-", "\N{MINUS SIGN}"), ha="center",
+                va="center_baseline", size=5, color="white" if dark else INK,
+            )  # fmt: skip
 
 
-def _title(axes: Axes, label: str, streams: int) -> None:
-    title = wrapped(label, 1.4, 7.5)
-    if streams:
-        title += f"\n(mean of {streams} streams)"
-    axes.set_title(title, size=7.5, weight="bold" if label == OURS else "normal", pad=3)
-
-
-def _colour_bar(
-    figure: Figure, image: AxesImage, shown, limit: float, largest: float, aspect: float
-) -> None:
-    below = min(weights.min() for weights in shown) < -limit
-    above = max(weights.max() for weights in shown) > limit
+def _colour_bar(figure: Figure, panels: list[Axes], cells: list[np.ndarray]) -> None:
+    image = panels[0].images[0]
+    values = np.concatenate([one[np.isfinite(one)] for one in cells])
+    below, above = values.min(initial=0) < image.norm.vmin, values.max(initial=0) > image.norm.vmax
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]
-    bar = figure.colorbar(image, ax=figure.axes, extend=extend, aspect=aspect, pad=0.02)
-    label = "weight"
-    if extend != "neither":
-        label += f", clipped at ±{limit:g}\n(most extreme: {largest:.3g})"
-    bar.set_label(label.replace("-", "\N{MINUS SIGN}"))
-    bar.outline.set_linewidth(0.5)
+    bar = figure.colorbar(image, ax=panels, extend=extend, aspect=30, pad=0.01, shrink=0.8)
+    bar.set_label("weight", size=7)
+    bar.ax.tick_params(labelsize=6)
+    bar.outline.set_visible(False)
 
 
 def main(arguments: argparse.Namespace) -> None:
     plans = {Path(path).parent.name: Plan.load(path) for path in arguments.plans}
     if len(plans) < len(arguments.plans):
         raise ValueError("two plans are in folders of the same name: name each method once")
-    save(draw(plans), arguments.out)
+    save(draw(plans, arguments.setting), arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("plans", description=__doc__)
+    parser = figure_parser("plans", __doc__)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["plans"])

@@ -2,11 +2,11 @@
 
 One row per prompt, one column per method; the first column is the reference run, which all others
 try to match. Many methods are split into several blocks of columns, each starting with the
-reference. The part in the frame is enlarged below the image; by default it is where any method
-differs most from the reference. Below that, if requested, is the difference: the mean over red,
-green and blue of its absolute value, in levels of 255, on one scale for all. The number below is
-the PSNR of the whole image to the reference in dB: higher is closer. Pixels are drawn as they are,
-without smoothing, wherever the page has room for a whole number of dots each.
+reference; of very many, the best are shown. Below an image, if requested, is how it differs from
+the reference: the mean over red, green and blue of the absolute difference, in levels of 255, on
+one scale for all; and the part in the frame enlarged. The number below is the PSNR of the whole
+image to the reference in dB: higher is closer. Pixels are drawn as they are, without smoothing,
+wherever the page has room for a whole number of dots each.
 """
 
 import argparse
@@ -26,10 +26,14 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from eigencache._frames import frames_of
-from eigencache.plan import FULL
+from eigencache.plan import FEWER_STEPS, FULL
 from reproduction.figures._common import (
+    INK,
     OURS,
     TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    looks_of,
     of_first_reference,
     require,
     save,
@@ -38,12 +42,13 @@ from reproduction.figures._common import (
 )
 from reproduction.tables.tables import altered_images, read_table
 
-COLUMNS = 10  # images side by side
-HEAD_PT, PROMPT_PT, SCORE_PT = 6.5, 6.5, 6
+COLUMNS = 6  # images side by side
+SHOWN = 10  # of more methods than these, the best are shown unless the caller names others
+HEAD_PT, PROMPT_PT, SCORE_PT = 7, 7, 6.5
 LINE = 1.25  # distance of lines, in font sizes
 ZOOM = 4  # the part that is enlarged is this many times smaller than the image
 CLIPPED = 0.999  # the share of differences inside the colour scale
-MAP, FRAME = "magma", "#e6007e"
+MAP, FRAME = "magma", "#B3001B"
 FOOT = 0.42  # inches for the colour bar
 
 Box = tuple[int, int, int]  # left, top and size in pixels of a square part of an image
@@ -65,6 +70,7 @@ class _Grid:
     gap: int
     below: int
     shape: tuple[int, int, int]  # blocks, prompts, columns
+    above: int
     foot: int
 
     @property
@@ -77,13 +83,14 @@ class _Grid:
         """The width and height of the figure."""
         blocks, prompts, columns = self.shape
         width = self.left + columns * (self.width + self.gap)
-        return width, blocks * (self.head + prompts * self.pitch) + self.foot
+        return width, self.above + blocks * (self.head + prompts * self.pitch) + self.foot
 
     def axes(self, figure: Figure, place: tuple[int, int, int], part: int) -> Axes:
         """Return new axes, without lines, for a part of the cell at a block, row and column."""
         block, row, column = place
         x = self.left + column * (self.width + self.gap)
-        y = block * (self.head + self.shape[1] * self.pitch) + self.head + row * self.pitch
+        y = self.above + block * (self.head + self.shape[1] * self.pitch) + self.head
+        y += row * self.pitch
         y += sum(self.parts[:part]) + part * self.gap
         width, height = self.size
         bottom = height - y - self.parts[part]
@@ -101,6 +108,8 @@ def draw(
     psnr: np.ndarray | None = None,
     zoom: str | Sequence[int] | None = None,
     difference: bool = False,
+    order: Sequence[str] = (),
+    setting: str = "",
 ) -> Figure:
     """Return the figure of images, uint8 `[prompts, methods, height, width, 3]`.
 
@@ -111,6 +120,8 @@ def draw(
         psnr: float `[prompts, methods]` in dB, to be written below each image; nan writes nothing.
         zoom: what is enlarged: "auto", or the left, top and size of a square in pixels.
         difference: whether to draw the differences to the reference.
+        order: all methods of the experiment, in the order that fixes their looks.
+        setting: for the heading.
 
     Raises:
         ValueError: there is no image, shapes do not agree, or what to enlarge is not in the image.
@@ -119,14 +130,19 @@ def draw(
     boxes = [zoom_box(row, zoom) if zoom else None for row in images]
     blocks = blocks_of(len(labels))
     columns = max(map(len, blocks))
-    heads = [wrapped(label, _cell_inches(columns), HEAD_PT) for label in labels]
+    room = 0.85 * _cell_inches(columns)  # the least that a column has in the end
+    heads = [wrapped(label, room, HEAD_PT, weight="bold") for label in labels]
     lines = max(head.count("\n") + 1 for head in heads)
     extra = (bool(zoom), difference)
-    grid = _layout(images.shape, (len(blocks), len(prompts), columns), lines, psnr, extra)
+    heading = Heading("The same prompts and noise under every method", setting)
+    cells = (len(blocks), len(prompts), columns)
+    grid = _layout(images.shape, cells, lines, psnr, extra, heading)
     # Placed by hand: no automatic layout keeps to whole dots. Not `layout="none"`, after which
     # Matplotlib 3.11 falls back to the style's layout once a first file is saved.
     figure = Figure(figsize=(grid.size[0] / grid.dpi, grid.size[1] / grid.dpi))
     figure.set_layout_engine("none")
+    heading.draw(figure)
+    drawn = looks_of(labels, order)
     errors = differences(images) if difference else None
     norm = PowerNorm(0.5, 0, limit_of(errors)) if difference else None
     for block, shown in enumerate(blocks):
@@ -136,7 +152,7 @@ def draw(
                 axes = grid.axes(figure, place, 0)
                 _image(axes, images[row, method], grid)
                 if row == 0:
-                    _head(axes, heads[method], bold=labels[method] == OURS)
+                    _head(axes, heads[method], drawn.get(labels[method], {}).get("color", INK))
                 if column == 0:
                     _prompt(axes, prompt, grid)
                 if zoom:
@@ -147,7 +163,7 @@ def draw(
                     axes = grid.axes(figure, place, len(grid.parts) - 1)
                     _image(axes, errors[row, method], grid, norm)
                 if psnr is not None and not np.isnan(psnr[row, method]):
-                    _below(axes, _decibels(psnr[row, method]))
+                    _below(axes, decibels(psnr[row, method]))
     if difference:
         _colour_bar(figure, grid, norm, float(errors.max()))
     return figure
@@ -209,6 +225,19 @@ def part_of(image: np.ndarray, box: Box) -> np.ndarray:
     """Return the square part of an image, `[height, width, ...]`."""
     left, top, size = box
     return image[top : top + size, left : left + size]
+
+
+def best(scores: pd.DataFrame, budget: int, count: int = SHOWN) -> list[str]:
+    """Return the full run and the methods with a run of a budget, in the order of the table.
+
+    Of more than `count` methods they are ours, fewer steps and those of the highest mean PSNR.
+    """
+    rows, _ = of_first_reference(scores)
+    means = rows[(rows["full_steps"] == budget) & (rows["method"] != FULL)]
+    means = means.groupby("method", sort=False)["psnr"].mean()
+    first = [label for label in (OURS, FEWER_STEPS) if label in means.index]
+    ranked = [*first, *means.drop(first).sort_values(ascending=False, kind="stable").index]
+    return [FULL, *(label for label in means.index if label in ranked[:count])]
 
 
 def select(
@@ -295,7 +324,7 @@ def _cell_inches(columns: int) -> float:
     return min((TWO_COLUMNS - 0.9) / columns - 0.03, 1.2)
 
 
-def _layout(shape, cells: tuple[int, int, int], lines: int, psnr, extra) -> _Grid:
+def _layout(shape, cells: tuple[int, int, int], lines: int, psnr, extra, heading: Heading) -> _Grid:
     """Return the layout of images of `shape`; small ones are enlarged by a whole number.
 
     Args:
@@ -304,6 +333,7 @@ def _layout(shape, cells: tuple[int, int, int], lines: int, psnr, extra) -> _Gri
         lines: of the longest head.
         psnr: None if no scores are written.
         extra: whether there are enlarged parts, and differences.
+        heading: of the figure.
     """
     height, width = shape[2:4]
     dpi = round(mpl.rcParams["savefig.dpi"])
@@ -319,7 +349,8 @@ def _layout(shape, cells: tuple[int, int, int], lines: int, psnr, extra) -> _Gri
     below += gap if any(extra) else 0  # prompts lie further apart than the parts of one
     zoom, difference = extra
     parts = (tall, *[cell] * zoom, *[tall] * difference)
-    return _Grid(dpi, left, head, cell, parts, gap, below, cells, round(FOOT * dpi) * difference)
+    above, foot = round(heading.above(TWO_COLUMNS) * dpi), round(FOOT * dpi) * difference
+    return _Grid(dpi, left, head, cell, parts, gap, below, cells, above, foot)
 
 
 def _image(axes: Axes, pixels: np.ndarray, grid: _Grid, norm: PowerNorm | None = None) -> AxesImage:
@@ -355,11 +386,11 @@ def _colour_bar(figure: Figure, grid: _Grid, norm: PowerNorm, largest: float) ->
     bar.set_label(text, size=6.5, labelpad=1)
 
 
-def _head(axes: Axes, text: str, bold: bool) -> None:
+def _head(axes: Axes, text: str, colour: str) -> None:
     axes.annotate(
         text, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="center",
-        va="baseline", size=HEAD_PT, parse_math=False, annotation_clip=False,
-        weight="bold" if bold else "normal",
+        va="baseline", size=HEAD_PT, parse_math=False, annotation_clip=False, color=colour,
+        weight="bold",
     )  # fmt: skip
 
 
@@ -380,11 +411,11 @@ def _prompt(axes: Axes, prompt: str, grid: _Grid) -> None:
     )  # fmt: skip
 
 
-def _decibels(psnr: float) -> str:
+def decibels(psnr: float) -> str:
     return "identical" if np.isinf(psnr) else f"{psnr:.1f} dB"
 
 
-def _refuse_altered(shown: pd.DataFrame) -> None:
+def check_images(shown: pd.DataFrame) -> None:
     """Raise a ValueError that names an image that is missing or is not the recorded one."""
     for row in altered_images(shown).itertuples():
         raise ValueError(
@@ -395,8 +426,9 @@ def _refuse_altered(shown: pd.DataFrame) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     scores = read_table(arguments.scores)
-    shown = select(scores, arguments.methods, arguments.budget, arguments.prompts)
-    _refuse_altered(shown)
+    methods = arguments.methods or best(scores, arguments.budget)
+    shown = select(scores, methods, arguments.budget, arguments.prompts)
+    check_images(shown)
     prompts = list(dict.fromkeys(shown["prompt"]))
     labels = list(dict.fromkeys(shown["run"]))
     heads = shown.set_index("run")["method"].groupby(level=0).first()
@@ -404,20 +436,20 @@ def main(arguments: argparse.Namespace) -> None:
     images = images.reshape(len(prompts), len(labels), *images.shape[1:])
     zoom = "auto" if arguments.zoom == ["auto"] else arguments.zoom
     figure = draw(
-        images, list(heads[labels]), prompts, psnr_of(shown), zoom, bool(arguments.difference)
-    )
+        images, list(heads[labels]), prompts, psnr_of(shown), zoom, bool(arguments.difference),
+        arguments.labels, arguments.setting,
+    )  # fmt: skip
     save(figure, arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("samples", description=__doc__)
+    parser = figure_parser("samples", __doc__)
     parser.add_argument("--scores", required=True, help="one row an image: scores.csv")
-    parser.add_argument("--methods", nargs="+", required=True, help="labels, in their order")
+    parser.add_argument("--methods", nargs="+", help="labels, in their order; default: the best")
     parser.add_argument("--budget", type=int, required=True, help="the number of full steps")
     parser.add_argument("--prompts", type=int, nargs="+", required=True, help="their indices")
     parser.add_argument("--zoom", nargs="*", help="auto, or left, top and size in pixels")
     parser.add_argument("--difference", type=int, choices=(0, 1), default=0, help="1: draw them")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["scores"])

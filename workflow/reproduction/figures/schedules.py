@@ -15,16 +15,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from eigencache.plan import Plan
-from reproduction.figures._common import OURS, TWO_COLUMNS, inches, save, style, timestep_axis
+from reproduction.figures._common import (
+    FAINT,
+    OURS,
+    TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    inches,
+    looks,
+    save,
+    style,
+    timestep_axis,
+)
 
 NAME_PT, COUNT_PT = 7, 6
 ROW, GAP, LINE, LEFT = 0.11, 0.07, 0.125, 0.3  # inches: a row, between groups, a line, the counts
-ENDS = (0.42, 0.4)  # inches for the axis above and below
+ENDS = (0.42, 0.42)  # inches for the axis above and below
 
 
 @style()
-def draw(plans: Mapping[str, Sequence[Plan]]) -> Figure:
+def draw(plans: Mapping[str, Sequence[Plan]], setting: str = "") -> Figure:
     """Return the figure of each method's plans, by label.
+
+    Args:
+        plans: by label.
+        setting: for the heading.
 
     Raises:
         ValueError: there is no plan, or they differ in their timesteps.
@@ -36,14 +51,22 @@ def draw(plans: Mapping[str, Sequence[Plan]]) -> Figure:
         LINE * (text.count("\n") + 1) + ROW * len(rows) + GAP
         for text, rows in zip(names, groups.values(), strict=True)
     ]
-    height = sum(heights) + sum(ENDS)
+    heading = Heading(
+        "Which steps each method computes in full", setting,
+        "A mark is a full step, and the number on the left counts them; all other steps are "
+        "forecast. Methods that share their rows choose the same steps.",
+    )  # fmt: skip
+    above, below = heading.above(TWO_COLUMNS), heading.below(TWO_COLUMNS)
+    height = sum(heights) + sum(ENDS) + above + below
     # Placed by hand, in inches, so that rows are equally high however many there are.
     figure = Figure(figsize=(TWO_COLUMNS, height))
     figure.set_layout_engine("none")
+    heading.draw(figure)
     width = TWO_COLUMNS - LEFT - 0.1
     axes = figure.add_axes(
-        (LEFT / TWO_COLUMNS, ENDS[1] / height, width / TWO_COLUMNS, sum(heights) / height)
-    )
+        (LEFT / TWO_COLUMNS, (ENDS[1] + below) / height, width / TWO_COLUMNS,
+         sum(heights) / height)
+    )  # fmt: skip
     axes.set(xlim=(-0.8, len(timesteps) - 0.2), ylim=(sum(heights), 0), yticks=[], xlabel="step")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
@@ -98,14 +121,14 @@ def _group(axes: Axes, plans: Sequence[Plan], text: str, top: float, bold: bool)
     first = top + GAP / 2 + LINE * (text.count("\n") + 1) + ROW / 2
     for i, plan in enumerate(plans):
         y = first + ROW * i
-        axes.hlines(y, -0.5, len(plan) - 0.5, color="#dddddd", linewidth=0.6, zorder=1)
+        axes.hlines(y, -0.5, len(plan) - 0.5, color="#e3e5e9", linewidth=0.6, zorder=1)
         axes.vlines(
             plan.full_steps, y - 0.36 * ROW, y + 0.36 * ROW, zorder=2, linewidth=1.8,
-            color="#111111" if bold else "#0072B2",
+            color=looks([OURS])[OURS]["color"] if bold else "#3c4047",
         )  # fmt: skip
         axes.annotate(
             f"{sum(plan.full)}", (0, y), (-3, 0), xycoords=("axes fraction", "data"), ha="right",
-            va="center_baseline", textcoords="offset points", size=COUNT_PT, color="#555555",
+            va="center_baseline", textcoords="offset points", size=COUNT_PT, color=FAINT,
             annotation_clip=False,
         )  # fmt: skip
 
@@ -114,13 +137,12 @@ def main(arguments: argparse.Namespace) -> None:
     plans = {}
     for path in map(Path, arguments.plans):
         plans.setdefault(path.parent.name, []).append(Plan.load(path))
-    save(draw(plans), arguments.out)
+    save(draw(plans, arguments.setting), arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("schedules", description=__doc__)
+    parser = figure_parser("schedules", __doc__)
     parser.add_argument("--plans", nargs="+", required=True, help="files LABEL/BUDGET.safetensors")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["plans"])

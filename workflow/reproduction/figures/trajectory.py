@@ -29,19 +29,35 @@ from matplotlib.ticker import MaxNLocator
 from eigencache.design import residuals
 from eigencache.plan import Plan, PlanError
 from eigencache.trajectory import Trajectory
-from reproduction.figures._common import TWO_COLUMNS, marking_lone, save, style, wrapped
+from reproduction.figures._common import (
+    INK,
+    TWO_COLUMNS,
+    Heading,
+    figure_parser,
+    letter,
+    marking_lone,
+    page,
+    save,
+    style,
+    wrapped,
+)
 
 COLUMNS, PANEL, ERRORS = 4, 1.6, 2.3  # inches high: a panel with its title, and the lower part
 ALONE = 3.0  # inches high: the panel of an only stream
 PANELS = 12  # of more streams, so many are drawn above, evenly spread
+NOTE = (
+    "Above: features in the two directions in which they vary most, and the shares of the "
+    "variance that these hold; the ring is the first step, the square the last. Below: what "
+    "forecasts of each step miss, over the size of the feature."
+)
 NAME = 28  # characters of a name that fit above a panel
-FORECAST = "#D55E00"
+FORECAST = "#B3001B"
 
 
 @style()
 def draw(
     features: Mapping[str, np.ndarray], sigmas: np.ndarray,
-    missed: Mapping[str, np.ndarray] | None = None, name: str = "the plan",
+    missed: Mapping[str, np.ndarray] | None = None, name: str = "the plan", setting: str = "",
 ) -> Figure:  # fmt: skip
     """Return the figure of features by stream, float `[T, ...]`, and noise levels, `[T + 1]`.
 
@@ -51,6 +67,7 @@ def draw(
         missed: from `errors_of`: what a plan's forecasts miss, as weights of the features; by
             default no plan is drawn.
         name: of the plan.
+        setting: for the heading.
 
     Raises:
         ValueError: there is nothing to draw, or there are fewer than three steps.
@@ -68,15 +85,16 @@ def draw(
     columns = min(len(streams), COLUMNS)
     rows = ceil(len(streams) / columns)
     height = rows * (PANEL if len(streams) > 1 else ALONE)
-    figure = Figure(figsize=(TWO_COLUMNS, height + ERRORS))
+    heading = Heading("How features move along one full run", setting, NOTE)
+    figure = page(TWO_COLUMNS, height + ERRORS, heading)
     above, below = figure.subfigures(2, height_ratios=(height, ERRORS))
     panels = above.subplots(rows, columns, squeeze=False).ravel()
-    for axes, stream in zip(panels, streams, strict=False):
+    for place, (axes, stream) in enumerate(zip(panels, streams, strict=False)):
         coordinates, shares = principal(shown[stream])
         line = _path(axes, coordinates, dots=stream not in missed)
         if stream in missed:
             _forecasts(axes, coordinates, missed[stream], off_centre(shown[stream]))
-        _describe(axes, stream, shares)
+        _describe(axes, stream, shares, f"{letter(place)}  ")
     for axes in panels[len(streams) :]:
         axes.remove()
     bar = above.colorbar(line, ax=list(panels[: len(streams)]), aspect=12 * rows, pad=0.02)
@@ -87,7 +105,7 @@ def draw(
         handles = _marks(panels[0], computed)
         above.legend(handles=handles, loc="outside lower center", ncols=2)
     panels = below.subplots(1, 3 if missed else 2, sharex=True, sharey=True)
-    _errors(panels, shown, sigmas, missed, name)
+    _errors(panels, shown, sigmas, missed, name, len(streams))
     return figure
 
 
@@ -166,8 +184,8 @@ def _path(axes: Axes, coordinates: np.ndarray, dots: bool = True) -> LineCollect
     if dots:
         colours = mpl.colormaps[mpl.rcParams["image.cmap"]](np.linspace(0, 1, len(coordinates)))
         axes.scatter(*coordinates.T, s=4, c=colours, linewidths=0, zorder=3)
-    axes.plot(*coordinates[0], "o", color="black", markerfacecolor="none", markersize=6)
-    axes.plot(*coordinates[-1], "s", color="black", markerfacecolor="none", markersize=5.5)
+    axes.plot(*coordinates[0], "o", color=INK, markerfacecolor="none", markersize=6)
+    axes.plot(*coordinates[-1], "s", color=INK, markerfacecolor="none", markersize=5.5)
     axes.set_aspect("equal", adjustable="datalim")
     axes.margins(0.12)
     axes.grid(False)
@@ -184,7 +202,7 @@ def _forecasts(axes: Axes, true: np.ndarray, missed: np.ndarray, zero: np.ndarra
     )
     axes.plot(*made.T, "x", color=FORECAST, markersize=2.2, markeredgewidth=0.5, zorder=3.5)
     computed = np.delete(true, at, axis=0)
-    axes.plot(*computed.T, "o", color="black", markersize=2.2, markeredgewidth=0, zorder=4)
+    axes.plot(*computed.T, "o", color=INK, markersize=2.2, markeredgewidth=0, zorder=4)
 
 
 def _marks(axes: Axes, computed: int) -> list:
@@ -197,18 +215,21 @@ def _marks(axes: Axes, computed: int) -> list:
     ]
 
 
-def _describe(axes: Axes, name: str, shares: np.ndarray) -> None:
+def _describe(axes: Axes, name: str, shares: np.ndarray, before: str) -> None:
     if len(name) > NAME:
         name = "\n.".join(name.rsplit(".", 1))
-    axes.set_title(name, size=7, pad=3)
+    axes.set_title(before + name, size=7, pad=3)
     axes.set_xlabel(" + ".join(f"{100 * share:.0f} %" for share in shares), size=6.5, labelpad=2)
 
 
 def _errors(
     panels, shown: Mapping[str, np.ndarray], sigmas: np.ndarray,
-    missed: Mapping[str, np.ndarray], name: str,
+    missed: Mapping[str, np.ndarray], name: str, before: int,
 ) -> None:  # fmt: skip
-    """Draw the errors of all forecasts; the first stream and the last are named."""
+    """Draw the errors of all forecasts; the first stream and the last are named.
+
+    The letters of the panels follow those of `before` others.
+    """
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(shown)))
     for depth, ((stream, feature), colour) in enumerate(zip(shown.items(), colours, strict=True)):
         label = stream if depth in (0, len(shown) - 1) else None
@@ -219,8 +240,9 @@ def _errors(
             steps = np.arange(len(feature) - len(errors), len(feature))
             axes.semilogy(steps, errors, color=colour, label=label, **marking_lone(errors))
     titles = ["the step before, again", "a straight line", name]
-    for axes, how in zip(panels, titles, strict=False):
-        axes.set_title(wrapped(f"forecast by {how}", 0.93 * TWO_COLUMNS / len(panels) - 0.2, 8))
+    for place, (axes, how) in enumerate(zip(panels, titles, strict=False)):
+        text = f"{letter(before + place)}  forecast by {how}"
+        axes.set_title(wrapped(text, 0.9 * TWO_COLUMNS / len(panels) - 0.3, 8))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     panels[0].set_ylabel("error / size of the feature")
@@ -245,14 +267,14 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.plan:
         plan, path = Plan.load(arguments.plan), Path(arguments.plan)
         missed, name = errors_of(plan, trajectory), path.parent.name
-    save(draw(trajectory.features, trajectory.sigmas, missed, name), arguments.out)
+    figure = draw(trajectory.features, trajectory.sigmas, missed, name, arguments.setting)
+    save(figure, arguments.out)
 
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    parser = argparse.ArgumentParser("trajectory", description=__doc__)
+    parser = figure_parser("trajectory", __doc__)
     parser.add_argument("--trajectory", required=True, help="of reproduction.stages.collect")
     parser.add_argument("--plan", nargs="?", help="LABEL/BUDGET.safetensors, to draw its forecasts")
-    parser.add_argument("--out", nargs="+", required=True, help="PDF and PNG files to write")
     run(main, parser, outputs=["out"], inputs=["trajectory", "plan"])

@@ -13,7 +13,7 @@ const RAMP = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165
 
 const state = {
   left: 0, // the place of a run
-  right: Math.min(1, about.runs.length - 1),
+  right: about.start,
   prompt: 0, // the place of a prompt
   reference: 0,
   split: 50, // percent of the width that shows the left image
@@ -37,8 +37,14 @@ function source(run, prompt) {
 }
 
 function nameOf(run) {
-  const { method, num_steps: steps, full_steps: full } = about.runs[run];
-  return `${method}, ${full} ${full < steps ? `of ${steps} steps in full` : "steps"}`;
+  return `${about.runs[run].method}, ${stepsOf(run)}`;
+}
+
+/** Plain sampling with 7 steps is not the same as a cache that computes 7 of 50 in full. */
+function stepsOf(run) {
+  const { num_steps: steps, full_steps: full } = about.runs[run];
+  if (full < steps) return `${full} of ${steps} in full`;
+  return `${steps} ${steps === 1 ? "step" : "steps"}`;
 }
 
 function runsOf(method) {
@@ -78,6 +84,7 @@ function direction(metric) {
 function show() {
   sortPrompts();
   drawSides();
+  drawRow();
   drawImages();
   drawSplit();
   drawDifference();
@@ -97,9 +104,30 @@ function drawSides() {
   $("reference").value = state.reference;
 }
 
-function stepsOf(run) {
-  const steps = about.runs[run].full_steps;
-  return `${steps} ${steps === 1 ? "step" : "steps"}`;
+/** All methods at about the budget of the right run, with the prompt that is shown. */
+function drawRow() {
+  const chosen = methods.map((method) => (method === about.runs[state.right].method ? state.right : nearest(method, state.right)));
+  $("row-title").textContent = `All methods near ${about.runs[state.right].full_steps} full steps`;
+  for (const [i, button] of [...$("row").children].entries()) {
+    const run = chosen[i];
+    const url = source(run, state.prompt);
+    const [image, name, steps, value] = button.children;
+    if (image.src !== url) image.src = url;
+    name.textContent = about.runs[run].method;
+    steps.textContent = stepsOf(run);
+    const found = about.metrics.length ? score(0, run, state.prompt) : NaN;
+    value.textContent = about.metrics.length ? `${about.metrics[0].label} ${format(found, 1)}` : "";
+    button.dataset.run = run;
+    button.setAttribute("aria-pressed", run === state.right);
+    if (run === state.right) keepInView($("row"), button);
+  }
+}
+
+/** Scroll a row or a list, and not the page, as scrollIntoView would, to one of its parts. */
+function keepInView(list, part) {
+  const [right, below] = [part.offsetLeft + part.offsetWidth, part.offsetTop + part.offsetHeight];
+  list.scrollLeft = Math.max(Math.min(list.scrollLeft, part.offsetLeft), right - list.clientWidth);
+  list.scrollTop = Math.max(Math.min(list.scrollTop, part.offsetTop), below - list.clientHeight);
 }
 
 function drawImages() {
@@ -315,12 +343,7 @@ function drawPrompts() {
     label.querySelector("input").checked = placeOf(label) === state.prompt;
     drawThumbnail(label);
   }
-  const list = $("prompts");
-  const chosen = labels[rank.get(state.prompt)];
-  // Not scrollIntoView, which would move the page as well.
-  if (chosen.offsetTop < list.scrollTop) list.scrollTop = chosen.offsetTop;
-  const below = chosen.offsetTop + chosen.offsetHeight - list.clientHeight;
-  if (below > list.scrollTop) list.scrollTop = below;
+  keepInView($("prompts"), labels[rank.get(state.prompt)]);
   $("sort").value = state.sort;
 }
 
@@ -381,7 +404,14 @@ const KEYS = {
   x: swap,
   d: toggleDifference,
   s: () => stepSort(1),
+  "?": showHelp,
 };
+
+function showHelp() {
+  $("help").open = true;
+  $("help").scrollIntoView({ block: "nearest" });
+  $("help").querySelector("summary").focus();
+}
 
 function pressed(event) {
   const at = event.target;
@@ -447,6 +477,16 @@ function setUpSides() {
   }
 }
 
+function setUpRow() {
+  for (const method of methods) {
+    const button = Object.assign(document.createElement("button"), { type: "button", title: `${method} on the right` });
+    const image = Object.assign(document.createElement("img"), { alt: "", decoding: "async" });
+    button.append(image, ...["strong", "span", "span"].map((kind) => document.createElement(kind)));
+    button.addEventListener("click", () => change({ right: Number(button.dataset.run) }));
+    $("row").append(button);
+  }
+}
+
 function setUpMenus() {
   $("sort").append(option("number", "number"),
     ...about.metrics.map((metric) => option(metric.name, `${metric.label} of the right, worst first`)));
@@ -460,11 +500,11 @@ function setUpMenus() {
 function setUpStage() {
   const [width, height] = about.size;
   const small = Math.max(width, height) <= 256;
-  const style = $("stage").style;
+  const { style } = document.documentElement;
   style.setProperty("--width", width);
   style.setProperty("--height", height);
   if (small) style.setProperty("--unit", `${width}px`);
-  $("stage").classList.toggle("pixels", small);
+  document.body.classList.toggle("pixels", small);
   $("split").addEventListener("input", () => moveSplit(Number($("split").value)));
   for (const kind of ["pointerdown", "pointermove"]) $("split").addEventListener(kind, drag);
 }
@@ -480,6 +520,7 @@ function setUpButtons() {
 
 function setUp() {
   setUpSides();
+  setUpRow();
   setUpMenus();
   setUpStage();
   setUpButtons();
