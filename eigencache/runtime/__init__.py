@@ -52,7 +52,9 @@ from eigencache._upstream import (
     is_compiled_module,
     offloading_of,
 )
+from eigencache.built_in import Budget
 from eigencache.plan import Plan, PlanError, PlanWarning
+from eigencache.runtime._built_in import BuiltInPolicy, kind_of
 from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
@@ -168,29 +170,45 @@ def transformer_of(model: Any) -> nn.Module:
 
 
 def enable_cache(
-    model: Any, plan: Plan, anchor_device: str | torch.device | None = None,
+    model: Any, plan: Plan | None = None, anchor_device: str | torch.device | None = None, *,
+    full_steps: int | None = None, speedup: float | None = None,
 ) -> CacheStats:  # fmt: skip
-    """Make a diffusers pipeline sample by a plan until `disable_cache`.
+    """Make a diffusers pipeline sample by a plan, or by a built-in one, until `disable_cache`.
 
     A cached pipeline makes one image, or one batch, at a time. A sampling that starts anew, at
     whatever resolution or batch size, starts from nothing.
 
     Args:
         model: a diffusers pipeline; or a bare transformer, which is called without one.
-        plan: what to sample by.
+        plan: what to sample by. In its place, state one of the next two for a built-in plan, which
+            is designed when an image begins, for the steps that its sampler takes
+            (`eigencache.built_in`). Nothing is calibrated for it.
         anchor_device: where features of full steps are kept; by default where they are made.
+        full_steps: how many steps are computed in full.
+        speedup: how many times fewer steps are computed in full than the sampler takes, at least.
 
     Returns:
         Counts and times of full and skipped steps, which grow as images are made.
 
     Raises:
-        ValueError: the pipeline has no scheduler, or no network that has what the plan's tap
+        ValueError: not just one of `plan`, `full_steps` and `speedup` is stated, or it is out of
+            range; the pipeline has no scheduler, or no network that has what the plan's tap
             needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
             compiled in a way that would compile the cache too.
-        PlanError: the plan was calibrated on another model, or lacks a stream of this one.
+        PlanError: the plan was calibrated on another model, or lacks a stream of this one; or
+            there is no built-in plan for the scheduler.
     """
     device = None if anchor_device is None else torch.device(anchor_device)
+    if plan is None:
+        budget = Budget(full_steps, speedup)
+    elif not (full_steps is None and speedup is None):
+        raise ValueError("state a plan, or full_steps or speedup for a built-in one, not both")
     if isinstance(model, nn.Module):
+        if plan is None:
+            raise ValueError(
+                "a built-in plan is for a pipeline, whose scheduler tells the noise levels; this "
+                "is a bare network: cache the pipeline, or state a plan"
+            )
         return _enable_bare(model, plan, device)
     if not issubclass(type(model), DiffusionPipeline):
         raise ValueError(
@@ -198,11 +216,17 @@ def enable_cache(
         )
     if model.__dict__.get(_DRIVER):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
-    _check_model(plan, network_of(model))
-    _check_scheduler(plan, getattr(model, "scheduler", None))
+    scheduler = getattr(model, "scheduler", None)
+    if plan is not None:
+        _check_model(plan, network_of(model))
+        _check_scheduler(plan, scheduler)
     stats, pairs = CacheStats(plan), []
-    if plan.tap == "output":
-        policy: Policy = OutputPolicy(plan, device)
+    if plan is None:
+        if scheduler is not None:
+            kind_of(scheduler)
+        policy: Policy = BuiltInPolicy(budget, stats, device)
+    elif plan.tap == "output":
+        policy = OutputPolicy(plan, device)
     else:
         transformer, call = transformer_of(model), Call(device)
         others = [
@@ -373,14 +397,15 @@ def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cached(
-    model: DiffusionPipeline | nn.Module, plan: Plan,
-    anchor_device: str | torch.device | None = None,
+    model: DiffusionPipeline | nn.Module, plan: Plan | None = None,
+    anchor_device: str | torch.device | None = None, *, full_steps: int | None = None,
+    speedup: float | None = None,
 ) -> Iterator[CacheStats]:  # fmt: skip
-    """Sample by a plan inside a `with` block.
+    """Sample by a plan, or by a built-in one, inside a `with` block.
 
     Args:
         model: a diffusers pipeline or a bare transformer, as for `enable_cache`.
-        plan: what to sample by.
+        plan, full_steps, speedup: what to sample by: just one of them, as for `enable_cache`.
         anchor_device: where features of full steps are kept; by default where they are made.
 
     Yields:
@@ -391,7 +416,7 @@ def cached(
         PlanError: the plan is of another model; or, when the pipeline is called in the block, of
             other timesteps.
     """
-    stats = enable_cache(model, plan, anchor_device)
+    stats = enable_cache(model, plan, anchor_device, full_steps=full_steps, speedup=speedup)
     try:
         yield stats
     finally:

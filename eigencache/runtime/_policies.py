@@ -68,8 +68,13 @@ class OutputPolicy(PlanPolicy):
 
     def __init__(self, plan: Plan, anchor_device: torch.device | None = None) -> None:
         super().__init__(plan)
-        self.anchor_device, self.needs = anchor_device, Needs(plan.weights)
+        self.anchor_device = anchor_device
         self.anchors: dict[int, Any] = {}
+        self.follow(plan)
+
+    def follow(self, plan: Plan) -> None:
+        """Sample by a plan from now on."""
+        self.plan, self.steps, self.needs = plan, len(plan), Needs(plan.weights)
 
     def computes(self, step: int) -> bool:
         return bool(self.plan.full[step])

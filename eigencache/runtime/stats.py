@@ -26,6 +26,7 @@ class CacheStats:
     Attributes:
         full: full steps, which computed everything.
         skipped: skipped steps, which forecast at least one stream.
+        plan: that was sampled by last; None if there is none, or a built-in one is not made yet.
         predicted_psnr: what the plan says of images in dB, by calibration prompts; or nan.
         predicted_error: what the plan says of latents, root mean square (`eigencache.design`); or
             nan.
@@ -33,6 +34,7 @@ class CacheStats:
 
     def __init__(self, plan: Plan | None = None) -> None:
         self.full = self.skipped = 0
+        self.plan = plan
         self.predicted_psnr = plan.predicted_psnr if plan else math.nan
         self.predicted_error = plan.predicted_error if plan else math.nan
         self._predictions = plan.predictions if plan else ""
@@ -102,13 +104,16 @@ class CacheStats:
                 self._loop = self._first, now
 
     def __str__(self) -> str:
-        """Return steps full and skipped, seconds saved and predictions, in one line."""
+        """Return steps full and skipped, seconds saved, plan and predictions, in one line."""
         told = [f"{self.full} steps in full, {self.skipped} skipped"]
         if self.skipped and not math.isnan(self.seconds_saved):
             told.append(
                 f"{self.seconds_saved:.3g} s saved (a full step takes {1e3 * self.full_seconds:.3g}"
                 f" ms, a skipped one {1e3 * self.skipped_seconds:.3g} ms)"
             )
+        if self.plan is not None and "built in" in self.plan.source:
+            full, kind = int(self.plan.full.sum()), self.plan.source["built in"]
+            told.append(f"built-in plan: {full} of {len(self.plan)} steps in full, for {kind}")
         return "; ".join(filter(None, [*told, self._predictions]))
 
     def __repr__(self) -> str:

@@ -109,17 +109,18 @@ class Optimizer:
         """``weights`` of ``model`` are trained; ``dtype`` is that of Muon's iterations."""
         device = weights[0].device
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        shapes: dict[tuple[int, int], list[int]] = {}
+        shapes: dict[torch.Size, list[int]] = {}
         self.vectors = []
         for place, weight in enumerate(weights):
             if weight.ndim > 1 and id(weight) not in tables:
-                shapes.setdefault(tuple(weight.flatten(1).shape), []).append(place)
+                shapes.setdefault(weight.shape, []).append(place)
             else:
                 self.vectors.append(place)
         self.weights, self.groups, self.dtype = weights, list(shapes.values()), dtype
         self.rate = torch.zeros((), device=device)
         self.velocities = [
-            torch.zeros((len(places), *shape), device=device) for shape, places in shapes.items()
+            torch.zeros((len(places), *shape), device=device).flatten(2)
+            for shape, places in shapes.items()
         ]
         small = [weights[place] for place in self.vectors]
         self.means = [torch.zeros_like(weight) for weight in small]

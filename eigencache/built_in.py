@@ -1,0 +1,208 @@
+"""Built-in plans: designed from kernels that the package carries, so nothing is calibrated.
+
+A *source* is a small model at one guidance scale. The package keeps of it how the clean sample x0
+and the noise e, that it predicts along its runs, resemble each other at any two noise levels. Every
+kind of output is a sum of the two, so one source serves every kind and every scheduler whose noise
+levels are known: the noise level here is sigma = s / (a + s) of latents a x0 + s e, which is that
+of flow matching and runs from 1 to 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eigencache._checks import check_range, check_whole
+from eigencache._files import read_arrays, write_arrays
+from eigencache.design import Correcting
+from eigencache.kernel import KernelError, _spline
+from eigencache.plan import Plan
+
+FORMAT = "eigencache-sources-1"
+FILE = "built_in.safetensors"
+METHOD = "EigenCache built in"
+FORECASTS = Correcting()
+# What is kept of a source: so many eigenpairs.
+RANK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Second moments of a model's clean samples and noises, by their factors.
+
+    Attributes:
+        model: its name.
+        guidance: the scale of classifier-free guidance.
+        sigmas: float64 `[G]`, noise levels in (0, 1].
+        clean, noise: float64 `[G, R]`: the mean over runs of <x0_s, e_t> is `clean[s] @ noise[t]`,
+            and so for the others, where every run is scaled to a mean square of noise - clean of 1.
+    """
+
+    model: str
+    guidance: float
+    sigmas: np.ndarray
+    clean: np.ndarray
+    noise: np.ndarray
+
+    @classmethod
+    def of_runs(
+        cls, model: str, guidance: float, sigmas: ArrayLike,
+        runs: Sequence[tuple[np.ndarray, np.ndarray]],
+    ) -> "Source":  # fmt: skip
+        """Return the source of some runs.
+
+        Args:
+            model, guidance, sigmas: as of the class.
+            runs: of each its clean samples and noises, float `[G, D]` each.
+        """
+        gram: np.ndarray | float = 0.0
+        for clean, noise in runs:
+            size = np.square(noise - clean).sum(1).mean()
+            rows = np.concatenate([clean, noise]).astype(np.float64)
+            gram = gram + rows @ rows.T / size / len(runs)
+        values, vectors = np.linalg.eigh(gram)
+        factor = (vectors * np.sqrt(np.maximum(values, 0)))[:, : -RANK - 1 : -1]
+        sigmas = np.asarray(sigmas, np.float64)
+        return cls(model, guidance, sigmas, factor[: len(sigmas)], factor[len(sigmas) :])
+
+    def at(self, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `clean` and `noise` at other noise levels; beyond its own, those of the last."""
+        inside = np.clip(sigmas, self.sigmas.min(), self.sigmas.max())
+        both = _spline(self.sigmas, np.concatenate([self.clean, self.noise], 1), inside)
+        return both[:, : self.clean.shape[1]], both[:, self.clean.shape[1] :]
+
+
+def save_sources(path, sources: Sequence[Source]) -> None:
+    """Write sources as safetensors, in float32."""
+    arrays, names = {}, []
+    for i, source in enumerate(sources):
+        names.append(f"{source.model}@{source.guidance:g}")
+        for name in ("sigmas", "clean", "noise"):
+            arrays[f"{i}/{name}"] = getattr(source, name).astype(np.float32)
+    write_arrays(path, arrays, FORMAT, {"sources": "\n".join(names)})
+
+
+@cache
+def sources(path=None) -> tuple[Source, ...]:
+    """Return the sources that the package carries, or those of a file that `save_sources` wrote."""
+    arrays, metadata = read_arrays(path or files("eigencache") / FILE, FORMAT, KernelError)
+    found = []
+    for i, name in enumerate(metadata["sources"].split("\n")):
+        model, guidance = name.split("@")
+        kept = (arrays[f"{i}/{part}"].astype(np.float64) for part in ("sigmas", "clean", "noise"))
+        found.append(Source(model, float(guidance), *kept))
+    return tuple(found)
+
+
+# What networks predict, as clean + noise, with these shares of the two at noise level s / a.
+KINDS = ("flow", "epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many steps are computed in full.
+
+    Attributes:
+        full_steps: their number; or
+        speedup: how many times fewer than the sampler's steps, at least.
+
+    Raises:
+        ValueError: not just one of the two is stated, or it is out of range.
+    """
+
+    full_steps: int | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.full_steps is None) == (self.speedup is None):
+            raise ValueError(
+                "state just one of: a plan, full_steps (a number of steps), or speedup (5 computes "
+                "one step in five)"
+            )
+        if self.full_steps is not None:
+            check_whole("full_steps", self.full_steps, low=1)
+        if self.speedup is not None:
+            check_range("speedup", self.speedup, 1)
+
+    def of(self, steps: int) -> int:
+        """Return how many of a sampler's steps are full; maybe more than there are."""
+        if self.full_steps is not None:
+            return self.full_steps
+        return max(1, int(steps / (self.speedup or 1) + 1e-9))
+
+
+class Design:
+    """What a built-in plan is designed from, for the steps of one sampler.
+
+    Outputs are scaled here such that they hold the noise with a share of one, as the velocity of
+    flow matching and the predicted noise do; v is divided by its share.
+
+    Args:
+        kind: of `KINDS`.
+        levels: float64 `[T + 1]`, the noise level at each step and after the last.
+        timesteps: float64 `[T]`, those that the scheduler is stepped through.
+        models: what to design from.
+
+    Attributes:
+        sizes: float64 `[T]`, by how much the latents of flow matching move per unit of an output.
+        matrices: float64 `[S, T, T]`, of each source.
+    """
+
+    def __init__(
+        self, kind: str, levels: np.ndarray, timesteps: ArrayLike,
+        models: Sequence[Source] | None = None,
+    ) -> None:  # fmt: skip
+        self.kind, self.timesteps = kind, np.asarray(timesteps, np.float64)
+        self.levels = levels[:-1]
+        ratio = self.levels / np.maximum(1 - self.levels, 1e-3)
+        share = {"flow": -np.ones_like(ratio), "epsilon": 0 * ratio, "v_prediction": -ratio}[kind]
+        moved = np.diff(levels)
+        if (moved == 0).any():  # a second-order sampler sees a level twice
+            before = np.append(0.0, moved[:-1])
+            moved = (before + moved) / 2
+        self.sizes = moved * (1 + ratio) / (1 - ratio * share)
+        self.scale = np.sqrt(1 + ratio**2) if kind == "v_prediction" else np.ones_like(ratio)
+        matrices = []
+        for source in sources() if models is None else models:
+            clean, noise = source.at(self.levels)
+            rows = noise + share[:, None] * clean
+            matrices.append(rows @ rows.T / np.square(rows).sum(1).mean())
+        self.matrices = np.array(matrices)
+        self.matrix = self._mixed(np.ones(len(matrices)))
+
+    def _mixed(self, amounts: np.ndarray) -> np.ndarray:
+        mixed = np.tensordot(amounts / amounts.sum(), self.matrices, 1)
+        return mixed / np.diag(mixed).mean()
+
+    def plan(self, full_steps: int) -> Plan:
+        """Return the plan of a budget, 1 to T.
+
+        It is designed twice: the second time each source counts by how small its error is in the
+        first plan, so that smooth models count as much as rough ones.
+        """
+        for again in (False, True):
+            full = np.zeros(len(self.levels), bool)
+            steps = FORECASTS.steps(self.matrix, self.levels, self.sizes, full_steps)
+            full[list(steps)] = True
+            weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
+            if again or full.all():
+                break
+            errors = np.array([self._error(weights, full, matrix) for matrix in self.matrices])
+            self.matrix = self._mixed(1 / np.maximum(errors, 1e-12))
+        return self.with_steps(full)
+
+    def _error(self, weights: np.ndarray, full: np.ndarray, matrix: np.ndarray) -> float:
+        """Return the mean square error of the latents at full steps and the end, in open loop."""
+        wrong = np.where(full[:, None], 0.0, weights - np.eye(len(full)))
+        drift = np.cumsum(self.sizes[:, None] * wrong, axis=0)[np.append(full[1:], True)]
+        return float(((drift @ matrix) * drift).sum(-1).mean())
+
+    def with_steps(self, full: np.ndarray) -> Plan:
+        """Return the plan with these full steps, bool `[T]`."""
+        weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
+        weights = weights * self.scale[None, :] / self.scale[:, None]
+        source = {"built in": self.kind}
+        return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)

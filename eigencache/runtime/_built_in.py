@@ -1,0 +1,173 @@
+"""Sampling by a built-in plan, which is designed when an image begins."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from eigencache.built_in import Budget, Design
+from eigencache.plan import Plan, PlanError, PlanWarning
+from eigencache.runtime._driver import Policy, StepCall
+from eigencache.runtime._policies import OutputPolicy
+from eigencache.runtime.stats import CacheStats
+
+# Schedulers that the built-in plans are not for, by a part of their class's name, and why.
+_NOT_FOR = {
+    "EDM": "its outputs are scaled in a way that no built-in source has",
+    "LCM": "it draws new noise at every step",
+    "TCD": "it draws new noise at every step",
+    "SCM": "it draws new noise at every step",
+    "Ancestral": "it draws new noise at every step",
+    "DDPM": "it draws new noise at every step",
+    "SDE": "it draws new noise at every step",
+    "CogVideoXDPM": "it draws new noise at every step",
+    "CosineDPM": "it draws new noise at every step",
+}
+
+
+def _refused(scheduler: Any, why: str) -> PlanError:
+    return PlanError(
+        f"there is no built-in plan for {type(scheduler).__name__}: {why}; make a plan of your own "
+        "with eigencache.calibrate"
+    )
+
+
+def kind_of(scheduler: Any) -> str:
+    """Return what a scheduler is given: one of `eigencache.built_in.KINDS`.
+
+    Raises:
+        PlanError: there is no built-in plan for the scheduler; the message says why.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    for part, why in _NOT_FOR.items():
+        if part in name:
+            raise _refused(scheduler, why)
+    if config.get("stochastic_sampling") or "sde" in str(config.get("algorithm_type")):
+        raise _refused(scheduler, "it is set to draw new noise at every step")
+    if name.startswith("FlowMatch"):
+        return "flow"
+    kind = config.get("prediction_type")
+    if kind == "flow_prediction" and config.get("use_flow_sigmas"):
+        return "flow"
+    if kind in ("epsilon", "v_prediction") and not config.get("use_flow_sigmas"):
+        return kind
+    raise _refused(
+        scheduler, f"fewer than two of the models that they were made on predict {kind!r}"
+    )
+
+
+def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
+    """Return the noise levels of the steps that an image takes, and the level after the last.
+
+    Args:
+        scheduler: of the pipeline, after `set_timesteps`.
+        timesteps: float64 `[T]`, those that it is stepped through: some in a row of its own.
+
+    Returns:
+        Float64 `[T + 1]`, as `eigencache.built_in` defines them.
+
+    Raises:
+        PlanError: the scheduler does not tell them, or they do not fall from 1 towards 0.
+    """
+    own, count = scheduler.timesteps.detach().double().cpu().numpy(), len(timesteps)
+    starts = [
+        i for i in range(len(own) - count + 1) if np.array_equal(own[i : i + count], timesteps)
+    ]
+    if not starts:
+        raise _refused(scheduler, "the pipeline visits other timesteps than the scheduler's own")
+    start = starts[0]
+    sigmas = getattr(scheduler, "sigmas", None)
+    in_row = isinstance(sigmas, torch.Tensor) and len(sigmas) == len(own) + 1
+    if in_row:
+        found = sigmas.double().cpu().numpy()[start : start + count + 1]
+        if scheduler.config.get("invert_sigmas"):
+            found = 1 - found
+        elif kind_of(scheduler) != "flow":
+            found = found / (1 + found)
+    elif isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
+        after = own[start : start + count + 1].astype(int)
+        squares = scheduler.alphas_cumprod.double().cpu().numpy()[after]
+        clean, noise = np.sqrt(squares), np.sqrt(1 - squares)
+        found = np.append(noise / (clean + noise), [0.0] * (count + 1 - len(after)))
+    else:
+        raise _refused(scheduler, "it does not tell its noise levels")
+    if not (np.isfinite(found).all() and (np.diff(found) <= 1e-6).all() and found[0] <= 1 + 1e-6):
+        raise _refused(scheduler, "its noise levels do not fall from 1 towards 0")
+    return np.clip(found, 0, 1)
+
+
+class BuiltInPolicy(OutputPolicy):
+    """Sampling by a plan that is designed for the timesteps of each image.
+
+    Where the pipeline begins to call its networks in another way at a step that the plan skips,
+    the step is computed, and the plan made anew from there.
+
+    Args:
+        budget: how many steps are computed.
+        stats: told of the plan.
+        anchor_device: as for `OutputPolicy`.
+        leader: of the copy of a scheduler, whose steps are full where the leader's are.
+    """
+
+    plan: Plan | None  # type: ignore[assignment]  # of the present image
+
+    def __init__(
+        self, budget: Budget, stats: CacheStats, anchor_device: torch.device | None = None,
+        leader: "BuiltInPolicy | None" = None,
+    ) -> None:  # fmt: skip
+        self.budget, self.stats, self.anchor_device, self.leader = budget, stats, anchor_device, leader
+        self.anchors: dict[int, Any] = {}
+        self.plan, self.steps, self.told = None, None, False
+        self.designs: dict[tuple, tuple[Design, Plan]] = {}
+        self.switches: dict[tuple, set[int]] = {}
+
+    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
+        if self.leader:
+            plan = self.leader.plan
+            if timesteps is None or plan is None or len(timesteps) != len(plan):
+                raise PlanError("the copies of the scheduler take other steps than the first")
+            self.follow(plan)
+            return
+        if timesteps is None or pipe is None:
+            raise PlanError(
+                "the pipeline visits timesteps that are not its scheduler's, so that there is no "
+                "built-in plan: make one of your own with eigencache.calibrate"
+            )
+        levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
+        self.key = (kind, *levels, *timesteps)
+        if self.key not in self.designs:
+            full_steps = self.budget.of(len(timesteps))
+            if full_steps >= len(timesteps) and not self.told:
+                self.told = True
+                warnings.warn(
+                    f"{full_steps} steps were to be computed in full, and the sampler takes "
+                    f"{len(timesteps)}: all of them are",
+                    PlanWarning, stacklevel=2,
+                )  # fmt: skip
+            design = Design(kind, levels, timesteps)
+            self.designs[self.key] = design, design.plan(min(full_steps, len(timesteps)))
+        self.follow(self.designs[self.key][1])
+        self.stats.plan = self.plan
+
+    def computes(self, step: int) -> bool:
+        if self.plan is None:  # before the first step ends
+            return True
+        return bool(self.plan.full[step]) or step in self.switches.get(self.key, ())
+
+    def given(self, call: StepCall) -> None:
+        assert self.plan is not None
+        if call.computed and not self.plan.full[call.index]:
+            first = self.leader or self
+            first.switches.setdefault(first.key, set()).add(call.index)
+            full = self.plan.full.copy()
+            full[call.index] = True
+            self.follow(first.designs[first.key][0].with_steps(full))
+        super().given(call)
+
+    def end(self) -> None:
+        super().end()
+        self.plan, self.steps = None, None
+
+    def sibling(self) -> Policy:
+        return BuiltInPolicy(self.budget, self.stats, self.anchor_device, self.leader or self)

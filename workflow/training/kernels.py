@@ -1,0 +1,128 @@
+"""The kernels that the package carries, from runs of the small models."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+
+from eigencache.built_in import Source, save_sources
+from eigencache.runtime._driver import Driver, Policy, StepCall
+from training import flow, start, text
+from training.small import ClassPipeline
+
+RUNS, STEPS = 12, 50
+GUIDANCE = (1.0, 2.0, 3.0, 5.0)
+
+
+class _Traced(Policy):
+    """Keeps what the scheduler is given."""
+
+    def __init__(self) -> None:
+        self.outputs: list[torch.Tensor] = []
+        self.samples: list[torch.Tensor] = []
+        self.timesteps: list[float] = []
+
+    def given(self, call: StepCall) -> None:
+        self.outputs.append(call.output.double().flatten(1))
+        self.samples.append(call.sample.double().flatten(1))
+        self.timesteps.append(float(call.timestep))
+
+
+def traced(
+    pipe: Any, arguments: Mapping[str, Any]
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return the noise levels `[T]` of a full run, and of each image its clean samples and noises.
+
+    Args:
+        pipe: with a scheduler of flow matching (Euler), or DDIM.
+        arguments: of the call.
+    """
+    policy = _Traced()
+    driver = Driver(pipe, policy)
+    driver.attach()
+    try:
+        pipe(**arguments, output_type="latent")
+    finally:
+        driver.detach()
+    times = torch.tensor(policy.timesteps, dtype=torch.float64)
+    samples, outputs = torch.stack(policy.samples), torch.stack(policy.outputs)
+    scheduler = pipe.scheduler
+    if hasattr(scheduler, "alphas_cumprod"):
+        squares = scheduler.alphas_cumprod.double()[times.long()]
+        alpha, sigma = squares.sqrt()[:, None, None], (1 - squares).sqrt()[:, None, None]
+        if scheduler.config.prediction_type == "epsilon":
+            noise = outputs
+            clean = (samples - sigma * noise) / alpha
+        else:
+            clean, noise = alpha * samples - sigma * outputs, alpha * outputs + sigma * samples
+    else:
+        sigma = (times / 1000)[:, None, None]
+        alpha = 1 - sigma
+        clean, noise = samples - sigma * outputs, samples + alpha * outputs
+    level = (sigma / (alpha + sigma)).flatten().numpy()
+    pairs = zip(clean.unbind(1), noise.unbind(1), strict=True)
+    return level, [(c.numpy(), n.numpy()) for c, n in pairs]
+
+
+class Subject:
+    """A model with what it is called with.
+
+    Args:
+        name: of the model.
+        pipe: its pipeline.
+        prompts: of a text-to-image pipeline, (calibration, evaluation); None for classes.
+        arguments: of each call.
+    """
+
+    def __init__(
+        self, name: str, pipe: Any, prompts: tuple[list[str], list[str]] | None = None,
+        **arguments: Any,
+    ) -> None:  # fmt: skip
+        self.name, self.pipe, self.prompts, self.own = name, pipe, prompts, arguments
+
+    def arguments(
+        self, guidance: float, count: int, evaluation: bool = False, steps: int = STEPS
+    ) -> dict[str, Any]:
+        """Return the arguments of a call that makes `count` images.
+
+        Calibration and evaluation differ in prompts, as far as there are any, and in seeds.
+        """
+        first = 100_000 if evaluation else 0
+        found = self.own | {
+            "num_inference_steps": steps,
+            "generator": [torch.Generator().manual_seed(first + i) for i in range(count)],
+        }
+        if self.prompts is None:
+            labels = [(3 * i + evaluation) % self.pipe.classes for i in range(count)]
+            return found | {"class_labels": labels, "guidance_scale": guidance}
+        found["prompt"] = self.prompts[evaluation][:count]
+        if guidance != 1:
+            found |= {"true_cfg_scale": guidance, "negative_prompt": [""] * count}
+        return found
+
+
+def subject_of(folder: Path) -> Subject:
+    """Return the model in a folder: an exported FluxPipeline, a start folder, or a small model."""
+    name = folder.name
+    if not name.startswith("emoji-flux"):
+        pipe = ClassPipeline.from_pretrained(folder)
+        pipe.set_progress_bar_config(disable=True)
+        return Subject(name, pipe)
+    kinds = ("calibration", "evaluation")
+    which = "emoji-scenes" if name.endswith("start") else "emoji"
+    files = [Path(f"data/prompts/{which}-{kind}.txt") for kind in kinds]
+    texts = [path.read_text(encoding="utf-8").splitlines() for path in files]
+    if name.endswith("start"):
+        model, autoencoder, tokenizers = start.load(folder)
+        pipe, side = flow.pipeline_of(model, autoencoder, *tokenizers), 128
+    else:
+        pipe, side = FluxPipeline.from_pretrained(folder), 64
+    pipe.set_progress_bar_config(disable=True)
+    own = {"height": side, "width": side, "max_sequence_length": 16}
+    if name.endswith("start"):
+        own |= {"max_sequence_length": text.TOKENS, "guidance_scale": 1.0}
+    return Subject(name, pipe, (texts[0], texts[1]), **own)
