@@ -7,7 +7,7 @@ levels are known: the noise level here is sigma = s / (a + s) of latents a x0 + 
 of flow matching and runs from 1 to 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -25,6 +25,7 @@ FORMAT = "eigencache-sources-1"
 FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Correcting()
+LEAST = 0.15
 # What is kept of a source: so many eigenpairs.
 RANK = 16
 
@@ -97,7 +98,7 @@ def sources(path=None) -> tuple[Source, ...]:
     return tuple(found)
 
 
-# What networks predict, as clean + noise, with these shares of the two at noise level s / a.
+# What networks may predict: noise - clean sample, the noise, or a noise - s clean sample.
 KINDS = ("flow", "epsilon", "v_prediction")
 
 
@@ -134,11 +135,17 @@ class Budget:
         return max(1, int(steps / (self.speedup or 1) + 1e-9))
 
 
+def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    alpha = 1 / np.sqrt(1 + ratio**2)
+    return -ratio * alpha, alpha, np.maximum(alpha, LEAST)
+
+
 class Design:
     """What a built-in plan is designed from, for the steps of one sampler.
 
     Outputs are scaled here such that they hold the noise with a share of one, as the velocity of
-    flow matching and the predicted noise do; v is divided by its share.
+    flow matching and the predicted noise do. Of v the share falls to 0 where all is noise: there it
+    is divided by `LEAST`.
 
     Args:
         kind: of `KINDS`.
@@ -157,18 +164,23 @@ class Design:
     ) -> None:  # fmt: skip
         self.kind, self.timesteps = kind, np.asarray(timesteps, np.float64)
         self.levels = levels[:-1]
-        ratio = self.levels / np.maximum(1 - self.levels, 1e-3)
-        share = {"flow": -np.ones_like(ratio), "epsilon": 0 * ratio, "v_prediction": -ratio}[kind]
+        ratio = self.levels / np.maximum(1 - self.levels, 1e-3)  # of noise to clean sample
+        # An output is `clean` and `noise` times these, and `scale` is what it is divided by.
+        clean, noise, scale = {
+            "flow": (-np.ones_like(ratio), np.ones_like(ratio), np.ones_like(ratio)),
+            "epsilon": (np.zeros_like(ratio), np.ones_like(ratio), np.ones_like(ratio)),
+            "v_prediction": _shares_of_v(ratio),
+        }[kind]
         moved = np.diff(levels)
         if (moved == 0).any():  # a second-order sampler sees a level twice
-            before = np.append(0.0, moved[:-1])
-            moved = (before + moved) / 2
-        self.sizes = moved * (1 + ratio) / (1 - ratio * share)
-        self.scale = np.sqrt(1 + ratio**2) if kind == "v_prediction" else np.ones_like(ratio)
+            moved = (np.append(0.0, moved[:-1]) + moved) / 2
+        # Of latents that stay as they are, an error of the noise is one of the clean sample too.
+        self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
+        self.scale = scale
         matrices = []
         for source in sources() if models is None else models:
-            clean, noise = source.at(self.levels)
-            rows = noise + share[:, None] * clean
+            x0, e = source.at(self.levels)
+            rows = ((noise / scale)[:, None] * e) + (clean / scale)[:, None] * x0
             matrices.append(rows @ rows.T / np.square(rows).sum(1).mean())
         self.matrices = np.array(matrices)
         self.matrix = self._mixed(np.ones(len(matrices)))
@@ -203,6 +215,6 @@ class Design:
     def with_steps(self, full: np.ndarray) -> Plan:
         """Return the plan with these full steps, bool `[T]`."""
         weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
-        weights = weights * self.scale[None, :] / self.scale[:, None]
+        weights = weights * self.scale[:, None] / self.scale[None, :]
         source = {"built in": self.kind}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)

@@ -235,7 +235,7 @@ class Correcting:
     """
 
     jitter: float = 1e-6
-    feedback: float = 2.0
+    feedback: float = 4.0
     ahead: float = 0.3
 
     def steps(
@@ -250,7 +250,8 @@ class Correcting:
             budget: how many there are, 1 to T.
         """
         count = len(matrix)
-        first, second = np.full((count, count + 1), np.inf), np.full((count,) * 2 + (count + 1,), np.inf)
+        first = np.full((count, count + 1), np.inf)
+        second = np.full((count, count, count + 1), np.inf)
         first[0] = self._gaps((0,), matrix, levels, sizes)
         if budget == 1:
             return (0,)
@@ -270,7 +271,7 @@ class Correcting:
     def _gaps(
         self, past: tuple[int, ...], matrix: np.ndarray, levels: np.ndarray, sizes: np.ndarray
     ) -> np.ndarray:
-        """Return the errors, float64 `[T + 1]`, of the gaps behind some full steps, by their ends."""
+        """Return the error of a gap behind some full steps, by where it ends: float64 `[T + 1]`."""
         count, last = len(matrix), past[-1]
         errors = np.full(count + 1, np.inf)
         errors[last + 1] = 0.0
@@ -303,9 +304,7 @@ class Correcting:
         predictor = Kriging(len(past), self.jitter, ordinary=True)
         return predictor.weights(np.array(past), steps, np.zeros(len(matrix)), matrix)
 
-    def _residuals(
-        self, past: Sequence[int], steps: np.ndarray, matrix: np.ndarray
-    ) -> np.ndarray:
+    def _residuals(self, past: Sequence[int], steps: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         """Return the second moments among what forecasts of some steps are wrong by."""
         rows = self._rows(past, steps, matrix)
         return rows @ matrix @ rows.T

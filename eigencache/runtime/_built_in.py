@@ -116,7 +116,8 @@ class BuiltInPolicy(OutputPolicy):
         self, budget: Budget, stats: CacheStats, anchor_device: torch.device | None = None,
         leader: "BuiltInPolicy | None" = None,
     ) -> None:  # fmt: skip
-        self.budget, self.stats, self.anchor_device, self.leader = budget, stats, anchor_device, leader
+        self.budget, self.stats, self.leader = budget, stats, leader
+        self.anchor_device = anchor_device
         self.anchors: dict[int, Any] = {}
         self.plan, self.steps, self.told = None, None, False
         self.designs: dict[tuple, tuple[Design, Plan]] = {}

@@ -1,7 +1,6 @@
 """The kernels that the package carries, from runs of the small models."""
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
-from eigencache.built_in import Source, save_sources
 from eigencache.runtime._driver import Driver, Policy, StepCall
 from training import flow, start, text
 from training.small import ClassPipeline

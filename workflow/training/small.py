@@ -1,10 +1,10 @@
 """Small models whose kernels go into the package, for plans that need no calibration.
 
-They are as different as minutes on one CPU core allow: drawn shapes, letters and emoji; in pixel
-space and in the latent space of emoji-flux; U-Nets and transformers; trained to predict the flow,
-the noise or v. All are conditional on a class, so that guidance means something.
+They are as different as minutes on one CPU core allow: drawn shapes, letters and emoji, in pixel
+space; U-Nets and transformers; trained to predict the flow, the noise or v. All are conditional on
+a class, so that guidance means something.
 
-    python -m training.small NAME --out FOLDER [--data EMOJI --assets ASSETS --vae FOLDER]
+    python -m training.small NAME --out FOLDER [--data EMOJI --assets ASSETS]
 """
 
 import argparse
@@ -18,7 +18,6 @@ import matplotlib
 import numpy as np
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
     DiTTransformer2DModel,
@@ -62,17 +61,17 @@ class Small:
 
 
 MODELS = {
-    "shapes-flow": Small("shapes", "unet", "flow", 350, scheduler=(("shift", 1.5),)),
+    "shapes-flow": Small("shapes", "unet", "flow", 250, scheduler=(("shift", 1.5),)),
     "letters-flow": Small("letters", "transformer", "flow", 400, scheduler=(("shift", 3.0),)),
-    "letters-epsilon": Small("letters", "unet", "epsilon", 350),
+    "letters-epsilon": Small("letters", "unet", "epsilon", 250),
     "emoji-epsilon": Small(
-        "emoji-latents", "transformer", "epsilon", 400, scheduler=(
+        "emoji", "transformer", "epsilon", 300, scheduler=(
             ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
         ),
     ),
     "shapes-epsilon": Small("shapes", "transformer", "epsilon", 400),
     "emoji-v": Small(
-        "emoji", "unet", "v_prediction", 350, scheduler=(
+        "emoji", "unet", "v_prediction", 250, scheduler=(
             ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
             ("rescale_betas_zero_snr", True), ("timestep_spacing", "trailing"),
         ),
@@ -147,15 +146,6 @@ def emoji(
 
 
 DRAWN = {"shapes": shapes, "letters": letters}
-
-
-@torch.no_grad()
-def encoded(pictures: torch.Tensor, vae: Path) -> torch.Tensor:
-    """Return the latents of pictures, of mean 0 and variance 1."""
-    autoencoder = AutoencoderKL.from_pretrained(vae).requires_grad_(False)
-    parts = [autoencoder.encode(part).latent_dist.mean for part in pictures.split(64)]
-    latents = torch.cat(parts)
-    return (latents - latents.mean()) / latents.std()
 
 
 def _scaled(pictures: np.ndarray) -> torch.Tensor:
@@ -257,7 +247,7 @@ class ClassPipeline(DiffusionPipeline):
     def predict(
         self, sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Return what the network predicts for samples `[N, C, H, W]` at timesteps `[]` or `[N]`."""
+        """Return what the network predicts for samples at timesteps `[]` or `[N]`."""
         times = timestep.expand(len(sample))
         return self.network(sample, times, class_labels=labels, return_dict=False)[0]
 
@@ -305,10 +295,7 @@ def pictures_of(model: Small, arguments: argparse.Namespace) -> tuple:
         pool, labels, classes = DRAWN[model.pictures](POOL, draw)
     else:
         selection = data.read_selection(arguments.data)
-        latents = model.pictures == "emoji-latents"
-        pool, labels, classes = emoji(POOL, selection, arguments.assets, 64 if latents else SIDE)
-        if latents:
-            return encoded(pool, arguments.vae), labels, classes
+        pool, labels, classes = emoji(POOL, selection, arguments.assets, SIDE)
     return pool, labels, classes
 
 
@@ -326,7 +313,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--data", type=Path, help="emoji.tsv, for models of emoji")
     parser.add_argument("--assets", type=Path, help="folder of <hexcode>.webp, likewise")
-    parser.add_argument("--vae", type=Path, help="autoencoder, for models of latents")
     parser.add_argument("--iterations", type=int, help="by default the model's own number")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -351,12 +337,11 @@ def main() -> None:
     pipe.save_pretrained(arguments.out)
     report = {"history": trainee.history, "seconds": trainee.elapsed}
     steps.write_json(arguments.out / "training.json", report)
-    if model.pictures != "emoji-latents":
-        labels = (list(range(classes)) * 6)[:60]
-        noise = [torch.Generator().manual_seed(i) for i in range(60)]
-        images = pipe(labels, guidance_scale=2.0, num_inference_steps=20, generator=noise).images
-        images = images.expand(-1, 3, -1, -1)
-        data.save_grid(images.clamp(-1, 1), arguments.out / "sheet.png", 12)
+    labels = (list(range(classes)) * 6)[:60]
+    noise = [torch.Generator().manual_seed(i) for i in range(60)]
+    images = pipe(labels, guidance_scale=2.0, num_inference_steps=20, generator=noise).images
+    images = images.expand(-1, 3, -1, -1)
+    data.save_grid(images.clamp(-1, 1), arguments.out / "sheet.png", 12)
 
 
 if __name__ == "__main__":

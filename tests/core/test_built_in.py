@@ -1,0 +1,182 @@
+"""Built-in plans: the sources that the package carries, the design from them, and the budget."""
+
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from eigencache import built_in
+from eigencache.built_in import FILE, KINDS, Budget, Design, Source, save_sources, sources
+from eigencache.design import Correcting
+from eigencache.kernel import KernelError
+
+
+def levels_of(steps, shift=3.0):
+    """Return noise levels `[T + 1]` of flow matching."""
+    even = np.linspace(1, 0, steps + 1)
+    return shift * even / (1 + (shift - 1) * even)
+
+
+def cosines(levels):
+    """Return a kernel that no source has."""
+    waves = np.cos(np.outer(levels, np.arange(8)) * 2) * 0.3 ** np.arange(8)
+    return waves @ waves.T + 1e-4 * np.eye(len(levels))
+
+
+def test_the_package_has_several_models_at_several_guidance_scales():
+    found = sources()
+    models = {source.model for source in found}
+    assert len(models) >= 3
+    for model in models:
+        assert len({s.guidance for s in found if s.model == model}) >= 3
+    size = (built_in.files("eigencache") / FILE).stat().st_size
+    assert size < 400_000
+
+
+def test_sources_are_read_as_they_were_written(tmp_path):
+    draw = np.random.default_rng(0)
+    runs = [(draw.normal(size=(5, 40)), draw.normal(size=(5, 40))) for _ in range(3)]
+    source = Source.of_runs("a model", 2.5, np.linspace(1, 0.1, 5), runs)
+    gram = source.clean @ source.noise.T
+    expected = sum(c @ n.T / np.square(n - c).sum(1).mean() / 3 for c, n in runs)
+    assert np.allclose(gram, expected)
+    save_sources(tmp_path / "sources.safetensors", [source, source])
+    read = sources(tmp_path / "sources.safetensors")
+    assert [(s.model, s.guidance) for s in read] == [("a model", 2.5)] * 2
+    for name in ("sigmas", "clean", "noise"):
+        assert np.allclose(getattr(read[1], name), getattr(source, name), atol=1e-6)
+
+
+def test_a_run_counts_the_same_whatever_its_scale():
+    draw = np.random.default_rng(0)
+    runs = [(draw.normal(size=(5, 40)), draw.normal(size=(5, 40))) for _ in range(2)]
+    scaled = [runs[0], tuple(100 * part for part in runs[1])]
+    one, other = (Source.of_runs("m", 1, np.linspace(1, 0.1, 5), r) for r in (runs, scaled))
+    assert np.allclose(one.clean @ one.noise.T, other.clean @ other.noise.T)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    (tmp_path / "sources.safetensors").write_bytes(b"no kernels")
+    with pytest.raises(KernelError, match="damaged"):
+        sources(tmp_path / "sources.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [20, 28, 50])
+@pytest.mark.parametrize("shift", [1.0, 6.0])
+def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift):
+    levels = levels_of(steps, shift)
+    design = Design(kind, levels, 1000 * levels[:-1])
+    for budget in (1, 2, 5, 9, steps - 1, steps):
+        plan = design.plan(budget)
+        assert plan.full.sum() == budget
+        assert np.abs(plan.weights).max() < 12
+        if kind != "v_prediction":  # the noise is in every output with a share of one
+            assert np.allclose(plan.weights.sum(1)[~plan.full], 1)
+
+
+def test_weights_of_v_keep_its_share_of_the_noise():
+    levels = levels_of(28)
+    plan = Design("v_prediction", levels, levels[:-1]).plan(9)
+    clean, noise = 1 - levels[:-1], levels[:-1]
+    share = np.maximum(clean / np.hypot(clean, noise), built_in.LEAST)
+    assert np.allclose((plan.weights @ share)[~plan.full], share[~plan.full])
+
+
+def test_it_takes_milliseconds():
+    levels = levels_of(50)
+    Design("flow", levels, levels[:-1]).plan(9)  # reads the file
+    start = time.process_time()
+    Design("flow", levels, levels[:-1]).plan(9)
+    assert time.process_time() - start < 1
+
+
+def test_a_second_order_sampler_sees_levels_twice():
+    levels = np.repeat(levels_of(10), 2)[1:-1]  # 1, then each twice, and 0
+    plan = Design("flow", levels, 1000 * levels[:-1]).plan(6)
+    assert plan.full.sum() == 6
+    assert np.isfinite(plan.weights).all()
+
+
+def test_part_of_the_noise_levels_is_enough():
+    levels = levels_of(50)
+    for part in (levels[20:], levels[:21]):  # image to image; the first of two models
+        plan = Design("epsilon", part, 1000 * part[:-1]).plan(7)
+        assert plan.full.sum() == 7
+
+
+def test_the_steps_are_the_best_of_all():
+    steps = 9
+    levels = levels_of(steps, 2.0)
+    matrix, sizes, rule = cosines(levels[:-1]), np.diff(levels), Correcting()
+    table = {}
+
+    def error(past, end):
+        if past not in table:
+            table[past] = rule._gaps(past, matrix, levels[:-1], sizes)
+        return table[past][end]
+
+    def total(full):
+        ends = [*full[1:], steps]
+        return sum(error(tuple(full[max(0, i - 1) : i + 1]), end) for i, end in enumerate(ends))
+
+    for budget in (1, 2, 3, 5):
+        every = [(0, *rest) for rest in combinations(range(1, steps), budget - 1)]
+        best = min(every, key=total)
+        assert rule.steps(matrix, levels[:-1], sizes, budget) == best
+
+
+def drift(weights, full, matrix, sizes):
+    """Return the mean square error of the latents before each full step and at the end."""
+    wrong = np.where(full[:, None], 0, weights - np.eye(len(full)))
+    rows = np.cumsum(sizes[:, None] * wrong, axis=0)
+    return ((rows @ matrix) * rows).sum(1)
+
+
+def test_a_full_step_corrects_the_gap_before_it():
+    levels = levels_of(30)
+    matrix, sizes = cosines(levels[:-1]), np.diff(levels)
+    full = np.isin(np.arange(30), (0, 5, 12, 20, 26))
+    exact = Correcting(feedback=0).weights(full, matrix, levels[:-1], sizes)
+    without = Correcting(feedback=1e9).weights(full, matrix, levels[:-1], sizes)
+    ends = [drift(w, full, matrix, sizes)[-1] for w in (exact, without)]
+    assert ends[0] < 0.3 * ends[1]
+    assert not np.triu(exact).any()
+    assert np.allclose(exact[~full].sum(1), 1)
+
+
+def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():
+    levels = levels_of(20)
+    design = Design("flow", levels, levels[:-1])
+    full = design.plan(6).full.copy()
+    step = int(np.flatnonzero(~full)[8])
+    before = design.with_steps(full).weights
+    full[step] = True
+    after = design.with_steps(full)
+    assert np.array_equal(before[:step], after.weights[:step])
+    assert after.full[step] and not after.weights[step].any()
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({}, "just one of"),
+        ({"full_steps": 9, "speedup": 5}, "just one of"),
+        ({"full_steps": 0}, "full_steps must be a whole number of at least 1"),
+        ({"full_steps": 4.5}, "full_steps must be a whole number"),
+        ({"speedup": 0.5}, "speedup must be a finite number of at least 1"),
+        ({"speedup": "fast"}, "speedup must be a finite number"),
+    ],
+)
+def test_what_is_asked_for_must_make_sense(stated, says):
+    with pytest.raises(ValueError, match=says):
+        Budget(**stated)
+
+
+def test_a_speedup_is_reached():
+    for steps in (20, 28, 50):
+        for speedup in (1, 1.5, 2, 5, 7.1, 100):
+            full = Budget(speedup=speedup).of(steps)
+            assert full == 1 or steps / full >= speedup
+            assert full == 1 or steps / (full + 1) < speedup

@@ -1,0 +1,145 @@
+"""Every pipeline samples by a built-in plan, or is refused with a sentence that says why."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from zoo import ZOO
+from zoo.runs import check_same, kept, recorded
+
+import eigencache
+from eigencache.plan import PlanError, PlanWarning
+from eigencache.runtime._built_in import levels_of
+
+NOISE, SCALED = "draws? new noise at every step", "outputs are scaled"
+REFUSED = {
+    "flux-sde": NOISE,
+    "flux-stochastic": NOISE,
+    "sdxl-ancestral": NOISE,
+    "sd15-ancestral": NOISE,
+    "sd15-lcm": NOISE,
+    "latent-consistency": NOISE,
+    "sana-sprint": NOISE,
+    "hunyuan-dit": NOISE,
+    "cogvideox-dpm": NOISE,
+    "cosmos": SCALED,
+    "cosmos-video-to-world": SCALED,
+    "stable-audio": SCALED,
+    "cosmos2": "do not fall from 1 towards 0",
+}
+QUICK = (
+    "flux", "flux-dpm", "flux-inpaint", "sdxl-denoising-end", "sdxl-img2img", "sdxl-heun",
+    "sd15-pndm", "sd3-heun", "wan22", "ltx2-one-pass", "z-image-cfg-truncated", "omnigen",
+    "stable-video-diffusion", "flux-stochastic", "sd15-lcm", "cosmos", "cosmos2",
+)  # fmt: skip
+NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO]
+FULL = 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_samples_or_says_why_not(name):
+    case = ZOO[name]()
+    run = recorded(case)
+    before = kept(case)
+    if name in REFUSED:
+        with (
+            pytest.raises(PlanError, match=f"no built-in plan for .*{REFUSED[name]}"),
+            eigencache.cached(case.pipe, full_steps=FULL),
+        ):
+            case(0)
+        assert kept(case) == before
+        return
+    with eigencache.cached(case.pipe, full_steps=FULL) as stats:
+        first = case(0)
+        switches = stats.full - FULL  # steps at which networks begin to be called otherwise
+        assert 0 <= switches <= max(1, len(run.switches))
+        assert stats.full + stats.skipped == len(run)
+        case(1)
+        check_same(case(0), first)
+        assert stats.full == 3 * (FULL + switches)
+        assert stats.plan.full.sum() == FULL
+        assert np.array_equal(stats.plan.timesteps, run.timesteps)
+    assert all(torch.isfinite(part.float()).all() for part in first)
+    assert kept(case) == before
+    check_same(case(0), run.result)
+
+
+@pytest.mark.parametrize("name", ["flux", "sdxl-ddim", "sd3-heun"])
+def test_with_every_step_full_nothing_changes(name):
+    case = ZOO[name]()
+    plain = case(0)
+    with eigencache.cached(case.pipe, full_steps=1000) as stats:
+        with pytest.warns(PlanWarning, match="1000 steps were to be computed in full"):
+            check_same(case(0), plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it was said
+            check_same(case(0), plain)
+        assert stats.skipped == 0
+
+
+def test_one_cache_serves_any_number_of_steps():
+    case = ZOO["flux"]()
+    with eigencache.cached(case.pipe, speedup=2) as stats:
+        for steps, full in ((10, 5), (20, 10), (7, 3), (10, 5)):
+            before = stats.full
+            case(0, num_inference_steps=steps)
+            assert (stats.full - before, len(stats.plan)) == (full, steps)
+            assert f"built-in plan: {full} of {steps} steps in full, for flow" in str(stats)
+
+
+def test_noise_levels_are_those_of_the_scheduler():
+    """A sample with noise added by the scheduler has the level that is told."""
+    for name in ("flux", "sdxl", "sdxl-ddim", "sd15-dpm", "flux-dpm"):
+        case = ZOO[name]()
+        case(0)
+        scheduler = case.pipe.scheduler
+        timesteps = scheduler.timesteps
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = scheduler._begin_index = None  # the run is over
+        levels = levels_of(scheduler, timesteps.double().numpy())
+        assert len(levels) == len(timesteps) + 1 and levels[-1] == 0
+        for i in (0, len(timesteps) // 2):
+            add = getattr(scheduler, "add_noise", None) or scheduler.scale_noise
+            share = []
+            for clean, noise in ((1.0, 0.0), (0.0, 1.0)):
+                parts = torch.full((1, 1), clean), torch.full((1, 1), noise)
+                if hasattr(scheduler, "add_noise"):
+                    share.append(float(add(*parts, timesteps[i : i + 1])))
+                else:
+                    share.append(float(add(parts[0], timesteps[i : i + 1], parts[1])))
+            assert levels[i] == pytest.approx(share[1] / sum(share), abs=1e-4), name
+
+
+def test_networks_without_a_scheduler_are_refused():
+    case = ZOO["flux"]()
+    with (
+        pytest.raises(ValueError, match="bare network"),
+        eigencache.cached(case.pipe.transformer, full_steps=4),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ({}, "just one of"),
+        ({"full_steps": 4, "speedup": 2}, "just one of"),
+        ({"full_steps": 0}, "full_steps must be"),
+        ({"speedup": 0}, "speedup must be"),
+    ],
+)
+def test_what_is_stated_must_make_sense(stated, says):
+    case = ZOO["flux"]()
+    with pytest.raises(ValueError, match=says), eigencache.cached(case.pipe, **stated):
+        pass
+
+
+def test_a_plan_and_a_budget_are_one_too_many():
+    case = ZOO["flux"]()
+    plan = eigencache.Plan(np.ones(3, bool), np.zeros((3, 3)), np.arange(3.0), "output")
+    with (
+        pytest.raises(ValueError, match="not both"),
+        eigencache.cached(case.pipe, plan, full_steps=2),
+    ):
+        pass
