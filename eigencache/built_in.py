@@ -36,6 +36,7 @@ class Source:
 
     Attributes:
         model: its name.
+        predicts: what it was trained to predict, one of `KINDS`.
         guidance: the scale of classifier-free guidance.
         sigmas: float64 `[G]`, noise levels in (0, 1].
         clean, noise: float64 `[G, R]`: the mean over runs of <x0_s, e_t> is `clean[s] @ noise[t]`,
@@ -43,6 +44,7 @@ class Source:
     """
 
     model: str
+    predicts: str
     guidance: float
     sigmas: np.ndarray
     clean: np.ndarray
@@ -50,13 +52,13 @@ class Source:
 
     @classmethod
     def of_runs(
-        cls, model: str, guidance: float, sigmas: ArrayLike,
+        cls, model: str, predicts: str, guidance: float, sigmas: ArrayLike,
         runs: Sequence[tuple[np.ndarray, np.ndarray]],
     ) -> "Source":  # fmt: skip
         """Return the source of some runs.
 
         Args:
-            model, guidance, sigmas: as of the class.
+            model, predicts, guidance, sigmas: as of the class.
             runs: of each its clean samples and noises, float `[G, D]` each.
         """
         gram: np.ndarray | float = 0.0
@@ -67,7 +69,7 @@ class Source:
         values, vectors = np.linalg.eigh(gram)
         factor = (vectors * np.sqrt(np.maximum(values, 0)))[:, : -RANK - 1 : -1]
         sigmas = np.asarray(sigmas, np.float64)
-        return cls(model, guidance, sigmas, factor[: len(sigmas)], factor[len(sigmas) :])
+        return cls(model, predicts, guidance, sigmas, factor[: len(sigmas)], factor[len(sigmas) :])
 
     def at(self, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `clean` and `noise` at other noise levels; beyond its own, those of the last."""
@@ -80,7 +82,7 @@ def save_sources(path, sources: Sequence[Source]) -> None:
     """Write sources as safetensors, in float32."""
     arrays, names = {}, []
     for i, source in enumerate(sources):
-        names.append(f"{source.model}@{source.guidance:g}")
+        names.append(f"{source.model} {source.predicts} {source.guidance:g}")
         for name in ("sigmas", "clean", "noise"):
             arrays[f"{i}/{name}"] = getattr(source, name).astype(np.float32)
     write_arrays(path, arrays, FORMAT, {"sources": "\n".join(names)})
@@ -92,9 +94,9 @@ def sources(path=None) -> tuple[Source, ...]:
     arrays, metadata = read_arrays(path or files("eigencache") / FILE, FORMAT, KernelError)
     found = []
     for i, name in enumerate(metadata["sources"].split("\n")):
-        model, guidance = name.split("@")
+        model, predicts, guidance = name.split()
         kept = (arrays[f"{i}/{part}"].astype(np.float64) for part in ("sigmas", "clean", "noise"))
-        found.append(Source(model, float(guidance), *kept))
+        found.append(Source(model, predicts, float(guidance), *kept))
     return tuple(found)
 
 
@@ -133,6 +135,16 @@ class Budget:
         if self.full_steps is not None:
             return self.full_steps
         return max(1, int(steps / (self.speedup or 1) + 1e-9))
+
+
+def fitting(kind: str, models: Sequence[Source]) -> list[Source]:
+    """Return the sources of plans for a kind of output.
+
+    A network that predicts the noise says little of the clean sample where nearly all is noise: its
+    errors are divided by the small share of the clean sample there. So it is no source for outputs
+    that hold the clean sample.
+    """
+    return [source for source in models if kind == "epsilon" or source.predicts != "epsilon"]
 
 
 def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,7 +190,7 @@ class Design:
         self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
         self.scale = scale
         matrices = []
-        for source in sources() if models is None else models:
+        for source in fitting(kind, sources() if models is None else models):
             x0, e = source.at(self.levels)
             rows = ((noise / scale)[:, None] * e) + (clean / scale)[:, None] * x0
             matrices.append(rows @ rows.T / np.square(rows).sum(1).mean())
