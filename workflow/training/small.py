@@ -337,7 +337,7 @@ def main() -> None:
     pipe.save_pretrained(arguments.out)
     report = {"history": trainee.history, "seconds": trainee.elapsed}
     steps.write_json(arguments.out / "training.json", report)
-    labels = (list(range(classes)) * 6)[:60]
+    labels = [i % classes for i in range(60)]
     noise = [torch.Generator().manual_seed(i) for i in range(60)]
     images = pipe(labels, guidance_scale=2.0, num_inference_steps=20, generator=noise).images
     images = images.expand(-1, 3, -1, -1)
