@@ -93,7 +93,7 @@ def recording(
         yield recorder
 
 
-def timesteps_of(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> np.ndarray:
+def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
     """Return the timesteps that a pipeline's scheduler is stepped through, float64 `[T]`.
 
     The call is left at its first step, or run in full where that does not tell.
@@ -101,14 +101,13 @@ def timesteps_of(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> np.ndarra
     Args:
         pipe: a pipeline of diffusers.
         call: its arguments.
-        seed: of the noise.
     """
     recorder = _First()
     driver = Driver(pipe, recorder)
     driver.attach()
     try:
         with quiet(pipe):
-            latent_only(pipe, call, seed)
+            latent_only(pipe, call, seed=0)
     except Stop:
         pass
     finally:
