@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ import yaml
 from helpers import ROOT, copy_of_project, planned_jobs, snakemake
 from PIL import Image
 
+from benchmarks import models
 from eigencache._frames import frames_of
 from reproduction.config import load
 
@@ -85,18 +87,6 @@ def _within(folder: Path, argv: list[str]):
         sys.argv = before[1]
 
 
-STAGES = [
-    "fetch", "calibrate", "plan", "refine", "sample", "merge", "score", "table", "compare", "costs",
-    "errors",
-]  # fmt: skip
-
-
-def _turn(command: tuple[str, str]) -> int:
-    """Return the place of a command among those of its target: figures come after all stages."""
-    name = command[0].rpartition(".")[2]
-    return STAGES.index(name) if ".stages." in command[0] else len(STAGES)
-
-
 def run_here(folder: Path, target: str, configfile: Path) -> str:
     """Run the jobs of a target one after another in this process; return what a dry run prints.
 
@@ -104,14 +94,38 @@ def run_here(folder: Path, target: str, configfile: Path) -> str:
     would take ten times as long, since each would import torch and diffusers anew.
     """
     printed = snakemake(folder, target, "-n", "-p", "--configfile", str(configfile))
-    commands = re.findall(
-        r"python -m (reproduction\.(?:stages|figures|gallery)\.\S+) (.*?)(?: > \S+)? 2>&1", printed
+    jobs = re.findall(
+        r"rule \w+:\n    input: (.*)\n    output: (.*)\n(?:    .*\n)+Shell command: .*?"
+        r"python -m (reproduction\.(?:stages|figures|gallery)\.\S+) (.*?)(?: > \S+)? 2>&1",
+        printed,
     )
-    assert len(commands) == planned_jobs(printed).total() - 1, printed  # but for the target itself
-    for module, arguments in sorted(commands, key=_turn):
+    assert len(jobs) == planned_jobs(printed).total() - 1, printed  # but for the target itself
+    makers = {path.split()[0]: i for i, job in enumerate(jobs) for path in job[1].split(", ")}
+    needed = {
+        i: {makers[path] for path in job[0].split(", ") if path in makers}
+        for i, job in enumerate(jobs)
+    }
+    for i in TopologicalSorter(needed).static_order():
+        *_, module, arguments = jobs[i]
         with _within(folder, [module, *shlex.split(arguments)]):
             runpy.run_module(module, run_name="__main__")
     return printed
+
+
+def test_the_seconds_of_a_step_are_those_that_were_estimated():
+    table = pd.read_csv("data/benchmarks/models.csv").set_index("configuration")
+    assert set(table.index) == set(CHANGES)
+    for name, row in table.iterrows():
+        text = (ROOT / f"workflow/config/{name}.yaml").read_text()
+        assert stated(name)["step_seconds"] == row["estimated_h100_seconds"]
+        assert f"# Estimated: {row['tflop_per_step']} TFLOP " in text
+
+
+def test_operations_are_counted_anew_as_they_are_stated():
+    table = pd.read_csv("data/benchmarks/models.csv").set_index("configuration")
+    parameters, operations = models.STEPS["sdxl"].counted()
+    assert parameters == table.loc["sdxl", "parameters"]
+    assert round(operations / 1e12, 1) == table.loc["sdxl", "tflop_per_step"]
 
 
 def test_every_configuration_has_a_stand_in():
