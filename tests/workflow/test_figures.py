@@ -587,10 +587,11 @@ def test_plans_of_many_streams_are_drawn_as_their_mean(made_plans):
     many = Plan(
         one.full, np.stack([one.weights, 3 * one.weights]), TIMESTEPS, "modules", ("a", "b")
     )
-    axes = plans.draw({"x": many}).axes[0]
+    figure = plans.draw({"x": many})
     _, cells = plans.by_gap(one)
-    np.testing.assert_allclose(axes.images[0].get_array().filled(0), 2 * np.nan_to_num(cells))
-    assert axes.get_xlabel() == "mean of 2 streams"
+    drawn = figure.axes[0].images[0].get_array()
+    np.testing.assert_allclose(drawn.filled(0), 2 * np.nan_to_num(cells))
+    assert "Means over streams: x (2 streams)." in said(figure)
 
 
 def test_plans_of_very_many_gaps_have_a_colour_bar_instead_of_numbers():

@@ -273,24 +273,25 @@ def label_ends(
     """
     to_axes = axes.transScale + axes.transLimits
     high = 1.2 * NAME_PT / 72 / size[1]
-    points = to_axes.transform(np.concatenate([line.get_xydata() for line in axes.get_lines()]))
+    lines = [line.get_xydata() for line in axes.get_lines() if line.get_color() != _LIGHT]
+    points = to_axes.transform(np.concatenate(lines))
     wide, tall = 0.04 / size[0], 0.03 / size[1]
     boxes = [
         (x - wide, x + wide, y - tall, y + tall) for x, y in points[np.isfinite(points).all(1)]
     ]
     wanted = {label: to_axes.transform(end) for label, end in ends.items()}
-    for label, (x, y) in sorted(wanted.items(), key=lambda item: -item[1][1]):
+    # From the right, or names would lie on lines to the names of ends further right.
+    for label, (x, y) in sorted(wanted.items(), key=lambda item: tuple(-item[1].round(3))):
         text = wrapped(label, 1.5, NAME_PT, lines=1)
         wide = (inches(text, NAME_PT, _weight(label)) + 0.05) / size[0]
         left = x + 0.07 / size[0]
         free = (
             place
-            for k in range(200)
-            for place in {y - k * high / 4, y + k * high / 4}
+            for place in y + high / 4 * np.stack([-np.arange(200), np.arange(200)], 1).ravel()
             if high / 2 <= place <= 1 - high / 2
             and not any(
-                left < b[1] and b[0] < left + wide and place - high / 2 < b[3] - 1e-9
-                and b[2] + 1e-9 < place + high / 2
+                left < b[1] and b[0] < left + wide
+                and place - high / 2 < b[3] - 1e-9 and b[2] + 1e-9 < place + high / 2
                 for b in boxes
             )
         )  # fmt: skip

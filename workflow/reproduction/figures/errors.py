@@ -36,9 +36,9 @@ from reproduction.figures._common import (
 )
 from reproduction.tables.tables import read_table
 
-COLOURED, BEST, HEIGHT = 9, 7, 2.9  # inches high: the panels
+COLOURED, BEST, HEIGHT = 9, 7, 3.1  # inches high: the panels
 QUANTITIES = {
-    "latents": ("Cached run (closed loop)", "error of the latents"),
+    "latents": ("Cached run (closed loop)", "error of the latents / initial noise"),
     "forecast": ("Single forecasts (open loop)", "error / size of the features"),
 }
 COLUMNS_READ = ["label", "full_steps", "step", "full", "prompt_index", "quantity", "value"]
@@ -92,10 +92,11 @@ def draw(table: pd.DataFrame, labels: Sequence[str] = (), setting: str = "") -> 
                 ends[label] = end
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         axes.set(xlabel="step", ylabel=what)
         panel_title(axes, place, title)
-        last = table["step"].max()
+        last = int(table["step"].max())
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
+        axes.set_xticks([tick for tick in ticks if 0 <= tick <= last])
         room = (name_inches(ends) + 0.12) / 3.0 if ends else 0
         axes.set_xlim(-0.5, last + 1 + (last + 1) * room / (1 - room))
         axes.autoscale_view(scalex=False)
@@ -124,7 +125,7 @@ def _line(axes: Axes, values: pd.DataFrame, look, band: bool) -> tuple[float, fl
     drawn = values.where(values["value"] > 0)
     of_prompts = drawn[drawn["prompt_index"].notna()].groupby("step")["value"]
     low, middle, high = (getattr(of_prompts, f)().reindex(steps) for f in ("min", "median", "max"))
-    line = {**look, "marker": ""}
+    line = {**look, "marker": "", "linestyle": "-"}  # dots are for predictions
     if band:
         axes.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
     axes.plot(steps, middle, **{**line, **marking_lone(middle)})

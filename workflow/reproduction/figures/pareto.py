@@ -97,7 +97,8 @@ def draw(
     several = {"ncols": 2, "width_ratios": (1.75, 1)} if target else {}
     left, *others = figure.subplots(squeeze=False, **several).ravel()
     _lines(left, rows, cost, drawn, steps, (3.4 if target else 5.8, height - 0.75))
-    panel_title(left, 0, cost.panel if target else "")
+    if others:
+        panel_title(left, 0, cost.panel)
     for right in others:
         _at_equal_quality(right, rows, cost, drawn, target, steps)
         panel_title(right, 1, f"{cost.needed} at {target:g} dB")
@@ -222,7 +223,7 @@ def _at_equal_quality(
         axes.plot(value, place, marker, color=colour, markerfacecolor=face, markersize=5.5,
                   markeredgewidth=1.1, clip_on=False, zorder=3)  # fmt: skip
         text = f"{value:.1f}" if how == "=" else f"{'≥' if better else '≤'} {value:.1f}"
-        text = (text if how == "=" else text.removesuffix(".0")) + cost.unit
+        text = (text if cost is SPEEDUP or how == "=" else text.removesuffix(".0")) + cost.unit
         axes.annotate(text, (value, place), (6, 0), textcoords="offset points", va="center",
                       size=NAME_PT, color=colour, annotation_clip=False)  # fmt: skip
     names = [wrapped(name, 1.1, NAME_PT, lines=1) for name in order]
@@ -309,8 +310,8 @@ def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
         return ""
     found = {needed(points, cost, target)[1] for _, points in rows.groupby("method")}
     words = {
-        "above": "above that PSNR at the smallest budget already",
-        "below": "below it at the largest budget still",
+        "above": "above that PSNR even at the smallest budget",
+        "below": "below that PSNR even at the largest",
     }
     said = [text for how, text in words.items() if how in found]
     return f"Open triangles: {', or '.join(said)}." if said else ""

@@ -64,7 +64,10 @@ def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
     columns = min(COLUMNS, len(plans))
     rows = ceil(len(plans) / columns)
     gaps = max(len(names) for names, _ in shown.values())
-    heading = Heading("How each method bridges the gaps between full steps", setting, NOTE)
+    streams = {label: len(plan.streams) for label, plan in plans.items() if plan.streams}
+    means = ", ".join(f"{label} ({count} streams)" for label, count in streams.items())
+    note = f"{NOTE} Means over streams: {means}." if streams else NOTE
+    heading = Heading("How each method bridges the gaps between full steps", setting, note)
     figure = page(TWO_COLUMNS, rows * (PANEL + min(CELL * gaps, 5.5)) + 0.2, heading)
     norm = CenteredNorm(0, limit([cells for _, cells in shown.values()]))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -72,10 +75,8 @@ def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
         zip(panels, shown.items(), strict=False)
     ):
         _panel(axes, names, cells, norm, gaps)
-        streams = len(plans[label].streams)
         text = wrapped(label, TWO_COLUMNS / columns - 0.45, NAME_PT, lines=1)
         panel_title(axes, place, text, size=NAME_PT, weight="bold" if label == OURS else "normal")
-        axes.set_xlabel(f"mean of {streams} streams" if streams else "", size=6, labelpad=1)
     for axes in panels[len(plans) :]:
         axes.remove()
     if gaps > NUMBERS:
