@@ -22,6 +22,7 @@ from typing import Any
 from eigencache._checks import agrees, span
 from eigencache._files import replacing
 from eigencache._frames import hash_of_frames, write_frames
+from eigencache.built_in import Budget
 from eigencache.commands._common import (
     add_call,
     add_method,
@@ -43,6 +44,10 @@ EXAMPLES = """\
 examples:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt \\
       --plan plan.safetensors --out images
+
+  by a built-in plan, for which nothing is calibrated:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --full-steps 9 \\
+      --out images
 
   by a method that needs no kernel, on two GPUs:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --steps 50 \\
@@ -68,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     method = parser.add_argument_group("a method in place of a plan")
     add_method(method, default=None)  # type: ignore[arg-type]
     method.add_argument(
-        "--full-steps", type=int, metavar="N", help="how many steps are computed in full"
+        "--full-steps",
+        type=int,
+        metavar="N",
+        help="how many steps are computed in full; without a method or kernel, by a built-in plan",
     )
     method.add_argument(
         "--interval", type=int, metavar="N", help="or: after the first, one full step in every N"
@@ -158,10 +166,13 @@ def _request(
     budget = {k: getattr(arguments, k) for k in ("full_steps", "interval")}
     budget = {k: value for k, value in budget.items() if value is not None}
     if arguments.method is None:
+        built_in = arguments.full_steps is not None and plan is None and kernel is None
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
-            if getattr(arguments, flag):
+            if getattr(arguments, flag) and not (built_in and flag == "full_steps"):
                 name = "option" if flag == "options" else flag.replace("_", "-")
                 raise ValueError(f"--{name}: state the --method too")
+        if built_in:
+            return {"built in": Budget(arguments.full_steps).full_steps}
         return {"plan": plan.digest if plan else None}
     if plan:
         raise ValueError("state either --plan or --method, not both")
@@ -196,7 +207,12 @@ def _plan_of(
     """Return the plan of the method, for the timesteps that the pipeline takes in a call."""
     from eigencache.calibration.recording import timesteps_of
 
-    method, timesteps = method_of(arguments.method), timesteps_of(pipe, call)
+    timesteps = timesteps_of(pipe, call)
+    if arguments.method is None:
+        from eigencache.runtime._built_in import built_in_plan
+
+        return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps))
+    method = method_of(arguments.method)
     options = parsed_options(arguments.options)
     if arguments.interval:
         return method.at_interval(arguments.interval, timesteps, kernel, arguments.tap, **options)
@@ -284,7 +300,7 @@ def _sample(
     from eigencache.commands.prompts import opened
 
     pipe = loaded(arguments, calls, shared, dtype_of(arguments, source))
-    if arguments.method:
+    if arguments.method or arguments.full_steps is not None:
         plan = _plan_of(arguments, kernel, pipe, {**shared, **opened(calls[0])})
     names = ("eigencache", "torch", "diffusers", "transformers")
     versions = {"python": platform.python_version()} | {k: metadata.version(k) for k in names}

@@ -97,6 +97,28 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
     return np.clip(found, 0, 1)
 
 
+def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
+    """Return how many of a sampler's steps are full; warn by a PlanWarning if fewer than asked."""
+    wanted = budget.of(steps)
+    if wanted >= steps and warn:
+        warnings.warn(
+            f"{wanted} steps were to be computed in full, and the sampler takes {steps}: all of "
+            "them are",
+            PlanWarning, stacklevel=3,
+        )  # fmt: skip
+    return min(wanted, steps)
+
+
+def built_in_plan(scheduler: Any, timesteps: np.ndarray, budget: Budget) -> Plan:
+    """Return the built-in plan for a scheduler, after `set_timesteps`, and the timesteps it visits.
+
+    Raises:
+        PlanError: there is none for the scheduler.
+    """
+    design = Design(kind_of(scheduler), levels_of(scheduler, timesteps), timesteps)
+    return design.plan(full_steps_of(budget, len(timesteps)))
+
+
 class BuiltInPolicy(OutputPolicy):
     """Sampling by a plan that is designed for the timesteps of each image.
 
@@ -138,16 +160,10 @@ class BuiltInPolicy(OutputPolicy):
         levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
         self.key = (kind, *levels, *timesteps)
         if self.key not in self.designs:
-            full_steps = self.budget.of(len(timesteps))
-            if full_steps >= len(timesteps) and not self.told:
-                self.told = True
-                warnings.warn(
-                    f"{full_steps} steps were to be computed in full, and the sampler takes "
-                    f"{len(timesteps)}: all of them are",
-                    PlanWarning, stacklevel=2,
-                )  # fmt: skip
             design = Design(kind, levels, timesteps)
-            self.designs[self.key] = design, design.plan(min(full_steps, len(timesteps)))
+            full_steps = full_steps_of(self.budget, len(timesteps), warn=not self.told)
+            self.told |= full_steps == len(timesteps)
+            self.designs[self.key] = design, design.plan(full_steps)
         self.follow(self.designs[self.key][1])
         self.stats.plan = self.plan
 

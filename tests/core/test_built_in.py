@@ -44,7 +44,8 @@ def test_sources_are_read_as_they_were_written(tmp_path):
     assert np.allclose(gram, expected)
     save_sources(tmp_path / "sources.safetensors", [source, source])
     read = sources(tmp_path / "sources.safetensors")
-    assert [(s.model, s.guidance) for s in read] == [("model", "flow", 2.5)] * 2
+    told = [(s.model, s.predicts, s.guidance) for s in read]
+    assert told == [("model", "flow", 2.5)] * 2
     for name in ("sigmas", "clean", "noise"):
         assert np.allclose(getattr(read[1], name), getattr(source, name), atol=1e-6)
 

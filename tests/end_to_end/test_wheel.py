@@ -13,7 +13,7 @@ from helpers import ROOT
 pytestmark = pytest.mark.slow
 
 # What only metrics and the workflow need; nothing else in the wheel may import it.
-DATA = ("py.typed", "planned_scheduler.py.txt", "card.md.txt")
+DATA = ("py.typed", "planned_scheduler.py.txt", "card.md.txt", "built_in.safetensors")
 FOREIGN = "matplotlib pandas pyarrow pydantic scipy skimage snakemake timm torchmetrics open_clip"
 
 
@@ -124,6 +124,10 @@ for method in ("EigenCache-design", "EigenCache", "TaylorSeer"):
     assert image.size == (16, 16), image.size
     assert stats.full == 4 and stats.skipped == 4, stats
     print(method, image.size)
+
+with eigencache.cached(pipe, full_steps=3) as stats:
+    image = pipe(**call(9), **shared).images[0]
+assert stats.full == 3 and stats.skipped == 5, stats
 """
 
 

@@ -1,5 +1,9 @@
-"""The kernels that the package carries, from runs of the small models."""
+"""The kernels that the package carries, from runs of the small models.
 
+python -m training.kernels --out eigencache/built_in.safetensors FOLDER ...
+"""
+
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +12,14 @@ import numpy as np
 import torch
 from diffusers import FluxPipeline
 
+from eigencache.built_in import Source, save_sources
 from eigencache.runtime._driver import Driver, Policy, StepCall
-from training import flow, start, text
+from training import flow, start, steps, text
 from training.small import ClassPipeline
 
-RUNS, STEPS = 12, 50
+STEPS = 50
+# Runs of a text-to-image pipeline cost more.
+RUNS, TEXT_RUNS, START_RUNS = 12, 6, 4
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 
 
@@ -83,7 +90,7 @@ class Subject:
         self.name, self.pipe, self.prompts, self.own = name, pipe, prompts, arguments
 
     def arguments(
-        self, guidance: float, count: int, evaluation: bool = False, steps: int = STEPS
+        self, guidance: float, count: int, evaluation: bool = False, num_steps: int = STEPS
     ) -> dict[str, Any]:
         """Return the arguments of a call that makes `count` images.
 
@@ -91,7 +98,7 @@ class Subject:
         """
         first = 100_000 if evaluation else 0
         found = self.own | {
-            "num_inference_steps": steps,
+            "num_inference_steps": num_steps,
             "generator": [torch.Generator().manual_seed(first + i) for i in range(count)],
         }
         if self.prompts is None:
@@ -124,3 +131,44 @@ def subject_of(folder: Path) -> Subject:
     if name.endswith("start"):
         own |= {"max_sequence_length": text.TOKENS, "guidance_scale": 1.0}
     return Subject(name, pipe, (texts[0], texts[1]), **own)
+
+
+def predicts(pipe: Any) -> str:
+    """Return what a pipeline's network predicts, one of `eigencache.built_in.KINDS`."""
+    return pipe.scheduler.config.get("prediction_type", "flow")
+
+
+def sources_of(subject: Subject) -> list[Source]:
+    """Return the sources of a model, one for each guidance scale.
+
+    Of emoji-flux-start, which is not finished, there is one without guidance alone: with it, the
+    outputs of its first steps have hardly anything in common.
+    """
+    unfinished = subject.name.endswith("start")
+    runs = START_RUNS if unfinished else TEXT_RUNS if subject.prompts else RUNS
+    found = []
+    for guidance in GUIDANCE[:1] if unfinished else GUIDANCE:
+        with torch.no_grad():
+            levels, made = traced(subject.pipe, subject.arguments(guidance, runs))
+        kind = predicts(subject.pipe)
+        found.append(Source.of_runs(subject.name, kind, guidance, levels, made))
+    return found
+
+
+def main() -> None:
+    """Run the models and write their sources."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", type=Path, nargs="+", help="folders")
+    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found: list[Source] = []
+    for folder in arguments.models:
+        found += sources_of(subject_of(folder))
+        steps.say(f"{folder.name}: {len(found)} sources so far")
+    save_sources(arguments.out, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -61,21 +61,15 @@ class Small:
 
 
 MODELS = {
-    "shapes-flow": Small("shapes", "unet", "flow", 250, scheduler=(("shift", 1.5),)),
-    "letters-flow": Small("letters", "transformer", "flow", 400, scheduler=(("shift", 3.0),)),
-    "letters-epsilon": Small("letters", "unet", "epsilon", 250),
+    "shapes-flow": Small("shapes", "transformer", "flow", 250, scheduler=(("shift", 1.5),)),
+    "letters-flow": Small("letters", "transformer", "flow", 900, 48, (("shift", 3.0),)),
+    "letters-epsilon": Small("letters", "unet", "epsilon", 200),
     "emoji-epsilon": Small(
         "emoji", "transformer", "epsilon", 300, scheduler=(
             ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
         ),
     ),
     "shapes-epsilon": Small("shapes", "transformer", "epsilon", 400),
-    "emoji-v": Small(
-        "emoji", "unet", "v_prediction", 250, scheduler=(
-            ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
-            ("rescale_betas_zero_snr", True), ("timestep_spacing", "trailing"),
-        ),
-    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,72 @@
+# The built-in plans: small models, their kernels, and how the plans do on models left out.
+#
+# Nothing else in the workflow depends on these rules: the kernels live in git, in
+# eigencache/built_in.safetensors.  To make them again, run
+#
+#     snakemake --use-conda --cores 2 built_in
+#
+# which takes minutes for each model on one CPU core, and copy
+# results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
+
+SMALL = ["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]
+EMBEDDED = ["data/emoji-flux", "data/emoji-flux-start"]
+
+
+rule built_in:
+    """The kernels of all models that built-in plans are made from."""
+    input:
+        models=expand("results/train/small/{small}", small=SMALL),
+        embedded=EMBEDDED,
+        prompts=expand(
+            "data/prompts/{set}-{kind}.txt",
+            set=["emoji", "emoji-scenes"],
+            kind=["calibration", "evaluation"],
+        ),
+    output:
+        "results/train/built_in.safetensors",
+    log:
+        "results/train/logs/built_in.log",
+    conda:
+        "../../envs/workflow.yaml"
+    shell:
+        "python -m training.kernels --out {output} {input.embedded} {input.models}"
+        " --threads {threads} 2>&1 | tee {log}"
+
+
+rule small_model:
+    """Train one small model."""
+    input:
+        data=EMOJI,
+        pictures="results/train/npm/fluent-emoji-3d",
+    output:
+        directory("results/train/small/{small}"),
+    log:
+        "results/train/logs/small-{small}.log",
+    benchmark:
+        "results/train/benchmarks/small-{small}.tsv"
+    wildcard_constraints:
+        small="|".join(SMALL),
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        assets=ASSETS,
+    shell:
+        "python -m training.small {wildcards.small} --data {input.data} --assets {params.assets}"
+        " --out {output} --threads {threads} 2>&1 | tee {log}"
+
+
+rule built_in_benchmark:
+    """Judge built-in plans on each model by the kernels of the others."""
+    input:
+        models=expand("results/train/small/{small}", small=SMALL),
+        flux="data/emoji-flux",
+        kernels="eigencache/built_in.safetensors",
+    output:
+        "results/train/built-in.csv",
+    log:
+        "results/train/logs/built_in_benchmark.log",
+    conda:
+        "../../envs/workflow.yaml"
+    shell:
+        "PYTHONPATH=.:$PYTHONPATH python benchmarks/built_in.py {output} {input.flux}"
+        " {input.models} 2>&1 | tee {log}"
