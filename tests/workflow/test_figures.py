@@ -219,6 +219,15 @@ def test_figures_say_what_they_cannot_draw(summary):
     assert not second.texts
 
 
+def test_methods_that_all_equal_the_full_run_are_counted(summary):
+    columns = ["psnr", "psnr_low", "psnr_high", "predicted_psnr"]
+    summary[columns] = np.inf
+    for cost in COSTS:
+        figure = pareto.draw(summary, cost=cost)
+        assert "not drawn: 12 at infinity" in [text.get_text() for text in figure.axes[0].texts]
+        assert faulty_texts(figure) == []
+
+
 # ---- Equal quality
 
 
@@ -598,6 +607,13 @@ def test_plans_of_very_many_gaps_have_a_colour_bar_instead_of_numbers():
     timesteps = np.linspace(1000, 1, 100)
     axes, *_, bar = plans.draw({"x": METHODS["TaylorSeer"].plan(51, timesteps)}).axes
     assert not axes.texts and bar.get_ylabel() == "weight"
+
+
+def test_a_plan_of_full_steps_alone_has_no_gaps(made_plans):
+    whole = Plan(np.ones(STEPS, bool), np.zeros((STEPS, STEPS)), TIMESTEPS, "output")
+    first, second = plans.draw({"all": whole, "FORA": made_plans["FORA"]}).axes
+    assert not first.images and second.images
+    assert faulty_texts(plans.draw({"all": whole})) == []
 
 
 def test_plans_refuse_what_cannot_share_axes(made_plans):

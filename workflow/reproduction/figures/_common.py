@@ -271,6 +271,8 @@ def label_ends(
         drawn: the looks of the methods.
         size: width and height of the axes in inches, about.
     """
+    if not ends:
+        return
     to_axes = axes.transScale + axes.transLimits
     high = 1.2 * NAME_PT / 72 / size[1]
     lines = [line.get_xydata() for line in axes.get_lines() if line.get_color() != _LIGHT]

@@ -63,7 +63,7 @@ def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
     shown = {label: by_gap(plan) for label, plan in plans.items()}
     columns = min(COLUMNS, len(plans))
     rows = ceil(len(plans) / columns)
-    gaps = max(len(names) for names, _ in shown.values())
+    gaps = max(1, *(len(names) for names, _ in shown.values()))
     streams = {label: len(plan.streams) for label, plan in plans.items() if plan.streams}
     means = ", ".join(f"{label} ({count} streams)" for label, count in streams.items())
     note = f"{NOTE} Means over streams: {means}." if streams else NOTE
@@ -134,13 +134,14 @@ def _panel(axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gap
     """Draw the gaps of one plan, with room for as many as any plan has."""
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.imshow(cells, cmap="RdBu", norm=norm, aspect="auto", interpolation="nearest")
+    if names:
+        axes.imshow(cells, cmap="RdBu", norm=norm, aspect="auto", interpolation="nearest")
     axes.set(xlim=(-0.5, REACH - 0.5), ylim=(gaps - 0.5, -0.5))
     axes.tick_params(length=0, labelsize=6, pad=2)
     axes.xaxis.set_ticks_position("top")
     older = [*range(1, REACH), f"{REACH}+"][: cells.shape[1]]
     axes.set_xticks(range(cells.shape[1]), [str(k) for k in older])
-    every = ceil(len(names) / NUMBERS)
+    every = ceil(max(len(names), 1) / NUMBERS)
     axes.set_yticks(range(0, len(names), every), names[::every])
     for place, value in np.ndenumerate(cells) if every == 1 else ():
         if np.isfinite(value) and value != 0:
@@ -154,7 +155,7 @@ def _panel(axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gap
 
 
 def _colour_bar(figure: Figure, panels: list[Axes], cells: list[np.ndarray]) -> None:
-    image = panels[0].images[0]
+    image = next(image for axes in panels for image in axes.images)
     values = np.concatenate([one[np.isfinite(one)] for one in cells])
     below, above = values.min(initial=0) < image.norm.vmin, values.max(initial=0) > image.norm.vmax
     extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[below, above]

@@ -99,6 +99,7 @@ def draw(
         axes.remove()
     bar = above.colorbar(line, ax=list(panels[: len(streams)]), aspect=12 * rows, pad=0.02)
     bar.set_label("step")
+    bar.locator = MaxNLocator(5, integer=True)
     bar.outline.set_linewidth(0.5)
     if missed:
         computed = int((~missed[streams[0]].any(axis=1)).sum())
