@@ -31,11 +31,10 @@ def draw(table: pd.DataFrame) -> Figure:
         ValueError: the table lacks a column, or has no fitted method.
     """
     require(table, ["method", "budget", "psnr", "compute", "fit_calls"], "peers' rows")
-    calls = table["fit_calls"].fillna(0) + table["fit_backward_calls"].fillna(0)
-    # Some searches for a threshold were made before their cost was counted.
-    searched = table["setting"].astype(str).str.contains("threshold") | (calls > 0)
-    table = table.assign(calls=calls, fitted=(calls > 0))
-    fitted = table[table["fitted"]]
+    # Where the cost is open, it is not known.
+    calls = table["fit_calls"] + table["fit_backward_calls"].fillna(0)
+    table = table.assign(calls=calls)
+    fitted = table[calls > 0]
     require(fitted, [], "peers' fitted rows")
     budgets = sorted(fitted["budget"].unique())
     drawn = {
@@ -48,11 +47,11 @@ def draw(table: pd.DataFrame) -> Figure:
         rows = fitted[fitted["budget"] == budget]
         for row in rows.itertuples():
             axes.plot(row.calls, row.psnr, **drawn[row.method])
-        free = table[(table["budget"] == budget) & ~searched & (table["compute"] < 0.5)]
+        free = table[(table["budget"] == budget) & (table["calls"] == 0) & (table["compute"] < 0.5)]
         if len(free):
             axes.axhline(free["psnr"].max(), **LINE)
         axes.set_xscale("log")
-        axes.set_title(f"{budget} full steps")
+        axes.set_title(f"{budget} full steps", loc="left")
         axes.set_xlabel("network calls of the fit")
     panels[0].set_ylabel("PSNR in dB")
     shown = [method for method in drawn if method in set(fitted["method"])]

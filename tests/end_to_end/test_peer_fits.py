@@ -298,7 +298,7 @@ def test_the_figure_and_the_table_show_what_was_fitted(tmp_path, monkeypatch):
         pd.DataFrame(part).to_csv(tmp_path / name, index=False)
     table = joined([tmp_path / "a", tmp_path / "b"])
     figure = draw(table)
-    assert [axes.get_title() for axes in figure.axes] == ["5 full steps", "9 full steps"]
+    assert [axes.get_title("left") for axes in figure.axes] == ["5 full steps", "9 full steps"]
     points = {tuple(line.get_xydata()[0]) for line in figure.axes[0].lines[:2]}
     assert points == {(13500, 58), (2400, 57)}
     assert figure.axes[0].lines[2].get_ydata()[0] == 41  # the best without a fit
