@@ -33,7 +33,10 @@ class Kernel:
     forecast of a raw feature needs the second moment. `normalisation="cosine"` is what the
     EigenCache authors describe instead: the mean over runs of the cosine between f_s and f_t.
 
-    Sums over runs are kept, in float64, so that kernels of different runs merge by addition.
+    Sums over runs are kept, in float64, so that kernels of different runs merge by addition. In a
+    calibration at the output tap, the mean is weighted: a run counts less the further its outputs
+    move from step to step (`eigencache.calibration.simulator.Simulator.shares`), or the runs of
+    strong guidance would outweigh the others.
 
     Attributes:
         sums: stream name to float64 `[T, T]`, the sum over runs; divide by `runs` for the mean.

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from eigencache.calibration._calls import Stop, latent_only, quiet
-from eigencache.calibration.simulator import Passes, Stepper, switches_of
+from eigencache.calibration.simulator import Passes, Stepper, shares_of, switches_of
 from eigencache.kernel import Kernel
 from eigencache.runtime._driver import Driver, Policy, StepCall
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tapped, watching
@@ -156,6 +157,7 @@ def record_kernels(
         source: what the kernels say of where they come from.
     """
     kernels: dict[int, Kernel] = {}
+    outputs: dict[int, list[Kernel]] = {}  # of each run
     model = fingerprint(network_of(pipe))
     pairs = list(zip(calls, seeds, strict=True))
     for index, (call, seed) in enumerate(tqdm(pairs, desc="calibrate", unit="run", delay=5)):
@@ -182,5 +184,19 @@ def record_kernels(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
                 model=model, source=source or {}, **sampler,
             )  # fmt: skip
-            kernels[i] = kernels[i] + kernel if i in kernels else kernel
+            if kind.tap == "output" and kind.normalisation == "second-moment":
+                outputs.setdefault(i, []).append(kernel)
+            else:
+                kernels[i] = kernels[i] + kernel if i in kernels else kernel
+    kernels |= {i: _evenly(runs) for i, runs in outputs.items()}
     return [kernels[i] for i in range(len(kinds))]
+
+
+def _evenly(runs: Sequence[Kernel]) -> Kernel:
+    """Return the kernel of runs that weigh as in `Simulator.kernel`."""
+    shares = shares_of([run.matrix() for run in runs], runs[0].step_sizes)
+    weighed = [
+        replace(run, sums={name: share * matrix for name, matrix in run.sums.items()})
+        for run, share in zip(runs, shares, strict=True)
+    ]
+    return sum(weighed[1:], weighed[0])

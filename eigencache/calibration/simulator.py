@@ -127,7 +127,7 @@ class Simulator:
                 stacklevel=3,
             )
             self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
-        self.shares = _shares(self.grams, self.step_sizes)
+        self.shares = shares_of(self.grams, self.step_sizes)
         self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
 
     def _record(
@@ -573,7 +573,7 @@ def _by_step(features: list[list[torch.Tensor]]) -> Features:
     return tuple(list(part) for part in zip(*features, strict=True))
 
 
-def _shares(grams: Sequence[np.ndarray], step_sizes: np.ndarray) -> np.ndarray:
+def shares_of(grams: Sequence[np.ndarray], step_sizes: np.ndarray) -> np.ndarray:
     """Return how much each run weighs, float64 `[N]`: see `Simulator`."""
     moved = [
         np.square(step_sizes[1:]) @ (np.diag(g)[1:] - 2 * np.diag(g, 1) + np.diag(g)[:-1])
