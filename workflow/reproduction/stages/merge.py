@@ -62,7 +62,7 @@ def merge(shards: list[str], label: str, count: int) -> pd.DataFrame:
     return records.sort_values(["run", "prompt_index"], kind="stable")
 
 
-def refuse_strangers(shards: Mapping[str, Mapping], wanted: Mapping) -> None:
+def refuse_strangers(shards: Mapping[str, manifest.Manifest], wanted: Mapping) -> None:
     """Raise a MergeError if a shard was sampled under another configuration.
 
     Args:
