@@ -39,6 +39,7 @@ class Meter:
         self._calls: list[Shapes] = []  # of the image that is being made
         self._new: dict[Shapes, Callable[[], Any]] = {}  # calls of shapes that were not counted yet
         self._known: dict[Any, int] = {}
+        self._replaying = False
         self._counted: int | None = None  # so far, while an image is made to be counted
         for name, network in denoisers(pipe):
             if _may_denoise(network):
@@ -58,10 +59,12 @@ class Meter:
         calls, self._calls = tuple(self._calls), []
         new, self._new = self._new, {}
         if plan is None or again is None or plan.tap == "output":
+            self._replaying = True
             for shapes, call in new.items():
                 with torch.no_grad(), _counter() as counter:
                     call()
                 self._known[shapes] = counter.get_total_flops()
+            self._replaying = False
             return sum(self._known[shapes] for shapes in calls)
         key = id(plan), calls
         if key not in self._known:
@@ -74,23 +77,44 @@ class Meter:
         return self._known[key]
 
     def _watch(self, name: str, network: nn.Module) -> None:
-        run = network.forward
+        """Note every call of a network in which anything of it runs.
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
+        At a step that a cache skips, a network is called and nothing of it runs: so a module of it
+        is watched too, the one that runs first. The hooks are torch's own, since offloading and
+        caches put functions of theirs in the place of `forward`.
+        """
+        inner: dict[nn.Module, Any] = {}
+        ran: list[nn.Module] = []
+        counters: list[FlopCounterMode] = []
+
+        def enter(module: nn.Module, args: tuple) -> None:
+            ran.append(module)
+            while len(inner) > 1:
+                other = next(one for one in inner if one is not module)
+                inner.pop(other).remove()
+
+        def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            ran.clear()
             if self._counted is not None:
-                with _counter() as counter:
-                    output = run(*args, **kwargs)
-                self._counted += counter.get_total_flops()
-                return output
-            shapes = name, _shape_of(args, kwargs)
-            self._calls.append(shapes)
-            if shapes not in self._known:
-                self._new.setdefault(shapes, partial(run, *args, **kwargs))
-            return run(*args, **kwargs)
+                counters.append(_counter())
+                counters[-1].__enter__()
 
-        # For those who ask for the signature.
-        forward.__wrapped__ = run  # type: ignore[attr-defined]
-        network.forward = forward
+        def after(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if counters:
+                counter = counters.pop()
+                counter.__exit__(None, None, None)
+                self._counted = (self._counted or 0) + counter.get_total_flops()
+            elif ran and not self._replaying:
+                shapes = name, _shape_of(args, kwargs)
+                self._calls.append(shapes)
+                if shapes not in self._known:
+                    self._new.setdefault(shapes, partial(network, *args, **kwargs))
+
+        for module in network.modules():
+            if module is not network:
+                inner[module] = module.register_forward_pre_hook(enter)
+        network.register_forward_pre_hook(before, with_kwargs=True)
+        network.register_forward_hook(after, with_kwargs=True, always_call=True)
 
 
 def _counter() -> FlopCounterMode:

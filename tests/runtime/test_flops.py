@@ -77,3 +77,15 @@ def test_nothing_is_counted_while_an_image_is_made(monkeypatch):
     monkeypatch.setattr("eigencache._flops._counter", None)  # would raise if it were called
     call(pipe, seed=1)
     assert meter.operations() > 0
+
+
+def test_models_that_take_turns_on_the_device_are_counted_too():
+    pipe = tiny_pipeline()
+    expected = counted(lambda: call(pipe))
+    pipe.enable_model_cpu_offload(device="cpu")
+    meter = Meter(pipe)
+    plan = METHODS["FORA"].plan(4, timesteps_of(pipe), tap="output")
+    assert meter.operations() == expected
+    with cached(pipe, plan):
+        call(pipe)
+    assert meter.operations(plan) == expected / 2

@@ -181,7 +181,7 @@ def check_that_images_count(project: Path, config: dict, configfile: Path) -> No
     before = (images / "cat.jpg").stat()
     (images / "cat.jpg").touch()
     found = jobs()
-    assert found["sample"] >= 2 and found["score"] == 1 + len(config["methods"])
+    assert found["sample"] >= 2 and found["score"] >= 2
     assert "calibrate" not in found and "plan" not in found
     os.utime(images / "cat.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
     (images / "rocket.jpg").touch()
