@@ -188,7 +188,7 @@ def test_python_of_the_guides_runs(project):
 
 
 def test_the_readmes_python_prints_what_was_saved(project):
-    code = re.search(r"```python\n(import eigencache.*?)```", README, re.S)[1]
+    code = "".join(block["code"] for block in blocks(ROOT / "README.md"))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
