@@ -128,7 +128,7 @@ def test_commands_of_the_guides_make_and_score_images(project):
     assert done.returncode == 0, done.stderr[-3000:]
     scores = pd.read_csv(project / "scores.csv")
     assert len(scores) == 4 and (scores["psnr"] > 30).all()
-    for folder in ("hicache", "steps-28"):
+    for folder in ("built-in", "hicache", "steps-28"):
         assert len([*(project / folder).glob("*.png")]) == 4
     here = " ".join(" ".join(page.replace("\\\n", " ").split()) for page in pages)
     assert [command for command in starting("eigencache") if command not in here] == []
