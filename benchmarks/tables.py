@@ -86,7 +86,7 @@ def headline() -> str:
 
 
 def depth() -> str:
-    """Return the table of docs/gpus.md: the output tap, eager and compiled."""
+    """Return the table of docs/speed.md: the output tap, eager and compiled."""
     rows = []
     for title, compiled in {"eager": EAGER, "blocks compiled": COMPILED}.items():
         seconds = measured("loop_seconds", UNCACHED, compiled=compiled)
@@ -108,7 +108,7 @@ def depth() -> str:
 
 
 def taps() -> str:
-    """Return the table of docs/gpus.md: taps and other caches, with 7 full steps."""
+    """Return the table of docs/speed.md: taps and other caches, with 7 full steps."""
     data = pd.read_csv(GPU)
     data = data[
         (data["model"] == FLUX) & (data["image_tokens"] == TOKENS_1024) & (data["full_steps"] == 7)
@@ -200,8 +200,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
     "masks": ("docs/sharing.md", masks),
-    "depth": ("docs/gpus.md", depth),
-    "taps": ("docs/gpus.md", taps),
+    "depth": ("docs/speed.md", depth),
+    "taps": ("docs/speed.md", taps),
     "matrix": ("docs/pipelines.md", matrix),
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),
@@ -220,18 +220,23 @@ def take_main(summary: Path) -> None:
 
 
 def write(name: str) -> None:
-    """Put a table into its document, in place of the one that has the same titles.
+    """Put a table into its document, in place of the one with the same titles, or the same first.
+
+    Other budgets have other titles, so that the first one must do where it is in the document once.
 
     Args:
         name: a key of `TABLES`.
 
     Raises:
-        ValueError: the document has no table with these titles.
+        ValueError: the document has no such table.
     """
     document, make = TABLES[name]
     path, table = BENCHMARKS.parents[1] / document, make()
     lines = path.read_text().splitlines()
-    start = lines.index(table.splitlines()[0])
+    titles = table.splitlines()[0]
+    first = titles[: titles.index("|", 1) + 1]
+    alike = [i for i, line in enumerate(lines) if line.startswith(first)]
+    start = alike[0] if len(alike) == 1 else lines.index(titles)
     end = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
     lines[start:end] = table.splitlines()
     path.write_text("\n".join(lines) + "\n")

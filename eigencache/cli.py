@@ -21,7 +21,7 @@ A method that needs no kernel, in one line:
 
 MODEL is the folder of a diffusers pipeline, or its id on the Hugging Face hub.
 
-`eigencache COMMAND --help` explains each. In Python the same is eigencache.calibrate and
+`eigencache COMMAND --help` explains each command. In Python, use eigencache.calibrate and
 eigencache.cached.
 """
 
@@ -29,7 +29,7 @@ eigencache.cached.
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
     parser = argparse.ArgumentParser(
-        "eigencache", description="Sample from diffusion transformers with most steps forecast.",
+        "eigencache", description="Accelerate diffusion pipelines: forecast most sampler steps.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"eigencache {__version__}")

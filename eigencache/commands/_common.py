@@ -15,10 +15,10 @@ from eigencache.plan import Plan, remembered
 # Short flags for what many pipelines take: flag, argument of the call, type, help.
 SHORT = (
     ("--steps", "num_inference_steps", int, "sampler steps of an image"),
-    ("--height", "height", int, "of images in pixels"),
-    ("--width", "width", int, "of images in pixels"),
-    ("--guidance-scale", "guidance_scale", float, "of the pipeline's guidance"),
-    ("--max-sequence-length", "max_sequence_length", int, "tokens of the long text encoder"),
+    ("--height", "height", int, "height of images in pixels"),
+    ("--width", "width", int, "width of images in pixels"),
+    ("--guidance-scale", "guidance_scale", float, "scale of the pipeline's guidance"),
+    ("--max-sequence-length", "max_sequence_length", int, "most tokens for the long text encoder"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
 # What a plan keeps of its kernel's calibration (`calibration.Calibration.source`).
@@ -34,13 +34,13 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--pipeline", metavar="CLASS",
-        help="class of diffusers that the model's parts make, such as FluxImg2ImgPipeline; by "
-        "default the model's own",
+        help="diffusers class to build from the model's parts, such as FluxImg2ImgPipeline; by "
+        "default the class that the model names",
     )  # fmt: skip
     parser.add_argument(
         "--prompts", type=Path, metavar="FILE", required=required,
-        help="text file, a prompt a line; or .jsonl or .tsv, whose fields are arguments of the "
-        "pipeline's call: prompt, negative_prompt, image (a path from the file's folder) ...",
+        help="text file with one prompt per line; or .jsonl or .tsv, whose fields are arguments of "
+        "the pipeline's call: prompt, negative_prompt, image (a path from the file's folder) ...",
     )  # fmt: skip
     parser.add_argument(
         "--num-prompts", type=int, metavar="N", help="use the first N prompts; by default all"
@@ -50,7 +50,7 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
     )
     parser.add_argument(
         "--threads", type=int, metavar="N",
-        help="CPU threads; another number may change an image's last bits",
+        help="CPU threads; changing the number may change the last bits of an image",
     )  # fmt: skip
 
 
@@ -64,13 +64,13 @@ def add_call(parser: argparse.ArgumentParser, default: str) -> None:
     group = parser.add_argument_group("how the pipeline is called", f"By default {default}.")
     group.add_argument(
         "--arguments", metavar="JSON",
-        help='any arguments of its call, such as \'{"true_cfg_scale": 4, "strength": 0.6}\'',
+        help='further arguments of the call, such as \'{"true_cfg_scale": 4, "strength": 0.6}\'',
     )  # fmt: skip
     for flag, name, kind, told in SHORT:
         group.add_argument(flag, dest=name, type=kind, metavar="N", help=told)
     group.add_argument(
         "--dtype", choices=DTYPES,
-        help="of weights and features; by default bfloat16 on a GPU, float32 on a CPU",
+        help="dtype of weights and features; by default bfloat16 on a GPU, float32 on a CPU",
     )  # fmt: skip
 
 
@@ -79,8 +79,8 @@ def add_method(parser: argparse.ArgumentParser, default: str | None = "EigenCach
     told = "; by default %(default)s" if default else ""
     parser.add_argument(
         "--method", default=default, metavar="NAME",
-        help="of eigencache.METHODS, such as EigenCache, EigenCache-design, TaylorSeer or FORA"
-        + told,
+        help="a method of eigencache.METHODS, such as EigenCache, EigenCache-design, TaylorSeer or "
+        f"FORA{told}",
     )  # fmt: skip
     parser.add_argument(
         "--tap", metavar="TAP",

@@ -1,8 +1,8 @@
 """Run a model on calibration prompts and write the kernel of its features.
 
-The kernel says how the features of any two sampler steps go together; `eigencache plan` makes plans
-from it. It takes as long as sampling the prompts without a cache. 8 to 32 prompts suffice, and none
-of them should be used to judge the result.
+The kernel says how similar the features of any two sampler steps are; `eigencache plan` makes plans
+from it. Calibration takes as long as sampling the prompts without a cache. 8 to 32 prompts suffice;
+do not judge the result by any of them.
 """
 
 import argparse
@@ -42,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     parser.add_argument(
         "--seed", type=int, default=7,
-        help="of the calibration's noise; by default %(default)s. Take another to judge the result",
+        help="seed of the calibration noise; by default %(default)s. Judge the result by another",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", required=True, help="kernel to write, .safetensors"
+        "--out", type=Path, metavar="FILE", required=True, help="kernel file to write, .safetensors"
     )
-    add_call(parser, "with the pipeline's own defaults")
+    add_call(parser, "the pipeline's own defaults apply")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -79,14 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how many steps are computed in full; without a method or kernel, by a built-in plan",
     )
     method.add_argument(
-        "--interval", type=int, metavar="N", help="or: after the first, one full step in every N"
+        "--interval", type=int, metavar="N", help="or: one full step in every N, after the first"
     )
     method.add_argument(
         "--kernel", type=Path, metavar="FILE",
         help="of `eigencache calibrate`, for methods that need one; of any number of steps",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=2026, help="of the images' noise; by default %(default)s"
+        "--seed", type=int, default=2026, help="seed of the images' noise; by default %(default)s"
     )
     parser.add_argument(
         "--anchor-device", metavar="DEVICE",
@@ -95,15 +95,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", metavar="LIST",
         help="devices to share the prompts among, as CUDA_VISIBLE_DEVICES names them: 0,1; or "
-        "cpu. The images are those of one device",
+        "cpu. The images are the same as on one device",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="to write into")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="folder to write")
     parser.add_argument(
-        "--resume", action="store_true", help="make the images that OUT still lacks of this run"
+        "--resume", action="store_true", help="make only the images of this run that OUT lacks"
     )
     parser.add_argument("--shard", help=argparse.SUPPRESS)  # INDEX/COUNT, of a process of --gpus
     add_call(
-        parser, "as the plan or kernel was made; where that says nothing, with the pipeline's own "
+        parser, "the arguments of the plan or kernel apply; where it has none, the pipeline's own "
         "defaults",
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Score folders of images, made here or elsewhere, against a folder of reference images.
 
-Images are paired by file name, and in the order of their names belong to the lines of the prompts.
-Everything is checked before anything is scored. Models of metrics are looked for in models/NAME.
+Images are paired by file name. In the order of their names they belong to the lines of the prompts.
+Everything is checked before anything is scored. The models of metrics are expected in models/NAME.
 """
 
 import argparse
@@ -36,20 +36,25 @@ class FolderError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folders, the prompts, the metrics and where to write the scores."""
-    parser.add_argument("--reference", required=True, metavar="DIR", help="what to compare with")
+    parser.add_argument("--reference", required=True, metavar="DIR", help="images to compare with")
     parser.add_argument(
         "--images", required=True, nargs="+", action="extend", metavar="NAME=DIR",
-        help="what to score, and its name; may be repeated",
+        help="a name and the folder to score under it; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--prompts", required=True, metavar="FILE", help="as of `sample`")
-    parser.add_argument("--metrics", nargs="+", default=list(DEFAULT), choices=list(METRICS))
-    parser.add_argument("--clip", default="CLIP-ViT-B-32", help="the model of clip_score")
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="as for `sample`")
+    parser.add_argument(
+        "--metrics", nargs="+", default=list(DEFAULT), choices=list(METRICS), metavar="METRIC",
+        help=f"some of {', '.join(METRICS)}; by default {' '.join(DEFAULT)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clip", default="CLIP-ViT-B-32", help="model of clip_score; by default %(default)s"
+    )
     parser.add_argument(
         "--model", nargs="*", action="extend", default=[], metavar="NAME=DIR",
-        help="the folder of a metric's model, where it is not models/NAME",
+        help="folder of a metric's model, if it is not models/NAME",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row an image")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; by default 1")
+    parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row per image")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ class CacheStats:
 
     @property
     def seconds_saved(self) -> float:
-        """What skipping has saved: the skipped steps times the difference of the medians.
+        """The seconds that skipping saved, by the difference of the medians for each skipped step.
 
         It is negative where forecasting takes longer than computing would, 0 while nothing was
         skipped, and nan as long as no full step has ended.

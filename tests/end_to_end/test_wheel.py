@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -137,6 +138,26 @@ def test_the_wheel_has_the_library_and_nothing_else(installed):
     assert {Path(name).parts[0].partition("-")[0] for name in names} == {"eigencache"}
     assert {f"eigencache/{name}" for name in DATA} <= {*names}
     assert not [n for n in names if n.endswith((".mplstyle", ".html", ".js", ".smk", ".yaml"))]
+
+
+def test_the_sdist_has_every_file_of_the_project(tmp_path):
+    pytest.importorskip("build", reason="needs the package build")
+    if not (ROOT / ".git").exists():
+        pytest.skip("only git says which files there are")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    tracked = {name for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    for name in tracked:
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "source" / name)
+    command = [sys.executable, "-m", "build", "--sdist", "--outdir", tmp_path, tmp_path / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("eigencache-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert tracked - held == set()
+    assert {name for name in held - tracked if name.endswith((".py", ".md", ".yaml"))} == set()
 
 
 def test_every_public_name_is_imported_without_the_workflow(installed):

@@ -47,7 +47,20 @@ def test_no_address_is_pinned():
         assert not re.search(r"https?://|@ |file:", path.read_text()), path
 
 
-def test_commands_of_the_readme_are_those_of_ci():
-    readme = (ROOT / "README.md").read_text()
-    for comment in re.findall(r"\$\(line '([^']+)'\)", (ROOT / ".ci/run").read_text()):
-        assert re.search(rf"^\S.*# {comment}$", readme, re.MULTILINE), comment
+def test_the_lines_of_ci_are_those_of_the_documents():
+    documents = "".join((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    comments = re.findall(r"\$\(line '([^']+)'\)", (ROOT / ".ci/run").read_text())
+    assert len(comments) >= 9
+    for comment in comments:
+        assert len(re.findall(rf"^\S.*# {comment}$", documents, re.MULTILINE)) == 1, comment
+
+
+def test_the_jobs_of_ci_are_its_parts():
+    parts = re.search(r'^parts="(.+)"$', (ROOT / ".ci/run").read_text(), re.MULTILINE)[1].split()
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert sorted(parts) == sorted([*jobs["part"]["strategy"]["matrix"]["part"], "slurm"])
+
+
+def test_the_version_is_stated_once_and_cited():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
