@@ -22,6 +22,8 @@ from benchmarks import pipelines
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
 PEERS = BENCHMARKS / "peers.csv"
+GUIDANCE = BENCHMARKS / "guidance.csv"
+LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
 TOKENS_1024 = 4096
 EAGER, COMPILED = "no", "blocks"
@@ -196,6 +198,24 @@ def peers() -> str:
 
 
 # Each table with the document that holds it.
+def guidance() -> str:
+    """Return PSNR by where a plan was made and where it is used, of benchmarks/guidance.py."""
+    data = pd.read_csv(GUIDANCE, dtype={"made_at": str}, keep_default_na=False)
+    used = sorted(data["used_at"].unique())
+    lines = [
+        "| plan of 9 full steps | made at guidance | "
+        + " | ".join(f"at {u:g}" for u in used)
+        + " |",
+        "|---" * (2 + len(used)) + "|",
+    ]
+    for (method, made_at), rows in data.groupby(["method", "made_at"], sort=False):
+        psnr = rows.set_index("used_at")["psnr"]
+        cells = [f"{psnr[u]:.1f}" for u in used]
+        made = made_at.replace(" ", " and ") or "-"
+        lines.append(f"| {LABELS.get(method, method)} | {made} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
@@ -205,6 +225,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "matrix": ("docs/pipelines.md", matrix),
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),
+    "guidance": ("docs/guidance.md", guidance),
 }
 
 
