@@ -45,16 +45,18 @@ def kind_of(scheduler: Any) -> str:
             raise _refused(scheduler, why)
     if config.get("stochastic_sampling") or "sde" in str(config.get("algorithm_type")):
         raise _refused(scheduler, "it is set to draw new noise at every step")
-    kind = config.get("prediction_type")
-    if name.startswith("FlowMatch") or (
-        kind == "flow_prediction" and config.get("use_flow_sigmas")
-    ):
-        kind = "flow"
+    kind = "flow" if _is_flow(scheduler) else config.get("prediction_type")
     if kind in KINDS and len({source.model for source in fitting(kind, sources())}) >= 2:
         return kind
     raise _refused(
         scheduler, f"fewer than two of the models that they were made on predict {kind!r}"
     )
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    as_flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    return bool(as_flow) or type(scheduler).__name__.startswith("FlowMatch")
 
 
 def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
@@ -82,7 +84,7 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
         found = sigmas.double().cpu().numpy()[start : start + count + 1]
         if scheduler.config.get("invert_sigmas"):
             found = 1 - found
-        elif kind_of(scheduler) != "flow":
+        elif not _is_flow(scheduler):
             found = found / (1 + found)
     elif isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
         after = own[start : start + count + 1].astype(int)
