@@ -7,10 +7,11 @@ levels are known: the noise level here is sigma = s / (a + s) of latents a x0 + 
 of flow matching and runs from 1 to 0.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -78,7 +79,7 @@ class Source:
         return both[:, : self.clean.shape[1]], both[:, self.clean.shape[1] :]
 
 
-def save_sources(path, sources: Sequence[Source]) -> None:
+def save_sources(path: str | os.PathLike, sources: Sequence[Source]) -> None:
     """Write sources as safetensors, in float32."""
     arrays, names = {}, []
     for i, source in enumerate(sources):
@@ -89,9 +90,9 @@ def save_sources(path, sources: Sequence[Source]) -> None:
 
 
 @cache
-def sources(path=None) -> tuple[Source, ...]:
+def sources(path: str | os.PathLike | None = None) -> tuple[Source, ...]:
     """Return the sources that the package carries, or those of a file that `save_sources` wrote."""
-    arrays, metadata = read_arrays(path or files("eigencache") / FILE, FORMAT, KernelError)
+    arrays, metadata = read_arrays(path or Path(__file__).with_name(FILE), FORMAT, KernelError)
     found = []
     for i, name in enumerate(metadata["sources"].split("\n")):
         model, predicts, guidance = name.split()
@@ -141,10 +142,10 @@ def fitting(kind: str, models: Sequence[Source]) -> list[Source]:
     """Return the sources of plans for a kind of output.
 
     A network that predicts the noise says little of the clean sample where nearly all is noise: its
-    errors are divided by the small share of the clean sample there. So it is no source for outputs
-    that hold the clean sample.
+    errors are divided by the small share of the clean sample there. Nor does one of the flow have
+    the errors there that a network of the noise has. So only those of the same kind are sources.
     """
-    return [source for source in models if kind == "epsilon" or source.predicts != "epsilon"]
+    return [source for source in models if source.predicts == kind]
 
 
 def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -340,7 +340,7 @@ class Correcting:
             gap = np.arange(step + 1, end)
             if len(gap):
                 past = anchors[max(0, i - 1) : i + 1]
-                weights[np.ix_(gap, past)] = self._weights(past, gap, matrix)
+                weights[gap[:, None], past] = self._weights(past, gap, matrix)
                 weights[gap] += owed / sizes[gap].sum()
                 owed[:] = 0
         return weights

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.built_in import Budget, Design
+from eigencache.built_in import KINDS, Budget, Design, fitting, sources
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import Policy, StepCall
+from eigencache.runtime._driver import StepCall
 from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime.stats import CacheStats
 
@@ -45,16 +45,18 @@ def kind_of(scheduler: Any) -> str:
             raise _refused(scheduler, why)
     if config.get("stochastic_sampling") or "sde" in str(config.get("algorithm_type")):
         raise _refused(scheduler, "it is set to draw new noise at every step")
-    if name.startswith("FlowMatch"):
-        return "flow"
-    kind = config.get("prediction_type")
-    if kind == "flow_prediction" and config.get("use_flow_sigmas"):
-        return "flow"
-    if kind in ("epsilon", "v_prediction") and not config.get("use_flow_sigmas"):
+    kind = "flow" if _is_flow(scheduler) else config.get("prediction_type")
+    if kind in KINDS and len({source.model for source in fitting(kind, sources())}) >= 2:
         return kind
     raise _refused(
         scheduler, f"fewer than two of the models that they were made on predict {kind!r}"
     )
+
+
+def _is_flow(scheduler: Any) -> bool:
+    config = scheduler.config
+    as_flow = config.get("prediction_type") == "flow_prediction" and config.get("use_flow_sigmas")
+    return bool(as_flow) or type(scheduler).__name__.startswith("FlowMatch")
 
 
 def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
@@ -78,12 +80,11 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
         raise _refused(scheduler, "the pipeline visits other timesteps than the scheduler's own")
     start = starts[0]
     sigmas = getattr(scheduler, "sigmas", None)
-    in_row = isinstance(sigmas, torch.Tensor) and len(sigmas) == len(own) + 1
-    if in_row:
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) == len(own) + 1:
         found = sigmas.double().cpu().numpy()[start : start + count + 1]
         if scheduler.config.get("invert_sigmas"):
             found = 1 - found
-        elif kind_of(scheduler) != "flow":
+        elif not _is_flow(scheduler):
             found = found / (1 + found)
     elif isinstance(getattr(scheduler, "alphas_cumprod", None), torch.Tensor):
         after = own[start : start + count + 1].astype(int)
@@ -186,5 +187,5 @@ class BuiltInPolicy(OutputPolicy):
         super().end()
         self.plan, self.steps = None, None
 
-    def sibling(self) -> Policy:
+    def sibling(self) -> OutputPolicy:
         return BuiltInPolicy(self.budget, self.stats, self.anchor_device, self.leader or self)

@@ -159,6 +159,13 @@ def test_a_method_that_needs_no_kernel_takes_one_line(tmp_path, made):
     assert records(tmp_path / "b")[0]["sha256"] == row["sha256"]
 
 
+def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
+    sample(tmp_path / "images", *SMALL, "--full-steps", 3, prompts=1)
+    (row,) = (json.loads(line) for line in (tmp_path / "images/records.jsonl").open())
+    assert (row["full_steps"], row["built in"]) == (3, 3)
+    assert row["steps"] > 3 and row["method"] == "EigenCache built in"
+
+
 def test_a_kernel_designs_for_other_steps(tmp_path, made):
     small = list(SMALL)
     small[small.index("--steps") + 1] = 12
@@ -310,7 +317,10 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["sample", "--arguments", "[1]"], "--arguments: write a JSON object"),
         (["sample", "--arguments", "{"], "--arguments: not JSON"),
         (["sample", "--arguments", '{"height": 64}', "--height", 64], "states height too"),
-        (["sample", "--full-steps", 4], "--full-steps: state the --method too"),
+        (["sample", "--interval", 4], "--interval: state the --method too"),
+        (["sample", "--full-steps", 4, "--tap", "hidden"], "--tap: state the --method too"),
+        (["sample", "--full-steps", 4, "--plan", "PLAN"], "--full-steps: state the --method too"),
+        (["sample", "--full-steps", 0], "full_steps must be a whole number of at least 1"),
         (["sample", "--method", "FORA"], "state either --full-steps or --interval"),
         (["sample", "--method", "FORA", "--full-steps", 4, "--interval", 2], "state either"),
         (["sample", "--method", "FORA", "--plan", "PLAN"], "either --plan or --method"),

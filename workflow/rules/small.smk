@@ -8,7 +8,8 @@
 # which takes minutes for each model on one CPU core, and copy
 # results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
 
-SMALL = ["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]
+# shapes-epsilon and emoji-epsilon are not among the sources: plans from them lost to fewer steps.
+SMALL = ["shapes-flow", "letters-flow"]
 EMBEDDED = ["data/emoji-flux", "data/emoji-flux-start"]
 
 
@@ -45,7 +46,7 @@ rule small_model:
     benchmark:
         "results/train/benchmarks/small-{small}.tsv"
     wildcard_constraints:
-        small="|".join(SMALL),
+        small="|".join(["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]),
     conda:
         "../../envs/workflow.yaml"
     params:

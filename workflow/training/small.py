@@ -1,8 +1,8 @@
 """Small models whose kernels go into the package, for plans that need no calibration.
 
 They are as different as minutes on one CPU core allow: drawn shapes, letters and emoji, in pixel
-space; U-Nets and transformers; trained to predict the flow, the noise or v. All are conditional on
-a class, so that guidance means something.
+space; trained to predict the flow or the noise. All are transformers that are conditional on a
+class, so that guidance means something.
 
     python -m training.small NAME --out FOLDER [--data EMOJI --assets ASSETS]
 """
@@ -22,7 +22,6 @@ from diffusers import (
     DiffusionPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
-    UNet2DModel,
 )
 from diffusers.utils import BaseOutput
 from PIL import Image, ImageDraw, ImageFont
@@ -45,15 +44,13 @@ class Small:
     """One small model.
 
     Attributes:
-        pictures: what it is trained on, a key of `PICTURES`.
-        network: a key of `NETWORKS`.
-        predicts: "flow", "epsilon" or "v_prediction".
+        pictures: what it is trained on, "shapes", "letters" or "emoji".
+        predicts: "flow" or "epsilon".
         iterations: of the training, with batches of `batch` pictures.
         scheduler: options of its scheduler.
     """
 
     pictures: str
-    network: str
     predicts: str
     iterations: int
     batch: int = 32
@@ -61,15 +58,14 @@ class Small:
 
 
 MODELS = {
-    "shapes-flow": Small("shapes", "transformer", "flow", 250, scheduler=(("shift", 1.5),)),
-    "letters-flow": Small("letters", "transformer", "flow", 900, 48, (("shift", 3.0),)),
-    "letters-epsilon": Small("letters", "unet", "epsilon", 200),
+    "shapes-flow": Small("shapes", "flow", 250, scheduler=(("shift", 1.5),)),
+    "letters-flow": Small("letters", "flow", 900, 48, (("shift", 3.0),)),
     "emoji-epsilon": Small(
-        "emoji", "transformer", "epsilon", 300, scheduler=(
+        "emoji", "epsilon", 300, scheduler=(
             ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
         ),
     ),
-    "shapes-epsilon": Small("shapes", "transformer", "epsilon", 400),
+    "shapes-epsilon": Small("shapes", "epsilon", 400),
 }  # fmt: skip
 
 
@@ -146,27 +142,12 @@ def _scaled(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def unet(channels: int, size: int, classes: int) -> nn.Module:
-    """Return a fresh U-Net; the class after the last stands for none."""
-    return UNet2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=1,
-        block_out_channels=(16, 32, 48), norm_num_groups=8, num_class_embeds=classes + 1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=16,
-    )  # fmt: skip
-
-
-def transformer(channels: int, size: int, classes: int) -> nn.Module:
+def transformer(channels: int, classes: int) -> nn.Module:
     """Return a fresh diffusion transformer of 16 tokens, which drops classes by itself."""
     return DiTTransformer2DModel(
         num_attention_heads=4, attention_head_dim=24, in_channels=channels, out_channels=channels,
-        num_layers=4, sample_size=size, patch_size=size // 4, num_embeds_ada_norm=classes,
+        num_layers=4, sample_size=SIDE, patch_size=SIDE // 4, num_embeds_ada_norm=classes,
     )  # fmt: skip
-
-
-NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "unet": unet, "transformer": transformer,
-}  # fmt: skip
 
 
 @dataclass
@@ -181,28 +162,17 @@ class ClassPipeline(DiffusionPipeline):
 
     Args:
         scheduler: of diffusers.
-        unet, transformer: the network, as one of the two.
+        transformer: the network.
     """
 
-    _optional_components = ["unet", "transformer"]  # noqa: RUF012  # as diffusers reads it
-
-    def __init__(
-        self, scheduler: Any, unet: UNet2DModel | None = None,
-        transformer: DiTTransformer2DModel | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, scheduler: Any, transformer: DiTTransformer2DModel) -> None:
         super().__init__()
-        self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer)
-
-    @property
-    def network(self) -> Any:
-        """The network that denoises."""
-        return self.unet or self.transformer
+        self.register_modules(scheduler=scheduler, transformer=transformer)
 
     @property
     def classes(self) -> int:
         """How many classes there are; the number itself stands for none."""
-        config = self.network.config
-        return config.num_class_embeds - 1 if self.unet else config.num_embeds_ada_norm
+        return self.transformer.config.num_embeds_ada_norm
 
     @property
     def guidance_scale(self) -> float:
@@ -216,7 +186,7 @@ class ClassPipeline(DiffusionPipeline):
         output_type: str = "latent",
     ) -> Drawn | tuple[torch.Tensor]:  # fmt: skip
         """Return samples of classes, with classifier-free guidance unless its scale is 1."""
-        self._guidance_scale, network = guidance_scale, self.network
+        self._guidance_scale, network = guidance_scale, self.transformer
         size, channels = network.config.sample_size, network.config.in_channels
         labels = torch.tensor(class_labels, device=self.device)
         generators = generator if isinstance(generator, list) else [generator] * len(labels)
@@ -243,7 +213,7 @@ class ClassPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Return what the network predicts for samples at timesteps `[]` or `[N]`."""
         times = timestep.expand(len(sample))
-        return self.network(sample, times, class_labels=labels, return_dict=False)[0]
+        return self.transformer(sample, times, class_labels=labels, return_dict=False)[0]
 
 
 def scheduler_of(model: Small) -> Any:
@@ -258,24 +228,18 @@ def loss_of(
     pipe: ClassPipeline, predicts: str, pool: torch.Tensor, labels: torch.Tensor, batch: int
 ) -> Callable[[nn.Module], torch.Tensor]:
     """Return the loss of a network on a batch that it draws."""
-    drops = pipe.unet is not None  # the transformer drops classes by itself
 
     def loss(network: nn.Module) -> torch.Tensor:
         chosen = torch.randint(len(pool), (batch,))
         clean, classes = pool[chosen], labels[chosen]
         noise = torch.randn_like(clean)
-        if drops:
-            classes = torch.where(torch.rand(batch) < 0.1, pipe.classes, classes)
         if predicts == "flow":
             sigma = torch.sigmoid(torch.randn(batch))[:, None, None, None]
             times, noised = 1000 * sigma.flatten(), torch.lerp(clean, noise, sigma)
             target = noise - clean
         else:
             times = torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,))
-            noised = pipe.scheduler.add_noise(clean, noise, times)
-            target = noise
-            if predicts == "v_prediction":
-                target = pipe.scheduler.get_velocity(clean, noise, times)
+            noised, target = pipe.scheduler.add_noise(clean, noise, times), noise
         output = network(noised, times, class_labels=classes, return_dict=False)[0]
         return functional.mse_loss(output, target)
 
@@ -295,7 +259,7 @@ def pictures_of(model: Small, arguments: argparse.Namespace) -> tuple:
 
 def pipeline_of(model: Small, network: nn.Module) -> ClassPipeline:
     """Return the pipeline of a model's network."""
-    pipe = ClassPipeline(scheduler_of(model), **{model.network: network.eval()})
+    pipe = ClassPipeline(scheduler_of(model), network.eval())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -314,7 +278,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = MODELS[arguments.name]
     pool, labels, classes = pictures_of(model, arguments)
-    network = NETWORKS[model.network](pool.shape[1], pool.shape[2], classes)
+    network = transformer(pool.shape[1], classes)
     pipe = pipeline_of(model, network)
     network.train()
     trainee = steps.Trainee(network, torch.float32, decay=0.995)
