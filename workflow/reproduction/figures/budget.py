@@ -6,12 +6,16 @@ A method that takes fewer steps computes all of them in full. Plans that predict
 dash at the prediction.
 """
 
-from functools import partial
+import argparse
 
 from reproduction.figures import pareto
+
+
+def main(arguments: argparse.Namespace) -> None:
+    pareto.main(arguments, pareto.STEPS)
+
 
 if __name__ == "__main__":
     from reproduction.program import run
 
-    main = partial(pareto.main, cost=pareto.STEPS)
     run(main, pareto.command("budget", __doc__), outputs=["out"], inputs=["summary"])
