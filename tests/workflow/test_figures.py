@@ -22,6 +22,8 @@ from eigencache.metrics import METRICS
 from eigencache.plan import FEWER_STEPS, FULL, Plan
 from reproduction.figures import kernel, metrics, pareto, plans, samples, schedules, strip
 from reproduction.figures._common import OURS, inches, looks, of_first_reference, save, wrapped
+from reproduction.provenance import record
+from reproduction.tables.tables import write_table
 
 METHOD_LABELS = [FEWER_STEPS, "FORA", OURS]
 STEPS = 12
@@ -154,6 +156,20 @@ def test_pareto_draws_the_tables_intervals(summary):
     expected = rows[["speedup", "psnr_low", "speedup", "psnr_high"]].to_numpy()
     drawn = bars_of(pareto.draw(summary).axes[0])
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, expected))
+
+
+@pytest.mark.parametrize("name", ["pareto", "budget", "metrics"])
+def test_figures_of_a_summary_run_as_rules_run_them(summary, tmp_path, name):
+    table = tmp_path / "summary.csv"
+    write_table(summary, table)
+    inputs = {"inputs": {}, "sources": {}, "models": {}, "seeds": {}, "devices": []}
+    about = {"stage": "test", "code": "", "config": "0" * 64, "settings": {}, **inputs}
+    record.write(table, about | {"package": {}, "libraries": {}})
+    command = [sys.executable, "-m", f"reproduction.figures.{name}", "--summary", str(table)]
+    command += ["--labels", *METHOD_LABELS, "--setting", SETTING, "--out", f"{tmp_path}/a.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").is_file() and (tmp_path / "a.png.json").is_file()
 
 
 def test_budget_draws_what_plans_predicted(summary):
