@@ -222,6 +222,10 @@ def test_the_worked_method_is_a_method_and_forecasts_a_line():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+# What runs make, or fetch.
+MADE = ("results/", "figures/", "models/", "build/", "logs/", "data/prompts/fetched/")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_and_paths_lead_somewhere(document):
     text = re.sub(r"<!--.*?-->", "", document.read_text(), flags=re.S)
@@ -230,7 +234,7 @@ def test_links_and_paths_lead_somewhere(document):
             assert (document.parent / link).exists(), link
     tops = "|".join(path.name for path in ROOT.iterdir() if not path.name.startswith("."))
     for path in re.findall(rf"`((?:{tops})/[\w./-]+)`", text):
-        made = path.startswith(("results/", "figures/", "models/", "build/", "logs/"))
+        made = path.startswith(MADE)
         assert made or (ROOT / path).exists(), path
 
 
