@@ -194,7 +194,9 @@ def record_kernels(
 
 def _evenly(runs: Sequence[Kernel]) -> Kernel:
     """Return the kernel of runs that weigh as in `Simulator.kernel`."""
-    shares = shares_of([run.matrix() for run in runs], runs[0].step_sizes)
+    sizes = runs[0].step_sizes
+    assert sizes is not None  # the recorder knows its scheduler
+    shares = shares_of([run.matrix() for run in runs], sizes)
     weighed = [
         replace(run, sums={name: share * matrix for name, matrix in run.sums.items()})
         for run, share in zip(runs, shares, strict=True)
