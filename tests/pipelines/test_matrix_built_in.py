@@ -81,6 +81,16 @@ def test_with_every_step_full_nothing_changes(name):
         assert stats.skipped == 0
 
 
+def test_a_budget_that_may_lose_to_plain_sampling_is_told_once():
+    case = ZOO["flux"]()
+    with eigencache.cached(case.pipe, full_steps=2):
+        with pytest.warns(PlanWarning, match="2 of 20 steps in full are few .* Take 4 or more"):
+            case(0, num_inference_steps=20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            case(0, num_inference_steps=20)
+
+
 def test_one_cache_serves_any_number_of_steps():
     case = ZOO["flux"]()
     with eigencache.cached(case.pipe, speedup=2) as stats:
