@@ -22,7 +22,7 @@ from benchmarks import pipelines
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
 PEERS = BENCHMARKS / "peers.csv"
-GUIDANCE = BENCHMARKS / "guidance.csv"
+GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
 TOKENS_1024 = 4096
@@ -216,6 +216,27 @@ def guidance() -> str:
     return "\n".join(lines)
 
 
+def built_in() -> str:
+    """Return the PSNR of built-in plans, and how far above the best peer, of built-in.csv."""
+    data = pd.read_csv(BUILT_IN)
+    settings = sorted({(s, f) for s, f in zip(data["steps"], data["full_steps"], strict=True)},
+                      key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
+    lines = [
+        "| model left out | guidance | "
+        + " | ".join(f"{full} of {steps}" for steps, full in settings) + " |",
+        "|---" * (2 + len(settings)) + "|",
+    ]  # fmt: skip
+    for (model, scale), rows in data.groupby(["model", "guidance"], sort=False):
+        cells = []
+        for steps, full in settings:
+            cell = rows[(rows["steps"] == steps) & (rows["full_steps"] == full)]
+            psnr = cell.set_index("method")["psnr"]
+            ours = psnr.pop("EigenCache built in")
+            cells.append(f"{ours:.1f} ({ours - psnr.max():+.1f})")
+        lines.append(f"| {model} | {scale:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
@@ -226,6 +247,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),
     "guidance": ("docs/guidance.md", guidance),
+    "built-in": ("docs/results.md", built_in),
 }
 
 
