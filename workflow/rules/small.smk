@@ -46,7 +46,9 @@ rule small_model:
     benchmark:
         "results/train/benchmarks/small-{small}.tsv"
     wildcard_constraints:
-        small="|".join(["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]),
+        small="|".join(
+            ["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]
+        ),
     conda:
         "../../envs/workflow.yaml"
     params:
