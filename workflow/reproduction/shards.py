@@ -90,9 +90,8 @@ class Shards:
     def __str__(self) -> str:
         if self.together > 1:
             return (
-                f"{self.count} for {self.prompts:,} prompts, with several methods in one job: "
-                f"loading the model, taken for {LOADING} full steps, would be up to "
-                f"{self.loading:.1%} of a job of one"
+                f"{self.count} for {self.prompts:,} prompts; a job samples several methods, since "
+                f"loading the model would take up to {self.loading:.0%} of the time of one"
             )
         advice = "; fewer shards, or auto, load less often" if self.loading > SHARE else ""
         return (
