@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_whole
+from eigencache._correcting import Correcting
 from eigencache._files import read_arrays, write_arrays
-from eigencache.design import Correcting
 from eigencache.kernel import KernelError, _spline
 from eigencache.plan import Plan
 

@@ -31,6 +31,7 @@ together, in either order.
 """
 
 import contextlib
+import importlib
 import inspect
 import math
 import warnings
@@ -52,9 +53,7 @@ from eigencache._upstream import (
     is_compiled_module,
     offloading_of,
 )
-from eigencache.built_in import Budget
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._built_in import BuiltInPolicy, kind_of
 from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
@@ -200,7 +199,10 @@ def enable_cache(
     """
     device = None if anchor_device is None else torch.device(anchor_device)
     if plan is None:
-        budget = Budget(full_steps, speedup)
+        # By name: jobs of the workflow sample by plans, and need not run again where built-in plans
+        # change (`reproduction.provenance.code` follows import statements).
+        built_in = importlib.import_module("eigencache.runtime._built_in")
+        budget = built_in.Budget(full_steps, speedup)
     elif not (full_steps is None and speedup is None):
         raise ValueError("state a plan, or full_steps or speedup for a built-in one, not both")
     if isinstance(model, nn.Module):
@@ -223,8 +225,8 @@ def enable_cache(
     stats, pairs = CacheStats(plan), []
     if plan is None:
         if scheduler is not None:
-            kind_of(scheduler)
-        policy: Policy = BuiltInPolicy(budget, stats, device)
+            built_in.kind_of(scheduler)
+        policy: Policy = built_in.BuiltInPolicy(budget, stats, device)
     elif plan.tap == "output":
         policy = OutputPolicy(plan, device)
     else:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from eigencache import built_in
+from eigencache._correcting import Correcting
 from eigencache.built_in import FILE, KINDS, Budget, Design, Source, fitting, save_sources, sources
-from eigencache.design import Correcting
 from eigencache.kernel import KernelError
 
 
