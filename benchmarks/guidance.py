@@ -44,7 +44,7 @@ USED_AT = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 def main(model: str, out: Path, prompts: int, runs: int) -> None:
     torch.set_num_threads(1)
-    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
     folder = Path("data/prompts")
     evaluation = (folder / "emoji-evaluation.txt").read_text().splitlines()
     calibration = (folder / "emoji-calibration.txt").read_text().splitlines()[:runs]

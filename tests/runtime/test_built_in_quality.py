@@ -16,7 +16,7 @@ SIZE = {"height": 64, "width": 64, "max_sequence_length": 16}
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = FluxPipeline.from_pretrained(ROOT / "data/emoji-flux")
+    pipe = FluxPipeline.from_pretrained(ROOT / "data/emoji-flux", use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

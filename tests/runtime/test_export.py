@@ -29,10 +29,10 @@ import torch
 from diffusers import FluxPipeline
 from planned_scheduler import PlannedScheduler
 torch.set_num_threads(1)
-made = torch.load(sys.argv[3])
+made = torch.load(sys.argv[3], weights_only=True)
 scheduler = PlannedScheduler.from_pretrained(sys.argv[1])
 texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-pipe = FluxPipeline.from_pretrained(sys.argv[2], scheduler=scheduler, **texts)
+pipe = FluxPipeline.from_pretrained(sys.argv[2], scheduler=scheduler, use_safetensors=True, **texts)
 latents = pipe(**made, generator=torch.Generator().manual_seed(0)).images
 torch.save(latents, sys.argv[3])
 print(len(pipe.scheduler.timesteps), type(pipe.scheduler).__mro__[1].__name__)
@@ -60,7 +60,7 @@ def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path
     plan.export_scheduler(tmp_path / "scheduler", pipe.scheduler)
     pipe.save_pretrained(tmp_path / "model")
     texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    loaded = FluxPipeline.from_pretrained(tmp_path / "model", **texts)
+    loaded = FluxPipeline.from_pretrained(tmp_path / "model", use_safetensors=True, **texts)
     with eigencache.cached(loaded, plan):
         expected = sampled(loaded)
     torch.save(CALL | arguments_of(1), tmp_path / "made.pt")
@@ -70,7 +70,7 @@ def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.stdout == "4 FlowMatchEulerDiscreteScheduler\n", done.stderr
-    assert torch.equal(torch.load(tmp_path / "made.pt"), expected)
+    assert torch.equal(torch.load(tmp_path / "made.pt", weights_only=True), expected)
     text = (tmp_path / "scheduler/planned_scheduler.py").read_text()
     assert "import eigencache" not in text and "from eigencache" not in text
 

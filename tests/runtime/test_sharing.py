@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import runpy
 import sys
 from dataclasses import replace
 
@@ -230,6 +231,6 @@ def test_the_example_of_a_card_runs(tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     code = code.replace('prompt="..."', "**prompt")
     monkeypatch.setattr(type(pipe), "from_pretrained", lambda name: timesteps.append(name) or pipe)
-    names = {"prompt": arguments_of(1)}
-    exec(code, names)
+    (tmp_path / "example.py").write_text(code)
+    names = runpy.run_path(str(tmp_path / "example.py"), {"prompt": arguments_of(1)})
     assert timesteps == ["model"] and names["made"].images[0].size == (16, 16)

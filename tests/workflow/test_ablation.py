@@ -439,7 +439,7 @@ def dry_run(*arguments: str) -> str:
 def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     printed = dry_run("--configfile", FILE, "--forceall")
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
-    assert int(jobs["sample"]) == len(shipped.labels)
+    assert int(jobs["sample"]) == len(shipped.groups) * len(shipped.shards)
     assert int(jobs["refine"]) == len(shipped.refined)
     assert jobs["ablation"] == jobs["figure_ablation"] == jobs["figure_calibration"] == "1"
     assert "FORA" not in printed

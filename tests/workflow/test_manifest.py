@@ -186,6 +186,12 @@ def run_call(path):
     if any(isinstance(c.func, ast.Name) and c.func.id == "add_pipeline" for c in calls):
         shared = ROOT / "workflow/reproduction/models/pipeline.py"
         calls += [n for n in ast.walk(ast.parse(shared.read_text())) if isinstance(n, ast.Call)]
+    figures = ROOT / "workflow/reproduction/figures"
+    for name, file in {"command": "pareto", "figure_parser": "_common"}.items():
+        if any(name in (getattr(c.func, "id", ""), getattr(c.func, "attr", "")) for c in calls):
+            tree = ast.parse((figures / f"{file}.py").read_text())
+            (made,) = [n for n in tree.body if getattr(n, "name", "") == name]
+            calls += [n for n in ast.walk(made) if isinstance(n, ast.Call)]
     options = {c.args[0].value for c in calls if getattr(c.func, "attr", "") == "add_argument"}
     names = {option.lstrip("-").replace("-", "_") for option in options}
     return {word.arg: ast.literal_eval(word.value) for word in call.keywords}, names

@@ -114,7 +114,7 @@ def subject_of(folder: Path) -> Subject:
     """Return the model in a folder: an exported FluxPipeline, a start folder, or a small model."""
     name = folder.name
     if not name.startswith("emoji-flux"):
-        pipe = ClassPipeline.from_pretrained(folder)
+        pipe = ClassPipeline.from_pretrained(folder, use_safetensors=True)
         pipe.set_progress_bar_config(disable=True)
         return Subject(name, pipe)
     kinds = ("calibration", "evaluation")
@@ -125,7 +125,7 @@ def subject_of(folder: Path) -> Subject:
         model, autoencoder, tokenizers = start.load(folder)
         pipe, side = flow.pipeline_of(model, autoencoder, *tokenizers), 128
     else:
-        pipe, side = FluxPipeline.from_pretrained(folder), 64
+        pipe, side = FluxPipeline.from_pretrained(folder, use_safetensors=True), 64
     pipe.set_progress_bar_config(disable=True)
     own = {"height": side, "width": side, "max_sequence_length": 16}
     if name.endswith("start"):
