@@ -66,7 +66,8 @@ def test_another_folder_has_results_of_its_own(home, tmp_path):
     assert not (home / "results/small").exists() and not (home / "logs").exists()
 
 
-def test_a_module_of_another_workflow(home, tmp_path):
+def test_a_module_of_another_workflow(home, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # as tests that must not download set it
     (tmp_path / "data").mkdir()
     (tmp_path / "data/own.txt").write_text("of the study\n")
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({"eigencache": small(home)}))
