@@ -14,7 +14,8 @@ import pytest
 import yaml
 from helpers import copy_of_project, planned_jobs, snakemake
 
-pytestmark = pytest.mark.slow
+# One process makes what all of these tests look at.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_reruns")]
 
 PACKAGE = "workflow/reproduction"
 METHODS = {

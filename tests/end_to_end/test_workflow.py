@@ -15,7 +15,8 @@ import pytest
 import yaml
 from helpers import SECRET, SNAKEMAKE, copy_of_project, planned_jobs, pythonpath, snakemake
 
-pytestmark = pytest.mark.slow
+# One process makes what all of these tests look at.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_workflow")]
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("pareto", "budget", "metrics", "strip", "samples", "plans", "schedules", "kernel",
