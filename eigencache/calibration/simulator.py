@@ -42,6 +42,7 @@ class Batch:
         samples: the latents before each step of the full run and after the last: `[N, ...]` each.
         timesteps: of each step, as the pipeline passes it.
         passes: of each step, the calls of networks (`runtime._driver.StepCall`).
+        shares: how much each image weighs (`Simulator.shares`).
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
         copies: how many copies there are.
@@ -54,6 +55,7 @@ class Batch:
     samples: list[torch.Tensor] = field(default_factory=list)
     timesteps: list[Any] = field(default_factory=list)
     passes: list["Passes"] = field(default_factory=list)
+    shares: np.ndarray = field(default_factory=lambda: np.empty(0))
     beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
         default_factory=WeakTensorKeyDictionary
     )
@@ -128,6 +130,12 @@ class Simulator:
             )
             self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
         self.shares = shares_of(self.grams, self.step_sizes)
+        ends = np.cumsum([len(batch.samples[0]) for batch in self.batches])
+        # Cosmos steps with each pass of its guidance, which are outputs of their own.
+        passes = len(self.shares) // ends[-1]
+        parts = np.split(self.shares, passes * ends[:-1])
+        for made, shares in zip(self.batches, parts, strict=True):
+            made.shares = shares.reshape(passes, -1).mean(0)
         self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
 
     def _record(
@@ -252,11 +260,9 @@ class Simulator:
         step = int(np.flatnonzero(full)[k])
         later = np.flatnonzero(full[step + 1 :])
         end = step + 1 + int(later[0]) if len(later) else len(full)
-        made, gaps, first = [], [], 0
+        made, gaps = [], []
         for i, batch in enumerate(self.batches):
-            shares = self.shares[first : first + len(batch.samples[0])]
-            first += len(shares)
-            stop = (step, end, batch.samples[end], anchors, shares)
+            stop = (step, end, batch.samples[end], anchors)
             follow = _Follow(batch, full, weights, [f[i] for f in features], stop=stop)
             self._call(batch, follow)
             made.append(follow.features)
@@ -442,9 +448,8 @@ class _Follow(_Simulated):
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
     def _fit(
-        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None,
-        shares: np.ndarray,
-    ) -> Gap:  # fmt: skip
+        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None
+    ) -> Gap:
         stepper = Stepper(call, self.batch.timesteps)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
@@ -455,7 +460,7 @@ class _Follow(_Simulated):
         flat = latest.double().flatten()
         scale = float(moved.double().flatten() @ flat / (flat @ flat))
         used = self.features[-anchors:] if anchors else self.features
-        root = torch.from_numpy(np.sqrt(shares)).to(base.device)[:, None]
+        root = torch.from_numpy(np.sqrt(self.batch.shares)).to(base.device)[:, None]
         basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
         error = (target.to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
@@ -601,10 +606,12 @@ def _is_prompt(name: str, value: Any) -> bool:
 
 
 def _joined(calls: Sequence[Mapping[str, Any]], size: int) -> list[list[int]]:
-    """Return which calls can be made at once: they differ in texts alone, and have plain values."""
+    """Return which calls can be made at once: of a prompt each, and different in texts alone."""
     groups: dict[Any, list[int]] = {}
     for i, call in enumerate(calls):
-        plain = all(isinstance(v, int | float | str | bool | None) for v in call.values())
+        plain = isinstance(call.get("prompt"), str) and all(
+            isinstance(v, int | float | str | bool | None) for v in call.values()
+        )
         rest = {k: None if _is_prompt(k, v) else v for k, v in call.items()}
         key = tuple(sorted(rest.items(), key=lambda item: item[0])) if plain else i
         groups.setdefault(key, []).append(i)

@@ -21,7 +21,7 @@ from fields import SIZE, FieldPipeline, field_pipeline
 from helpers import arguments_of, tiny_pipeline
 
 from eigencache.calibration.sampler import image_seed
-from eigencache.calibration.simulator import Simulator, _Record, sample_of
+from eigencache.calibration.simulator import Simulator, _joined, _Record, sample_of
 from eigencache.design import step_sizes
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
@@ -149,6 +149,13 @@ def test_calls_of_like_arguments_are_made_together():
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
     gaps = [runs.gap(plan.full, plan.weights, (), 2, None)[1] for runs in (joined, apart)]
     np.testing.assert_allclose(gaps[0].gram, gaps[1].gram, rtol=1e-4)
+
+
+def test_calls_without_a_prompt_are_made_one_by_one():
+    """There is no text in which a batch of them could differ."""
+    assert _joined([{"class_labels": 3, "steps": 4}] * 3, 16) == [[0], [1], [2]]
+    assert _joined([{"prompt": ["a", "b"]}] * 2, 16) == [[0], [1]]
+    assert _joined([{"prompt": text} for text in "abc"], 2) == [[0, 1], [2]]
 
 
 def test_a_pipeline_that_takes_one_prompt_is_called_one_by_one():
