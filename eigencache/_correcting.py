@@ -45,16 +45,14 @@ class Correcting:
             budget: how many there are, 1 to T.
         """
         count = len(matrix)
-        first = np.full((count, count + 1), np.inf)
-        second = np.full((count, count, count + 1), np.inf)
-        first[0] = self._gaps((0,), matrix, levels, sizes)
         if budget == 1:
             return (0,)
+        second = np.full((count, count, count + 1), np.inf)
         for last in range(1, count):
             for before in range(last):
                 second[before, last] = self._gaps((before, last), matrix, levels, sizes)
         value = np.full((count, count), np.inf)  # by the last two full steps
-        value[0] = first[0, :count]
+        value[0] = self._gaps((0,), matrix, levels, sizes)[:count]
         dropped = {}
         for used in range(3, budget + 1):
             total = value[..., None] + second[..., :count]

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from eigencache import _upstream
 from eigencache.plan import Plan
-from eigencache.runtime._driver import _may_denoise, _shape_of, denoisers
+from eigencache.runtime._driver import denoisers, may_denoise, shape_of
 
 # Attention on a CPU, which torch's table of operations lacks.
 CPU_ATTENTION = {
@@ -42,7 +42,7 @@ class Meter:
         self._replaying = False
         self._counted: int | None = None  # so far, while an image is made to be counted
         for name, network in denoisers(pipe):
-            if _may_denoise(network):
+            if may_denoise(network):
                 self._watch(name, network)
 
     def operations(self, plan: Plan | None = None, again: Callable[[], Any] | None = None) -> int:
@@ -105,7 +105,7 @@ class Meter:
                 counter.__exit__(None, None, None)
                 self._counted = (self._counted or 0) + counter.get_total_flops()
             elif ran and not self._replaying:
-                shapes = name, _shape_of(args, kwargs)
+                shapes = name, shape_of(args, kwargs)
                 self._calls.append(shapes)
                 if shapes not in self._known:
                     self._new.setdefault(shapes, partial(network, *args, **kwargs))

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range, check_whole
 from eigencache._correcting import Correcting
 from eigencache._files import read_arrays, write_arrays
-from eigencache.kernel import KernelError, _spline
+from eigencache.kernel import KernelError, spline
 from eigencache.plan import Plan
 
 FORMAT = "eigencache-sources-1"
@@ -75,7 +75,7 @@ class Source:
     def at(self, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return `clean` and `noise` at other noise levels; beyond its own, those of the last."""
         inside = np.clip(sigmas, self.sigmas.min(), self.sigmas.max())
-        both = _spline(self.sigmas, np.concatenate([self.clean, self.noise], 1), inside)
+        both = spline(self.sigmas, np.concatenate([self.clean, self.noise], 1), inside)
         return both[:, : self.clean.shape[1]], both[:, self.clean.shape[1] :]
 
 
@@ -208,16 +208,19 @@ class Design:
         It is designed twice: the second time each source counts by how small its error is in the
         first plan, so that smooth models count as much as rough ones.
         """
-        for again in (False, True):
-            full = np.zeros(len(self.levels), bool)
-            steps = FORECASTS.steps(self.matrix, self.levels, self.sizes, full_steps)
-            full[list(steps)] = True
+        full = self._full(full_steps)
+        if not full.all():
             weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
-            if again or full.all():
-                break
             errors = np.array([self._error(weights, full, matrix) for matrix in self.matrices])
             self.matrix = self._mixed(1 / np.maximum(errors, 1e-12))
+            full = self._full(full_steps)
         return self.with_steps(full)
+
+    def _full(self, full_steps: int) -> np.ndarray:
+        """Return the best full steps for the present mixture of sources, bool `[T]`."""
+        full = np.zeros(len(self.levels), bool)
+        full[list(FORECASTS.steps(self.matrix, self.levels, self.sizes, full_steps))] = True
+        return full
 
     def _error(self, weights: np.ndarray, full: np.ndarray, matrix: np.ndarray) -> float:
         """Return the mean square error of the latents at full steps and the end, in open loop."""

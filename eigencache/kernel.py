@@ -280,14 +280,14 @@ class Kernel:
         for name, matrix in self.sums.items():
             values, vectors = np.linalg.eigh(matrix)
             scaled = vectors * np.sqrt(np.maximum(values, 0))
-            read = _spline(self.timesteps, scaled, new)
+            read = spline(self.timesteps, scaled, new)
             sums[name] = read @ read.T
         if step_sizes is None and sizes is not None:
             # The way the latents have gone is a function of the timestep. It ends at 0 or below.
             end = 0.0 if self.timesteps[-1] > 0 else self.timesteps[-1] - 1
             come = np.append(0.0, np.cumsum(sizes))[:, None]
             knots, wanted = np.append(self.timesteps, end), np.append(new, end)
-            sizes = np.diff(_spline(knots, come, wanted)[:, 0])
+            sizes = np.diff(spline(knots, come, wanted)[:, 0])
         switches = {int(np.argmax(new <= self.timesteps[s])) for s in self.switches}
         return replace(
             self, sums=sums, timesteps=new, step_sizes=sizes, switches=tuple(sorted(switches - {0}))
@@ -355,7 +355,7 @@ class Kernel:
             raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
 
 
-def _spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:
+def spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return natural cubic splines through `values` `[K, D]` at `knots`, read at `new`: `[N, D]`.
 
     Beyond the knots they continue as straight lines. Knots may be in any order.

@@ -368,7 +368,7 @@ class Driver:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
         for name, module in modules.items():
             check_no_cache(name, module)
-        self.aside = {name for name, module in modules.items() if not _may_denoise(module)}
+        self.aside = {name for name, module in modules.items() if not may_denoise(module)}
         self.attachment, self.begun = Attachment(self.policy, self), False
         self.before: dict[str, int] = {}
         self._original, attached = scheduler, copy.deepcopy(scheduler)
@@ -464,7 +464,7 @@ class Driver:
         check_no_cache(name, module)
         index = self.calls.get(name, 0)
         self.calls[name] = index + 1
-        key, shapes = (name, index), _shape_of(args, kwargs)
+        key, shapes = (name, index), shape_of(args, kwargs)
         self.passes.append((name, index, shapes))
         known = self.shapes.get(key)
         if len(self.calls) == 1 and index == 0:
@@ -637,7 +637,7 @@ def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def _may_denoise(module: nn.Module) -> bool:
+def may_denoise(module: nn.Module) -> bool:
     """Return whether a network may be one that denoises; a callback may call others at any step."""
     is_autoencoder = hasattr(module, "encode") and hasattr(module, "decode")
     return not is_autoencoder and not isinstance(module, PreTrainedModel)
@@ -652,13 +652,13 @@ def check_no_cache(name: str, module: nn.Module) -> None:
         )
 
 
-def _shape_of(args: tuple, kwargs: dict) -> tuple:
+def shape_of(args: tuple, kwargs: dict) -> tuple:
     """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
     return (*map(_told, args), *((name, _told(value)) for name, value in kwargs.items()))
 
 
 def _told(value: Any) -> Any:
-    """Return what `_shape_of` tells of one argument; it runs at every step, and so is plain."""
+    """Return what `shape_of` tells of one argument; it runs at every step, and so is plain."""
     if isinstance(value, torch.Tensor):
         return value.shape
     if isinstance(value, str | bool | None):

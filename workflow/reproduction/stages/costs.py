@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from eigencache._upstream import device_of
 from eigencache.calibration._calls import latent_only, quiet
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed
@@ -54,7 +55,7 @@ def steps_of(
     pipe, call: Call, seed: int, plan: Plan | None = None, anchor_device: str | None = None
 ) -> Steps:
     """Sample one image, by a plan or in full, and return the costs of its steps."""
-    held, device = [0], pipe._execution_device
+    held, device = [0], device_of(pipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
@@ -98,7 +99,7 @@ def costs(
     pipe, call: Call, seed: int, plans: Mapping[str, Plan], anchor_device: str | None = None
 ) -> Iterator[dict]:
     """Yield the costs of each tap for one image, next to those of a run without a cache."""
-    uncached, device = steps_of(pipe, call, seed), pipe._execution_device.type
+    uncached, device = steps_of(pipe, call, seed), device_of(pipe).type
     for tap, plan in plans.items():
         found = steps_of(pipe, call, seed, plan, anchor_device)
         yield {

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from eigencache._checks import agrees, span
 from eigencache._flops import Meter
 from eigencache._frames import hash_of_frames, write_frames
+from eigencache._upstream import device_of
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError
@@ -109,7 +110,7 @@ def sample_shard(
                 "decode_seconds": made.decode_seconds,
                 "tflop": meter.operations(run_.plan, again) / 1e12,
                 "peak_memory_mb": made.peak_memory_mb,
-                "device": pipe._execution_device.type,
+                "device": device_of(pipe).type,
                 "threads": torch.get_num_threads(),
                 "image": path.as_posix(),
                 "sha256": hash_of_frames(path),
@@ -165,7 +166,7 @@ def main(arguments: argparse.Namespace) -> None:
     write_table(records, arguments.records)
     sampled = time.perf_counter()
     print(f"model loaded in {ready - started:.1f} s, {len(records)} images of {len(runs)} runs in "
-          f"{sampled - ready:.1f} s on {pipe._execution_device}")  # fmt: skip
+          f"{sampled - ready:.1f} s on {device_of(pipe)}")  # fmt: skip
 
 
 if __name__ == "__main__":
