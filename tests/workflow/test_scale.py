@@ -67,7 +67,7 @@ def test_paper_scale_loads_in_under_a_tenth_of_a_job():
     assert plan.loading == LOADING / (LOADING + 3050)
     assert "3,050 to 5,050 full steps" in str(plan) and "at most 9.0% of it" in str(plan)
     assert "fewer shards" not in str(plan)
-    assert "several methods in one job" in str(sharding(20, 200))
+    assert "a job samples several methods" in str(sharding(20, 200))
     assert "fewer shards" in str(sharding(20, 200, budgets=(40, 45, 50, 55, 60, 70)))
 
 
@@ -95,7 +95,7 @@ def test_the_default_experiment_samples_in_few_jobs(monkeypatch):
     # The full run waits for no plan, and EigenCache waits longest for its own.
     assert list(experiment.groups.values()) == [["full", *labels[:1]], labels[1:-1], labels[-1:]]
     assert experiment.parts("HiCache") == ["FORA/000", "FORA/001"]
-    assert "several methods in one job" in str(experiment.sharding)
+    assert "a job samples several methods" in str(experiment.sharding)
 
 
 def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
