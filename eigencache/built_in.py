@@ -17,15 +17,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_whole
-from eigencache._correcting import Correcting
 from eigencache._files import read_arrays, write_arrays
+from eigencache.aim import Aim
+from eigencache.design import fill, optimal_steps
 from eigencache.kernel import KernelError, spline
 from eigencache.plan import Plan
+from eigencache.predictors import Kriging
 
 FORMAT = "eigencache-sources-1"
 FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
-FORECASTS = Correcting()
+AIM, FORECASTS = Aim(), Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
 # What is kept of a source: so many eigenpairs.
 RANK = 16
@@ -210,7 +212,7 @@ class Design:
         """
         full = self._full(full_steps)
         if not full.all():
-            weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
+            weights = self._weights(full)
             errors = np.array([self._error(weights, full, matrix) for matrix in self.matrices])
             self.matrix = self._mixed(1 / np.maximum(errors, 1e-12))
             full = self._full(full_steps)
@@ -218,9 +220,16 @@ class Design:
 
     def _full(self, full_steps: int) -> np.ndarray:
         """Return the best full steps for the present mixture of sources, bool `[T]`."""
-        full = np.zeros(len(self.levels), bool)
-        full[list(FORECASTS.steps(self.matrix, self.levels, self.sizes, full_steps))] = True
-        return full
+        count = len(self.levels)
+        start = optimal_steps(
+            FORECASTS, self.timesteps, self.matrix, [full_steps], sizes=self.sizes
+        )[full_steps]
+        return np.isin(np.arange(count), AIM.steps(start, self.matrix, self.sizes))
+
+    def _weights(self, full: np.ndarray) -> np.ndarray:
+        """Return the weights for outputs that are scaled, float64 `[T, T]`."""
+        base = fill(full, FORECASTS, self.timesteps, self.matrix)
+        return AIM.weights(full, base, self.matrix, self.sizes)
 
     def _error(self, weights: np.ndarray, full: np.ndarray, matrix: np.ndarray) -> float:
         """Return the mean square error of the latents at full steps and the end, in open loop."""
@@ -230,7 +239,6 @@ class Design:
 
     def with_steps(self, full: np.ndarray) -> Plan:
         """Return the plan with these full steps, bool `[T]`."""
-        weights = FORECASTS.weights(full, self.matrix, self.levels, self.sizes)
-        weights = weights * self.scale[:, None] / self.scale[None, :]
+        weights = self._weights(full) * self.scale[:, None] / self.scale[None, :]
         source = {"built in": self.kind}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)

@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache.kernel import Kernel
+from eigencache.kernel import Kernel, step_sizes
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Predictor
 
@@ -46,14 +46,6 @@ def fill(
     return weights
 
 
-def step_sizes(timesteps: ArrayLike) -> np.ndarray:
-    """Return d, float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
-
-    In flow matching sigma is timestep / 1000, and the sampler ends at sigma 0.
-    """
-    return np.diff(np.append(np.asarray(timesteps, np.float64) / 1000, 0.0))
-
-
 def residuals(plan: Plan, stream: str = "output") -> np.ndarray:
     """Return float64 `[T, T]`: each step's forecast minus the truth, as weights of the features.
 
@@ -63,21 +55,6 @@ def residuals(plan: Plan, stream: str = "output") -> np.ndarray:
     weights = plan.weights_of(stream)
     forecast = (weights != 0).any(axis=1)
     return np.where(forecast[:, None], weights - np.eye(len(plan)), 0.0)
-
-
-def gap_coefficients(
-    plan: Plan, stream: str = "output", sizes: np.ndarray | None = None
-) -> np.ndarray:
-    """Return q, float64 `[gaps, T]`: the sampler's error over each gap as weights of the features.
-
-    The i-th row belongs to the gap after the i-th full step; it is zero where the next step is
-    full too. For one trajectory of features f `[T, D]`, the errors are `q @ f`.
-    """
-    gap = np.cumsum(plan.full) - 1
-    rows = np.zeros((plan.full.sum(), len(plan)))
-    sizes = step_sizes(plan.timesteps) if sizes is None else sizes
-    np.add.at(rows, gap, sizes[:, None] * residuals(plan, stream))
-    return rows
 
 
 def forecast_errors(plan: Plan, matrix: np.ndarray, stream: str = "output") -> np.ndarray:
@@ -102,21 +79,8 @@ def latents_errors(plan: Plan, matrix: np.ndarray, sizes: np.ndarray | None = No
     return np.sqrt(np.maximum(_energy(drift, matrix), 0))
 
 
-def predicted_error(
-    plan: Plan, matrix: np.ndarray, stream: str = "output", sizes: np.ndarray | None = None
-) -> float:
-    """Return the design objective of any plan: the sum over its gaps of sqrt(q^T C q).
-
-    It would be the root-mean-square error of the latents if the errors of all gaps pointed in the
-    same direction and were not fed back through the sampler. `matrix` is the kernel of the output
-    tap, float64 `[T, T]`.
-    """
-    q = gap_coefficients(plan, stream, sizes)
-    return float(np.sqrt(np.maximum(_energy(q, matrix), 0)).sum())
-
-
 def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
-    """Return the plan with its `predicted_error`.
+    """Return the plan with its `predicted_error`: that of the final latents, by `latents_errors`.
 
     The plan is returned unchanged if the kernel cannot predict it: if either is not at the output
     tap with its one stream, or if the kernel holds cosines, which do not know the features' size.
@@ -124,8 +88,8 @@ def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
     of_output = plan.tap == kernel.tap == "output" and len(kernel.streams) == 1
     if not (of_output and kernel.normalisation == "second-moment"):
         return plan
-    error = predicted_error(plan, kernel.matrix(), sizes=kernel.step_sizes)
-    return replace(plan, predicted_error=error)
+    errors = latents_errors(plan, kernel.matrix(), kernel.sizes)
+    return replace(plan, predicted_error=float(errors[-1]))
 
 
 def optimal_steps(

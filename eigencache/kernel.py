@@ -20,6 +20,14 @@ NORMALISATIONS = ("second-moment", "cosine")
 FEATURES = ("full", "stride-8", "token-mean")
 
 
+def step_sizes(timesteps: ArrayLike) -> np.ndarray:
+    """Return float64 `[T]`: sigma_{s+1} - sigma_s of a flow-matching Euler sampler.
+
+    In flow matching sigma is timestep / 1000, and the sampler ends at sigma 0.
+    """
+    return np.diff(np.append(np.asarray(timesteps, np.float64) / 1000, 0.0))
+
+
 class KernelError(ValueError):
     """A kernel is malformed or damaged, or two kernels do not belong together."""
 
@@ -48,7 +56,7 @@ class Kernel:
         model: fingerprint of the calibrated model (`eigencache.runtime._taps.fingerprint`).
         source: where it came from: prompt file, seed ... (text to text).
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
-            output; None for those of a flow-matching Euler sampler (`eigencache.design`).
+            output; None for those of a flow-matching Euler sampler (`step_sizes`).
         switches: steps at which the pipeline calls networks otherwise than at the step before;
             designs compute them in full.
         arguments: what the pipeline was called with: names to numbers, texts, flags.
@@ -225,6 +233,11 @@ class Kernel:
     def _total(self) -> np.ndarray:
         """Return the sum over all streams and runs."""
         return np.sum(list(self.sums.values()), axis=0)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The `step_sizes`; where they are not known, those of a flow-matching Euler sampler."""
+        return step_sizes(self.timesteps) if self.step_sizes is None else self.step_sizes
 
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.

@@ -1,6 +1,6 @@
 """The table of methods: each is a schedule, a predictor and a tap, with its citation.
 
-A few have one more part: a gate, or a rule by which skipped steps recompute tokens.
+A few have one more part: an aim, a gate, or a rule by which skipped steps recompute tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range
+from eigencache.aim import Aim
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
 from eigencache.kernel import Kernel, KernelUse
@@ -73,6 +74,7 @@ class Parts(NamedTuple):
 
     schedule: Schedule
     predictor: Predictor
+    aim: Aim | None
     gate: Gate | None
     refresh: Rule | None
     closed_loop: ClosedLoop | None
@@ -89,6 +91,8 @@ class Method:
         tap: where the method takes its features (`eigencache.plan.TAPS`).
         cite: where it was published.
         defaults: options that differ from those of its parts.
+        aim: makes the aim from options (`eigencache.aim`), if the method has one; its tap is
+            "output".
         gate: makes the gate from options, if the method has one; its tap is "delta".
         refresh: makes the token-wise rule from options, if the method has one; its tap is
             "modules".
@@ -101,6 +105,7 @@ class Method:
     tap: str
     cite: str
     defaults: Mapping[str, object] = field(default_factory=dict)
+    aim: type[Aim] | None = None
     gate: type[Gate] | None = None
     refresh: type[Rule] | None = None
     closed_loop: type[ClosedLoop] | None = None
@@ -143,8 +148,8 @@ class Method:
         if self.schedule is Optimal and made(self.predictor).window is None:
             raise ValueError("an optimal design needs a window: its tables grow with it")
         return Parts(
-            made(self.schedule), made(self.predictor), made(self.gate), made(self.refresh),
-            made(self.closed_loop), use,
+            made(self.schedule), made(self.predictor), made(self.aim), made(self.gate),
+            made(self.refresh), made(self.closed_loop), use,
         )  # fmt: skip
 
     def plan(
@@ -217,14 +222,14 @@ class Method:
             kernel = parts.use.of(kernel)
         plan = make_plan(
             schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
-            gate=parts.gate, refresh=parts.refresh,
+            aim=parts.aim, gate=parts.gate, refresh=parts.refresh,
         )  # fmt: skip
         return replace(plan, method=self.name)
 
     @property
     def _kinds(self) -> list[type]:
         kinds: list[type | None] = [
-            self.schedule, self.predictor, self.gate, self.refresh, self.closed_loop
+            self.schedule, self.predictor, self.aim, self.gate, self.refresh, self.closed_loop
         ]  # fmt: skip
         return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
 
@@ -255,11 +260,14 @@ METHODS: Mapping[str, Method] = {
     "EigenCache-variance": Method(Variance, Kriging, "modules", "EigenCache, variance", PUBLISHED),
     # A velocity holds the noise with coefficient one at every step, and so must a forecast: its
     # weights sum to one. Window and jitter were chosen on calibration prompts.
-    "EigenCache-design": Method(
+    "EigenCache-optimal": Method(
         Optimal, Kriging, "output", "EigenCache, optimal design", DESIGNED
     ),
+    "EigenCache-design": Method(
+        Optimal, Kriging, "output", "EigenCache, aimed design", DESIGNED, Aim
+    ),
     "EigenCache": Method(
-        Optimal, Kriging, "output", "EigenCache, closed loop", DESIGNED, closed_loop=ClosedLoop
+        Optimal, Kriging, "output", "EigenCache, closed loop", DESIGNED, Aim, closed_loop=ClosedLoop
     ),
 }  # fmt: skip
 
@@ -311,6 +319,7 @@ def make_plan(
     kernel: Kernel | None = None,
     *,
     tap: str | None = None,
+    aim: Aim | None = None,
     gate: Gate | None = None,
     refresh: Rule | None = None,
 ) -> Plan:
@@ -322,12 +331,15 @@ def make_plan(
         timesteps: float `[T]`, the sampler's (`pipe.scheduler.timesteps` after a run).
         kernel: needed if `schedule.kernel` or `predictor.kernel` is True.
         tap: where features are taken; by default the kernel's tap, or else "output".
+        aim: how the plan makes up for its errors, at tap "output": it moves the full steps of the
+            schedule and corrects the forecasts. By default it does not.
         gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
 
     Raises:
-        PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
-            at a tap other than "delta", or a rule at a tap other than "modules".
+        PlanError: a kernel is needed and missing, or was made at another tap; or there is a
+            gate at a tap other than "delta", a rule at a tap other than "modules", or an aim
+            without a kernel at tap "output".
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)
@@ -342,6 +354,15 @@ def make_plan(
         kernel = kernel.at(timesteps)
     full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
     streams: tuple[str, ...] = ()
+    if aim and (tap != "output" or kernel is None):
+        raise PlanError(f"an aim is for latents: it needs a kernel at tap 'output', not {tap!r}")
+    if aim and kernel and len(kernel.streams) > 1:
+        raise PlanError(f"an aim is for one stream, and the kernel has {list(kernel.streams)}")
+    if aim and kernel:
+        steps = aim.steps(
+            np.flatnonzero(full).tolist(), kernel.matrix(), kernel.sizes, kernel.switches
+        )
+        full = np.isin(np.arange(len(full)), steps)
     if kernel and predictor.kernel and len(kernel.streams) > 1:
         streams = kernel.streams
         matrices = [kernel.matrix(stream) for stream in streams]
@@ -349,13 +370,21 @@ def make_plan(
     else:
         matrix = kernel.matrix() if kernel and predictor.kernel else None
         weights = fill(full, predictor, timesteps, matrix)
+    if aim and kernel:
+        weights = aim.weights(full, weights, kernel.matrix(), kernel.sizes)
     if gate:
         if tap != "delta":
             raise PlanError(
                 f"a gate is between the halves of tap 'delta', there are none at {tap!r}"
             )
         streams, weights = gate.streams(weights)
-    parts = {"schedule": schedule, "predictor": predictor, "gate": gate, "refresh": refresh}
+    parts = {
+        "schedule": schedule,
+        "predictor": predictor,
+        "aim": aim,
+        "gate": gate,
+        "refresh": refresh,
+    }
     source = {name: str(part) for name, part in parts.items() if part}
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}

@@ -70,8 +70,8 @@ class Plan:
         method: its name in `eigencache.METHODS`; None if it has none.
         predicted_psnr: the PSNR in dB of its images to those of full runs, predicted from
             calibration prompts; nan if it was not predicted.
-        predicted_error: the root-mean-square error of the latents, predicted from its kernel
-            (`eigencache.design.predicted_error`); nan if it was not predicted.
+        predicted_error: the root-mean-square error of the final latents, predicted from its kernel
+            (`eigencache.design.latents_errors`); nan if it was not predicted.
         arguments: what the pipeline was called with in calibration: names to numbers, texts, flags.
         scheduler: class of the sampler's scheduler; None if it is not known.
         pipeline: class of the pipeline; None if it is not known.

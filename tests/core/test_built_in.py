@@ -2,14 +2,12 @@
 
 import time
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eigencache import built_in
-from eigencache._correcting import Correcting
 from eigencache.built_in import FILE, KINDS, Budget, Design, Source, fitting, save_sources, sources
 from eigencache.kernel import KernelError
 
@@ -23,12 +21,6 @@ def levels_of(steps, shift=3.0):
 def design_of(kind, levels, timesteps):
     """Return a design from the package's sources, as if they were of any kind."""
     return Design(kind, levels, timesteps, [replace(s, predicts=kind) for s in sources()])
-
-
-def cosines(levels):
-    """Return a kernel that no source has."""
-    waves = np.cos(np.outer(levels, np.arange(8)) * 2) * 0.3 ** np.arange(8)
-    return waves @ waves.T + 1e-4 * np.eye(len(levels))
 
 
 def test_the_package_has_several_models_at_several_guidance_scales():
@@ -112,46 +104,6 @@ def test_part_of_the_noise_levels_is_enough():
     for part in (levels[20:], levels[:21]):  # image to image; the first of two models
         plan = design_of("flow", part, 1000 * part[:-1]).plan(7)
         assert plan.full.sum() == 7
-
-
-def test_the_steps_are_the_best_of_all():
-    steps = 9
-    levels = levels_of(steps, 2.0)
-    matrix, sizes, rule = cosines(levels[:-1]), np.diff(levels), Correcting()
-    table = {}
-
-    def error(past, end):
-        if past not in table:
-            table[past] = rule._gaps(past, matrix, levels[:-1], sizes)
-        return table[past][end]
-
-    def total(full):
-        ends = [*full[1:], steps]
-        return sum(error(tuple(full[max(0, i - 1) : i + 1]), end) for i, end in enumerate(ends))
-
-    for budget in (1, 2, 3, 5):
-        every = [(0, *rest) for rest in combinations(range(1, steps), budget - 1)]
-        best = min(every, key=total)
-        assert rule.steps(matrix, levels[:-1], sizes, budget) == best
-
-
-def drift(weights, full, matrix, sizes):
-    """Return the mean square error of the latents before each full step and at the end."""
-    wrong = np.where(full[:, None], 0, weights - np.eye(len(full)))
-    rows = np.cumsum(sizes[:, None] * wrong, axis=0)
-    return ((rows @ matrix) * rows).sum(1)
-
-
-def test_a_full_step_corrects_the_gap_before_it():
-    levels = levels_of(30)
-    matrix, sizes = cosines(levels[:-1]), np.diff(levels)
-    full = np.isin(np.arange(30), (0, 5, 12, 20, 26))
-    exact = Correcting(feedback=0).weights(full, matrix, levels[:-1], sizes)
-    without = Correcting(feedback=1e9).weights(full, matrix, levels[:-1], sizes)
-    ends = [drift(w, full, matrix, sizes)[-1] for w in (exact, without)]
-    assert ends[0] < 0.3 * ends[1]
-    assert not np.triu(exact).any()
-    assert np.allclose(exact[~full].sum(1), 1)
 
 
 def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():

@@ -12,7 +12,8 @@ from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache import closed_loop
 from eigencache.closed_loop import CANDIDATES, ClosedLoop, designs, solve
-from eigencache.design import gap_coefficients, step_sizes
+from eigencache.design import residuals
+from eigencache.kernel import step_sizes
 from eigencache.methods import make_plan
 from eigencache.predictors import Kriging
 from eigencache.schedules import Optimal, Steps
@@ -111,7 +112,8 @@ def test_designs_are_optimal_for_each_candidate(monkeypatch, budget, carried, ke
     for predictor in CANDIDATES:
 
         def error(steps, predictor=predictor):
-            q = gap_coefficients(make_plan(Steps(steps), predictor, TIMESTEPS, kernel))
+            wrong = residuals(make_plan(Steps(steps), predictor, TIMESTEPS, kernel))
+            q = np.add.reduceat(step_sizes(TIMESTEPS)[:, None] * wrong, steps)  # of each gap
             errors = np.sqrt(np.maximum(np.einsum("gs,st,gt->g", q, kernel.matrix(), q), 0))
             return growth[[*steps[1:], STEPS]] @ errors
 

@@ -152,7 +152,7 @@ def folder(tmp_path_factory):
 
 TIMESTEPS = flow_timesteps(STEPS)
 KERNEL = kernel_of(random_trajectories(TIMESTEPS, runs=3, size=4), TIMESTEPS, ("a", "b"))
-PLANS = [METHODS["EigenCache-design"].plan(3, TIMESTEPS, KERNEL.shared()) for _ in range(1)]
+PLANS = [METHODS["EigenCache-optimal"].plan(3, TIMESTEPS, KERNEL.shared()) for _ in range(1)]
 PLANS += [METHODS["ToCa"].plan(3, TIMESTEPS, KERNEL)]
 TRAJECTORY = Trajectory(
     {"a": np.ones((STEPS, 3), np.float32)},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
+from eigencache.aim import Aim
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill
 from eigencache.kernel import KernelError, KernelUse
@@ -86,9 +87,9 @@ def test_an_unknown_option_lists_the_allowed(name):
         ),
         (
             "EigenCache",
-            ("anchors", "batch", "features", "held_out", "jitter", "normalisation", "ordinary",
-             "phases", "rank", "reach", "ridge", "rounds", "runs", "shared", "smooth", "sweeps",
-             "window"),
+            ("anchors", "batch", "decay", "distrust", "features", "final", "held_out", "jitter",
+             "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds", "runs",
+             "shared", "smooth", "sweeps", "window"),
         ),
     ],
 )  # fmt: skip
@@ -112,9 +113,9 @@ def test_options_are_those_of_the_parts(name, options):
             Variance(9, window=None, stream_weights={"*.ff": 2}),
             Kriging(None),
         ),
-        ("EigenCache-design", {}, Optimal(9), Kriging(2, 1e-6, ordinary=True)),
+        ("EigenCache-optimal", {}, Optimal(9), Kriging(2, 1e-6, ordinary=True)),
         (
-            "EigenCache-design",
+            "EigenCache-optimal",
             {"jitter": 0.5, "window": 3, "ordinary": False},
             Optimal(9),
             Kriging(3, 0.5),
@@ -122,7 +123,17 @@ def test_options_are_those_of_the_parts(name, options):
     ],
 )
 def test_options_reach_the_part_that_reads_them(name, options, schedule, predictor):
-    assert METHODS[name].parts(9, **options)[:4] == (schedule, predictor, None, None)
+    assert METHODS[name].parts(9, **options)[:5] == (schedule, predictor, None, None, None)
+
+
+def test_an_aim_is_a_part_of_two_methods():
+    assert [name for name in METHODS if METHODS[name].parts(9).aim] == [
+        "EigenCache-design", "EigenCache",
+    ]  # fmt: skip
+    options = {"decay": 0.9, "distrust": 0, "final": 2, "jitter": 0.1, "ordinary": False}
+    parts = METHODS["EigenCache-design"].parts(9, **options, window=3)
+    assert parts.aim == Aim(**options)
+    assert parts.predictor == Kriging(3, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +180,8 @@ def test_the_closed_loop_is_a_part_of_eigencache_alone():
     ],
 )
 def test_a_gate_and_a_rule_are_parts_too(name, options, parts):
-    assert METHODS[name].parts(9, **options)[:4] == parts
+    found = METHODS[name].parts(9, **options)
+    assert (found.schedule, found.predictor, found.gate, found.refresh) == parts
     plan = METHODS[name].open_loop(9, TIMESTEPS, **options)
     assert plan.refresh == parts[3]
     assert plan.streams == (("front", "back") if parts[2] else ())
@@ -280,7 +292,9 @@ def test_a_kernel_of_another_kind_is_refused(options, message):
         )
 
 
-@pytest.mark.parametrize("name", ["EigenCache-published", "EigenCache-greedy", "EigenCache-design"])
+@pytest.mark.parametrize(
+    "name", ["EigenCache-published", "EigenCache-greedy", "EigenCache-optimal"]
+)
 @pytest.mark.parametrize(
     ("option", "value", "change"),
     [
@@ -372,8 +386,8 @@ def test_planning_does_not_import_torch():
 # Another value than the default of any method. The options of the closed loop act later, in
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
-    "clusters": 5, "degree": 2, "first": 1, "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3,
-    "per_cluster": 2, "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
+    "clusters": 5, "decay": 1.0, "degree": 2, "distrust": 3.0, "final": 9.0, "first": 1,
+    "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2, "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
     "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
 }  # fmt: skip

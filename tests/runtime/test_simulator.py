@@ -22,7 +22,7 @@ from helpers import arguments_of, tiny_pipeline
 
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator, _joined, _Record, sample_of
-from eigencache.design import step_sizes
+from eigencache.kernel import step_sizes
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton, Reuse

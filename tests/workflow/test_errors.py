@@ -19,8 +19,8 @@ from helpers import (
 from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed, load_pipeline
-from eigencache.design import forecast_errors, latents_errors, step_sizes
-from eigencache.kernel import Kernel, KernelError
+from eigencache.design import forecast_errors, latents_errors
+from eigencache.kernel import Kernel, KernelError, step_sizes
 from eigencache.methods import METHODS, Gate, make_plan
 from eigencache.plan import TAPS, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Reuse, Taylor

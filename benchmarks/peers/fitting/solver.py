@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteSchedulerOutput,
 )
 
-from eigencache.design import step_sizes
+from eigencache.kernel import step_sizes
 from eigencache.plan import Plan
 
 

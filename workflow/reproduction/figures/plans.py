@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 
-from eigencache.design import step_sizes
+from eigencache.kernel import step_sizes
 from eigencache.plan import Plan
 from reproduction.figures._common import (
     INK,

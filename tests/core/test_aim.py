@@ -1,0 +1,195 @@
+"""The aim: against brute force, and against samplings whose errors behave as it supposes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import flow_timesteps, kernel_of, random_trajectories
+
+from eigencache.aim import REACH, Aim
+from eigencache.design import fill, latents_errors
+from eigencache.kernel import Kernel
+from eigencache.methods import METHODS, make_plan
+from eigencache.plan import PlanError
+from eigencache.predictors import Kriging, Taylor
+from eigencache.schedules import Interval, Optimal, Steps
+
+STEPS = 12
+TIMESTEPS = flow_timesteps(STEPS)
+RUNS = random_trajectories(TIMESTEPS, runs=40)
+KERNEL = kernel_of(RUNS, TIMESTEPS)
+MATRIX, SIZES = KERNEL.matrix(), KERNEL.sizes
+BASE = Kriging(2, 1e-6, ordinary=True)
+FULL = (0, 3, 6, 9)
+# Of an undisturbed sampler, so that all can be computed otherwise.
+OPEN = Aim(decay=0, distrust=0, jitter=1e-12, ordinary=False)
+
+
+def weights_of(aim, steps=FULL, base=BASE):
+    full = np.isin(np.arange(STEPS), steps)
+    return full, aim.weights(full, fill(full, base, TIMESTEPS, MATRIX), MATRIX, SIZES)
+
+
+def sampled(full, weights, outputs, decay):
+    """Return how far off the latents are at each step, float64 `[T + 1, D]`.
+
+    The sampler's network answers as `eigencache.aim` says, without the noise.
+
+    Args:
+        full, weights: as of a plan.
+        outputs: float64 `[T, D]`, of the full run.
+        decay: of `Aim`.
+    """
+    left, seen = -np.cumsum(SIZES[::-1])[::-1], np.zeros_like(outputs)
+    off = np.zeros((len(outputs) + 1, outputs.shape[1]))
+    for step, output in enumerate(outputs):
+        if full[step]:
+            seen[step] = output + decay * off[step] / left[step]
+            made = seen[step]
+        else:
+            made = weights[step] @ seen
+        off[step + 1] = off[step] + SIZES[step] * (made - output)
+    return off
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_expected_errors_are_those_of_a_sampler_of_that_kind(decay):
+    aim = Aim(decay=decay, distrust=0)
+    full, weights = weights_of(aim)
+    _, expected = aim.targets(FULL, MATRIX, SIZES)
+    ends = [*FULL[1:], STEPS]
+    found = [np.square(sampled(full, weights, run, decay)[ends]).mean(1) for run in RUNS]
+    np.testing.assert_allclose(expected, np.mean(found, axis=0), rtol=1e-8)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_an_aim_is_best_where_errors_behave_as_it_supposes(decay):
+    """The last gap's, above all: nothing after it can make up for anything."""
+
+    def ends(supposed):
+        full, weights = weights_of(Aim(decay=supposed, distrust=0, jitter=1e-12))
+        return np.mean([np.square(sampled(full, weights, run, decay)[-1]).mean() for run in RUNS])
+
+    errors = {supposed: ends(supposed) for supposed in (0.0, 0.5, 1.0)}
+    assert min(errors, key=errors.get) == decay
+    full = np.isin(np.arange(STEPS), FULL)
+    plain = fill(full, BASE, TIMESTEPS, MATRIX)
+    without = np.mean([np.square(sampled(full, plain, run, decay)[-1]).mean() for run in RUNS])
+    assert errors[decay] < without
+
+
+def test_without_disturbance_it_is_least_squares_on_full_runs():
+    """As OLSS has it: of the latents at the end of each gap, on the outputs so far."""
+    rows = np.concatenate(RUNS, axis=1).T  # [runs * D, T]
+    planned, errors = OPEN.targets(FULL, MATRIX, SIZES)
+    for i, end in enumerate([*FULL[1:], STEPS]):
+        moved = rows[:, :end] @ SIZES[:end]
+        used = list(FULL[: i + 1])
+        found, *_ = np.linalg.lstsq(rows[:, used], moved, rcond=None)
+        np.testing.assert_allclose(planned[i, : i + 1], found, rtol=1e-5)
+        assert not planned[i, i + 1 :].any()
+        missed = np.square(rows[:, used] @ found - moved).mean()
+        np.testing.assert_allclose(errors[i], missed, rtol=1e-4)
+
+
+def test_the_weights_lead_where_the_aim_is():
+    full, weights = weights_of(Aim())
+    planned, _ = Aim().targets(FULL, MATRIX, SIZES)
+    rows = np.where(full[:, None], np.eye(STEPS), weights)
+    moved = np.cumsum(SIZES[:, None] * rows, axis=0)
+    for i, end in enumerate([*FULL[1:], STEPS]):
+        np.testing.assert_allclose(moved[end - 1, list(FULL)], planned[i], atol=1e-10)
+    assert not np.triu(weights).any() and not weights[:, ~full].any()
+    np.testing.assert_allclose(weights[~full].sum(1), 1)  # as much noise as the full run
+
+
+def test_full_distrust_corrects_nothing():
+    """With outputs that say nothing of the errors, only the first gap's forecast can be better."""
+    _, errors = Aim(distrust=1e6).targets(FULL, MATRIX, SIZES)
+    _, trusting = Aim(distrust=0).targets(FULL, MATRIX, SIZES)
+    assert errors[0] == trusting[0]
+    assert (errors[1:] > trusting[1:]).all()
+
+
+def test_adjacent_full_steps_add_no_error_without_disturbance():
+    _, errors = OPEN.targets((0, 4, 5, 6, 9), MATRIX, SIZES)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6)
+    assert errors[0] == pytest.approx(errors[2], rel=1e-6)
+    assert errors[3] != pytest.approx(errors[2], rel=1e-3)
+    assert Aim().targets(range(STEPS), MATRIX, SIZES)[1].max() < 1e-12
+
+
+def cost(aim, steps):
+    errors = np.sqrt(aim.targets(steps, MATRIX, SIZES)[1])
+    return errors.sum() + aim.final * len(errors) * errors[-1]
+
+
+@pytest.mark.parametrize("aim", [Aim(), Aim(final=0), OPEN], ids=str)
+def test_no_schedule_nearby_is_better(aim):
+    for start in ((0, 1, 2, 3), (0, 4, 7, 9), (0, 9, 10, 11)):
+        steps = aim.steps(start, MATRIX, SIZES)
+        assert len(steps) == 4 and steps[0] == 0 and list(steps) == sorted(set(steps))
+        least = cost(aim, steps) * (1 - 1e-9)
+        for i in range(1, 4):
+            for place in set(range(1, STEPS)) - set(steps):
+                moved = tuple(sorted({*steps, place} - {steps[i]}))
+                near = abs(place - steps[i]) <= REACH and moved.index(place) == i
+                assert not near or cost(aim, moved) >= least
+
+
+def test_steps_that_must_be_full_stay():
+    assert 5 in Aim().steps((0, 2, 5, 8), MATRIX, SIZES, kept=(5,))
+
+
+def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
+    sizes = SIZES.copy()
+    sizes[4:6] = 0
+    full = np.isin(np.arange(STEPS), FULL)
+    base = fill(full, BASE, TIMESTEPS, MATRIX)
+    weights = Aim().weights(full, base, MATRIX, sizes)
+    assert np.isfinite(weights).all()
+    assert np.array_equal(weights[4:6], base[4:6])
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_size_of_outputs_does_not_matter(scale):
+    steps = Aim().steps((0, 3, 6, 9), MATRIX, SIZES)
+    assert Aim().steps((0, 3, 6, 9), scale * MATRIX, SIZES) == steps
+    full, weights = weights_of(Aim())
+    base = fill(full, BASE, TIMESTEPS, MATRIX)
+    np.testing.assert_allclose(Aim().weights(full, base, scale * MATRIX, SIZES), weights, atol=1e-9)
+    # Nor does the sign: some samplers walk sigma upwards and predict the opposite.
+    np.testing.assert_allclose(Aim().weights(full, base, MATRIX, -SIZES), weights, atol=1e-9)
+
+
+def test_a_plan_with_an_aim_ends_closer_in_open_loop():
+    kernel = replace(KERNEL, step_sizes=SIZES)
+    plain = make_plan(Optimal(4), BASE, TIMESTEPS, kernel)
+    aimed = make_plan(Optimal(4), BASE, TIMESTEPS, kernel, aim=Aim())
+    ends = [latents_errors(plan, MATRIX, SIZES)[-1] for plan in (plain, aimed)]
+    assert ends[1] < 0.8 * ends[0]
+    assert aimed.predicted_error == pytest.approx(ends[1])
+    assert "Aim(" in aimed.source["aim"]
+    method = METHODS["EigenCache-design"]
+    assert np.array_equal(method.plan(4, TIMESTEPS, kernel).weights, aimed.weights)
+    assert method.plan(4, TIMESTEPS, kernel, decay=1.0).source["aim"] == str(Aim(decay=1.0))
+
+
+def test_what_an_aim_cannot_serve_is_refused():
+    with pytest.raises(PlanError, match="needs a kernel at tap 'output', not 'hidden'"):
+        make_plan(Optimal(4), BASE, TIMESTEPS, replace(KERNEL, tap="hidden"), aim=Aim())
+    with pytest.raises(PlanError, match="needs a kernel at tap 'output'"):
+        make_plan(Interval(4), Taylor(1), TIMESTEPS, aim=Aim())
+    two = Kernel({"a": MATRIX, "b": MATRIX}, 1, TIMESTEPS, "output")
+    with pytest.raises(PlanError, match="one stream"):
+        make_plan(Steps(FULL), BASE, TIMESTEPS, two, aim=Aim())
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [({"decay": 1.5}, "decay"), ({"distrust": -1}, "distrust"), ({"final": -1}, "final"),
+     ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(stated, says):
+    with pytest.raises(ValueError, match=says):
+        Aim(**stated)
