@@ -387,7 +387,8 @@ def test_planning_does_not_import_torch():
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
     "clusters": 5, "decay": 1.0, "degree": 2, "distrust": 3.0, "final": 9.0, "first": 1,
-    "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2, "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
+    "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
+    "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
     "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
 }  # fmt: skip
