@@ -82,19 +82,28 @@ def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[i
         budgets: the numbers of full steps to choose from, ascending; quality must rise with them.
 
     Raises:
-        ValueError: not even the largest budget is predicted to reach the quality.
+        ValueError: not even the largest budget is predicted to reach the quality; there is none;
+            or no PSNR can be predicted, because the pipeline makes neither images nor frames.
     """
+    if not budgets:
+        raise ValueError("psnr: with so few sampler steps there is none to skip")
     plans, position, short = {}, 0, -1
 
     def reaches(i: int) -> bool:
         plans[i] = plan_of(budgets[i])
+        if np.isnan(plans[i].predicted_psnr):
+            raise ValueError(
+                "psnr: the pipeline makes neither images nor frames, which alone have a PSNR; "
+                "state full_steps"
+            )
         return plans[i].predicted_psnr >= quality
 
     while not reaches(position):  # cheap plans first: designing a plan costs as sampling by it
         if position == len(budgets) - 1:
             raise ValueError(
                 f"psnr: {quality:g} dB is out of reach: {budgets[-1]} full steps are predicted "
-                f"to give {plans[position].predicted_psnr:.1f} dB; ask for less"
+                f"to give {plans[position].predicted_psnr:.1f} dB, and more are no choice; ask for "
+                "less, or sample without a cache"
             )
         wanted = max(budgets[position] + 1, round(budgets[position] * GROWTH))
         short = position

@@ -122,6 +122,11 @@ def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
         "--prompts", CALIBRATION, "--num-prompts", 3, "--threads", 1, "--out", plan)  # fmt: skip
     assert Plan.load(plan).predicted_psnr >= 35
     assert "predicted PSNR" in capsys.readouterr().out
+    run("plan", "--kernel", made / "kernel.safetensors", "--psnr", 20, "--method", "TaylorSeer",
+        "--tap", "output", "--model", MODEL, "--prompts", CALIBRATION, "--num-prompts", 1,
+        "--threads", 1, "--out", plan)  # fmt: skip
+    at_interval = Plan.load(plan)
+    assert at_interval.predicted_psnr >= 20 and at_interval.method == "TaylorSeer"
 
 
 def test_the_closed_loop_is_tried_on_the_model(made, tmp_path):
@@ -303,7 +308,8 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["plan", "--full-steps", 4, "--option", "window=x"], "window must be a whole number"),
         (["plan", "--full-steps", 4, "--method", "EigenCache"], "state --model and --prompts"),
         (["plan", "--full-steps", 4, "--method", "EigenCache-published"], "calibrate one of that"),
-        (["plan", "--psnr", 50, "--method", "FORA"], "an interval does not give"),
+        (["plan", "--psnr", 50, "--method", "FORA"], "state --model and --prompts"),
+        (["plan", "--psnr", -50, "--method", "FORA"], "psnr must be a finite number"),
         (["calibrate", "--model", ROOT], "model_index.json.*FLUX.1-dev.*snakemake models/NAME"),
         (["calibrate", "--num-prompts", 0], "--num-prompts must be at least 1"),
         (["calibrate", "--steps", 0], "--steps must be above 0"),
