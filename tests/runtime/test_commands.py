@@ -171,6 +171,16 @@ def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
     assert row["steps"] > 3 and row["method"] == "EigenCache built in"
 
 
+def test_a_quality_alone_samples_by_the_built_in_plan_that_a_probe_finds(tmp_path, caplog):
+    sample(tmp_path / "good", "--psnr", 35, *SMALL)
+    assert [record.name for record in caplog.records] == ["eigencache"]
+    rows = records(tmp_path / "good")
+    (count,) = {row["full_steps"] for row in rows}
+    assert 2 <= count < 8 and {row["psnr"] for row in rows} == {35}
+    sample(tmp_path / "same", "--full-steps", count, *SMALL)
+    assert [r["sha256"] for r in records(tmp_path / "same")] == [r["sha256"] for r in rows]
+
+
 def test_a_kernel_designs_for_other_steps(tmp_path, made):
     small = list(SMALL)
     small[small.index("--steps") + 1] = 12
@@ -326,6 +336,11 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["sample", "--interval", 4], "--interval: state the --method too"),
         (["sample", "--full-steps", 4, "--tap", "hidden"], "--tap: state the --method too"),
         (["sample", "--full-steps", 4, "--plan", "PLAN"], "--full-steps: state the --method too"),
+        (["sample", "--psnr", 40, "--plan", "PLAN"], "--psnr is for built-in plans"),
+        (["sample", "--psnr", 40, "--full-steps", 4], "state just one of"),
+        (["sample", "--psnr", 40, "--interval", 4], "--interval: state the --method too"),
+        (["sample", "--psnr", 40, "--method", "FORA", "--interval", 4], "eigencache plan --psnr"),
+        (["sample", "--psnr", -1], "psnr must be a finite number above 0"),
         (["sample", "--full-steps", 0], "full_steps must be a whole number of at least 1"),
         (["sample", "--method", "FORA"], "state either --full-steps or --interval"),
         (["sample", "--method", "FORA", "--full-steps", 4, "--interval", 2], "state either"),
