@@ -43,7 +43,11 @@ class CacheStats:
         self._begun: tuple[deque[Span], float | torch.Event, torch.device] | None = None
 
     def follow(self, plan: Plan | None) -> None:
-        """Be told what is sampled by from now on."""
+        """Be told what is sampled by from now on.
+
+        Args:
+            plan: None if that is not known yet.
+        """
         self.plan = plan
         self.predicted_psnr = plan.predicted_psnr if plan else math.nan
         self.predicted_error = plan.predicted_error if plan else math.nan

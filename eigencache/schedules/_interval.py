@@ -55,6 +55,9 @@ class Interval:
         """Return the numbers of full steps of `count` that intervals give, each with its interval.
 
         They ascend; of several intervals that give the same number it is the shortest.
+
+        Args:
+            count: of the sampler's steps.
         """
         return {int(self._grid(count, n).sum()): n for n in range(count, 0, -1)}
 
