@@ -74,7 +74,7 @@ def test_a_probe_finds_the_fewest_steps_that_give_a_quality(pipe, caplog):
         assert stats.predicted_psnr >= 38
         latents(pipe, generator=seeded(2))
         assert stats.full == 2 * plan.full.sum()
-    assert [r.name for r in caplog.records] == ["eigencache"]  # one line, for one probe
+    assert [r.name for r in caplog.records].count("eigencache") == 1  # for one probe
     # What was predicted is what plans of so many steps and one less give in this call.
     judge = Judge(pipe, [CALL] * IMAGES, [image_seed(SEED, i) for i in range(IMAGES)])
     assert judge.psnr(plan) == pytest.approx(stats.predicted_psnr)

@@ -173,7 +173,7 @@ def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
 
 def test_a_quality_alone_samples_by_the_built_in_plan_that_a_probe_finds(tmp_path, caplog):
     sample(tmp_path / "good", "--psnr", 35, *SMALL)
-    assert [record.name for record in caplog.records] == ["eigencache"]
+    assert [record.name for record in caplog.records].count("eigencache") == 1
     rows = records(tmp_path / "good")
     (count,) = {row["full_steps"] for row in rows}
     assert 2 <= count < 8 and {row["psnr"] for row in rows} == {35}
