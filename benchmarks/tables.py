@@ -23,6 +23,7 @@ BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
 PEERS = BENCHMARKS / "peers.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
+PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
 TOKENS_1024 = 4096
@@ -237,6 +238,25 @@ def built_in() -> str:
     return "\n".join(lines)
 
 
+def predictions() -> str:
+    """Return how far predicted PSNR was from measured, of benchmarks/quality.py."""
+    data = pd.read_csv(PREDICTED)
+    data["off"] = (data["predicted"] - data["measured"]).abs()
+    lines = [
+        "| predictions for | calibrated plans: within 1.5 dB | within 2 dB | median, most | "
+        "probes of built-in plans: within 1.5 dB | within 2 dB | median, most |",
+        "|---" * 7 + "|",
+    ]
+    cells = [(f"{m}, guidance {g:g}", r) for (m, g), r in data.groupby(["model", "guidance"])]
+    for name, rows in [*cells, ("all", data)]:
+        told = []
+        for off in (rows.loc[rows["probe"].isna(), "off"], rows.loc[rows["probe"].notna(), "off"]):
+            told += [f"{(off <= limit).sum()} of {len(off)}" for limit in (1.5, 2)]
+            told.append(f"{off.median():.1f}, {off.max():.1f} dB")
+        lines.append(f"| {name} | " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
@@ -248,6 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "peers": ("docs/results.md", peers),
     "guidance": ("docs/guidance.md", guidance),
     "built-in": ("docs/results.md", built_in),
+    "predictions": ("docs/results.md", predictions),
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_range, check_whole
+from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
 from eigencache.aim import Aim
 from eigencache.design import fill, optimal_steps
@@ -113,21 +113,25 @@ class Budget:
 
     Attributes:
         full_steps: their number; or
-        speedup: how many times fewer than the sampler's steps, at least.
+        speedup: how many times fewer than the sampler's steps, at least; or
+        psnr: a quality in dB, for which a probe finds their number.
 
     Raises:
-        ValueError: not just one of the two is stated, or it is out of range.
+        ValueError: not just one of the three is stated, or it is out of range.
     """
 
     full_steps: int | None = None
     speedup: float | None = None
+    psnr: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.full_steps is None) == (self.speedup is None):
+        if sum(value is not None for value in (self.full_steps, self.speedup, self.psnr)) != 1:
             raise ValueError(
-                "state just one of: a plan, full_steps (a number of steps), or speedup (5 computes "
-                "one step in five)"
+                "state just one of: a plan, full_steps (a number of steps), speedup (5 computes "
+                "one step in five), or psnr (a quality in dB)"
             )
+        if self.psnr is not None:
+            check_real("psnr", self.psnr, above=0)
         if self.full_steps is not None:
             check_whole("full_steps", self.full_steps, low=1)
         if self.speedup is not None:

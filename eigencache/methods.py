@@ -214,6 +214,17 @@ class Method:
         schedule = replace(parts.schedule, full_steps=None, every=every)
         return self._made(parts, schedule, timesteps, kernel, tap)
 
+    def budgets(self, steps: int, **options: object) -> list[int]:
+        """Return the numbers of full steps to choose from for a quality, ascending.
+
+        Args:
+            steps: of the sampler. A plan that skips none of them is no choice.
+            options: of the method.
+        """
+        schedule = self.parts(FEWEST, **options).schedule
+        found = schedule.budgets(steps) if isinstance(schedule, Interval) else range(steps)
+        return [count for count in found if FEWEST <= count < steps]
+
     def _made(
         self, parts: Parts, schedule: Schedule, timesteps: ArrayLike, kernel: Kernel | None,
         tap: str | None,
@@ -302,14 +313,26 @@ def check_wish(
         raise ValueError(f"full_steps must be at least 1: {full_steps}")
     if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
-    if psnr is not None and method.schedule is Interval:
-        raise ValueError(
-            "psnr: an interval does not give every number of full steps; state full_steps, or "
-            "choose a method that has no interval, such as EigenCache-design"
-        )
     if method.closed_loop and tap not in (None, method.tap):
         raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
     method.parts(full_steps or FEWEST, **options)
+
+
+def check_prompts(
+    method: Method, count: int, psnr: float | None, options: Mapping[str, object]
+) -> None:
+    """Raise a ValueError if a plan needs more calibration prompts than `count`.
+
+    Args:
+        method: the method.
+        count: how many there are.
+        psnr, options: as for `check_wish`.
+    """
+    loop = method.parts(FEWEST, **options).closed_loop
+    if loop:
+        loop.judges(count)
+    elif psnr is not None and method.needs_kernel and count < 2:
+        raise ValueError("prompts to judge the psnr by and others are needed; state two at least")
 
 
 def make_plan(

@@ -1,6 +1,6 @@
 """From a pipeline and prompts to a plan, in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from eigencache.calibration._closed_loop import ClosedLoopMaker
 from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.calibration.sampler import check_arguments
 from eigencache.kernel import Kernel
-from eigencache.methods import FEWEST, Method, check_wish, method_of
+from eigencache.methods import Method, check_prompts, check_wish, method_of
 from eigencache.plan import Plan
 
 # How many calibration prompts judge plans that are not fitted in closed loop, at most.
@@ -45,8 +45,9 @@ def calibrate(
             `{"prompt": "make it rain", "image": image}`. 8 to 32 suffice; none should be used to
             judge the result.
         full_steps: how many of the steps are computed in full. State this or `psnr`.
-        psnr: a quality in dB; the plan has as few full steps as are predicted to give it. The last
-            prompts, half of them and 16 at most, judge; they are kept from the closed loop's fit.
+        psnr: a quality in dB; the plan has as few full steps as are predicted to give it, of the
+            numbers that the method can have. The last prompts, half of them and 16 at most, judge;
+            they are kept from the closed loop's fit. Of a formula, which is not fitted, all do.
         method: a name of `eigencache.METHODS`.
         options: of the method, such as `{"order": 2}`; `METHODS[method].options` names them.
         tap: where features are taken, of `eigencache.plan.TAPS`; by default the method's.
@@ -68,11 +69,7 @@ def calibrate(
     check_wish(chosen, full_steps, psnr, tap, options)
     calls = calls_of(prompts)
     check_arguments(pipe, calls, arguments)
-    loop = chosen.parts(1, **options).closed_loop
-    if loop:
-        loop.judges(len(calls))
-    if psnr is not None and len(calls) < 2:
-        raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
+    check_prompts(chosen, len(calls), psnr, options)
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
 
@@ -80,7 +77,7 @@ def calibrate(
 def plan_with(
     calibration: Calibration, method: Method, full_steps: int | None = None, *,
     psnr: float | None = None, options: Mapping[str, Any] | None = None, tap: str | None = None,
-    kernel: Kernel | None = None,
+    kernel: Kernel | None = None, report: Callable[[str], None] = lambda line: None,
 ) -> Plan:  # fmt: skip
     """Return the plan of a method for a budget or a quality, as `calibrate` does.
 
@@ -89,13 +86,14 @@ def plan_with(
         method: of `eigencache.METHODS`.
         full_steps, psnr, options, tap: as for `calibrate`.
         kernel: of the kind that the method wants; by default that of the calls.
+        report: called with one line about each plan that is tried on the pipeline.
 
     Raises:
         ValueError, PlanError: as `calibrate` says.
     """
     options = dict(options or {})
     if method.closed_loop:
-        maker = ClosedLoopMaker(calibration, method, options, kernel)
+        maker = ClosedLoopMaker(calibration, method, options, kernel, report)
         return maker.cheapest(psnr) if full_steps is None else maker.plan(full_steps)  # type: ignore[arg-type]
     used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
 
@@ -105,6 +103,12 @@ def plan_with(
 
     if full_steps is not None:
         return open_loop(full_steps)
-    judge = calibration.judge(min(JUDGES, len(calibration.calls) // 2))
-    budgets = range(FEWEST, len(used.timesteps) + 1)
-    return cheapest(lambda budget: with_prediction(open_loop(budget), judge), psnr or 0.0, budgets)
+    count = len(calibration.calls)
+    judge = calibration.judge(min(JUDGES, count // 2 if method.needs_kernel else count))
+
+    def judged(budget: int) -> Plan:
+        plan = with_prediction(open_loop(budget), judge)
+        report(f"{budget} full steps {list(plan.full_steps)}: {plan.predictions}")
+        return plan
+
+    return cheapest(judged, psnr or 0.0, method.budgets(len(used.timesteps), **options))

@@ -84,6 +84,12 @@ def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
         return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+def pictures_of(made: Any) -> Any:
+    """Return the images or videos in what a pipeline returned; None if it has neither."""
+    names = ("images", "image", "frames")  # of Kandinsky 5 the second
+    return next((getattr(made, name) for name in names if hasattr(made, name)), None)
+
+
 def sample_of(result: Any) -> torch.Tensor:
     """Return the latents in what a scheduler's `step` returned."""
     return result[0] if isinstance(result, tuple) else result.prev_sample

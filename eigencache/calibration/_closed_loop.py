@@ -7,7 +7,7 @@ from eigencache.calibration._calibration import Calibration
 from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.closed_loop import ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
-from eigencache.methods import FEWEST, Method
+from eigencache.methods import Method
 from eigencache.plan import Plan
 
 
@@ -65,6 +65,6 @@ class ClosedLoopMaker:
         """Return the plan of the fewest full steps that is predicted to give `psnr` dB.
 
         Raises:
-            ValueError: not even with every step full would it.
+            ValueError: none that skips a step is.
         """
-        return cheapest(self.plan, psnr, range(FEWEST, len(self.runs) + 1))
+        return cheapest(self.plan, psnr, self.method.budgets(len(self.runs), **self.options))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration._calls import output_as, quiet, seeded
+from eigencache.calibration._calls import output_as, pictures_of, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 
@@ -34,11 +34,15 @@ class Judge:
 
         It is nan if the pipeline makes neither images nor frames.
         """
+        found = self.each(plan)
+        return float(np.mean(found)) if found else float("nan")
+
+    def each(self, plan: Plan) -> list[float]:
+        """Return the PSNR of each call's images; none of what is no picture."""
         with cached(self.pipe, plan):
             made = self._images()
         pairs = zip(made, self._full, strict=True)
-        found = [psnr(a, b) for a, b in pairs if a is not None and b is not None]
-        return float(np.mean(found)) if found else float("nan")
+        return [psnr(a, b) for a, b in pairs if a is not None and b is not None]
 
     @cached_property
     def _full(self) -> list:
@@ -54,12 +58,11 @@ def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | Non
     kind = output_as(pipe, "np")
     with seeded(seed):
         made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
-    for name in ("images", "frames"):
-        if hasattr(made, name):
-            found = getattr(made, name)
-            levels = np.asarray(found[0] if isinstance(found, list) else found)
-            return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
-    return None
+    found = pictures_of(made)
+    if found is None:
+        return None
+    levels = np.asarray(found[0] if isinstance(found, list) else found)
+    return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
@@ -82,19 +85,28 @@ def cheapest(plan_of: Callable[[int], Plan], quality: float, budgets: Sequence[i
         budgets: the numbers of full steps to choose from, ascending; quality must rise with them.
 
     Raises:
-        ValueError: not even the largest budget is predicted to reach the quality.
+        ValueError: not even the largest budget is predicted to reach the quality; there is none;
+            or no PSNR can be predicted, because the pipeline makes neither images nor frames.
     """
+    if not budgets:
+        raise ValueError("psnr: with so few sampler steps there is none to skip")
     plans, position, short = {}, 0, -1
 
     def reaches(i: int) -> bool:
         plans[i] = plan_of(budgets[i])
+        if np.isnan(plans[i].predicted_psnr):
+            raise ValueError(
+                "psnr: the pipeline makes neither images nor frames, which alone have a PSNR; "
+                "state full_steps"
+            )
         return plans[i].predicted_psnr >= quality
 
     while not reaches(position):  # cheap plans first: designing a plan costs as sampling by it
         if position == len(budgets) - 1:
             raise ValueError(
                 f"psnr: {quality:g} dB is out of reach: {budgets[-1]} full steps are predicted "
-                f"to give {plans[position].predicted_psnr:.1f} dB; ask for less"
+                f"to give {plans[position].predicted_psnr:.1f} dB, and more are no choice; ask for "
+                "less, or sample without a cache"
             )
         wanted = max(budgets[position] + 1, round(budgets[position] * GROWTH))
         short = position

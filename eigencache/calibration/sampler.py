@@ -16,7 +16,7 @@ from PIL import Image
 
 from eigencache._device import default_device
 from eigencache._upstream import device_of, parts_needed
-from eigencache.calibration._calls import output_as, quiet, seeded
+from eigencache.calibration._calls import output_as, pictures_of, quiet, seeded
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 from eigencache.sharing import is_hub_id
@@ -185,11 +185,10 @@ def frames_of(made: Any) -> list[Image.Image]:
     Raises:
         ValueError: it has neither images nor frames.
     """
-    for name in ("images", "frames"):
-        if hasattr(made, name):
-            first = getattr(made, name)[0]
-            return [_pil(frame) for frame in (first if _is_many(first) else [first])]
-    raise ValueError(f"{type(made).__name__} has neither images nor frames")
+    found = pictures_of(made)
+    if found is None:
+        raise ValueError(f"{type(made).__name__} has neither images nor frames")
+    return [_pil(frame) for frame in (found[0] if _is_many(found[0]) else [found[0]])]
 
 
 def _is_many(made: Any) -> bool:

@@ -21,7 +21,7 @@ from eigencache.commands._common import (
     parsed_options,
 )
 from eigencache.kernel import Kernel
-from eigencache.methods import Method, check_wish, method_of
+from eigencache.methods import Method, check_prompts, check_wish, method_of
 from eigencache.plan import Plan, remembered
 from eigencache.sharing import load_kernel
 
@@ -96,9 +96,7 @@ def _with_model(
             "kernels do not; calibrate again"
         )
     calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
-    loop = method.parts(1, **options).closed_loop
-    if loop:
-        loop.judges(len(calls))
+    check_prompts(method, len(calls), arguments.psnr, options)
 
     from eigencache.calibration import Calibration, plan_with
     from eigencache.commands.prompts import opened

@@ -49,6 +49,10 @@ examples:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --full-steps 9 \\
       --out images
 
+  with as few full steps as a built-in plan is found to need for 40 dB:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --psnr 40 \\
+      --out images
+
   by a method that needs no kernel, on two GPUs:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --steps 50 \\
       --method HiCache --interval 5 --option order=2 --option scale=0.6 --gpus 0,1 --out images
@@ -78,6 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many steps are computed in full; without a method or kernel, by a built-in plan",
     )
+    method.add_argument(
+        "--psnr", type=float, metavar="DB",
+        help="in place of all these, by a built-in plan: a quality in dB to reach; a probe of the "
+        "first prompt, with other noise, finds how many full steps it takes",
+    )  # fmt: skip
     method.add_argument(
         "--interval", type=int, metavar="N", help="or: one full step in every N, after the first"
     )
@@ -166,14 +175,22 @@ def _request(
     budget = {k: getattr(arguments, k) for k in ("full_steps", "interval")}
     budget = {k: value for k, value in budget.items() if value is not None}
     if arguments.method is None:
-        built_in = arguments.full_steps is not None and plan is None and kernel is None
+        built_in = _is_built_in(arguments) and plan is None and kernel is None
+        if arguments.psnr is not None and not built_in:
+            raise ValueError("--psnr is for built-in plans: leave out --plan and --kernel")
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
             if getattr(arguments, flag) and not (built_in and flag == "full_steps"):
                 name = "option" if flag == "options" else flag.replace("_", "-")
                 raise ValueError(f"--{name}: state the --method too")
         if built_in:
-            return {"built in": Budget(arguments.full_steps).full_steps}
+            wish = Budget(arguments.full_steps, psnr=arguments.psnr)
+            return {"built in": wish.full_steps} if wish.full_steps else {"psnr": wish.psnr}
         return {"plan": plan.digest if plan else None}
+    if arguments.psnr is not None:
+        raise ValueError(
+            "--psnr with a --method: its plans are judged by calibration prompts; make one with "
+            "`eigencache plan --psnr` and state it by --plan"
+        )
     if plan:
         raise ValueError("state either --plan or --method, not both")
     method, options = method_of(arguments.method), parsed_options(arguments.options)
@@ -201,12 +218,21 @@ def _request(
     }  # fmt: skip
 
 
+def _is_built_in(arguments: argparse.Namespace) -> bool:
+    """Return whether a command line without a method or plan asks for a built-in plan."""
+    return arguments.full_steps is not None or arguments.psnr is not None
+
+
 def _plan_of(
     arguments: argparse.Namespace, kernel: Kernel | None, pipe: Any, call: Mapping[str, Any]
 ) -> Plan:
     """Return the plan of the method, for the timesteps that the pipeline takes in a call."""
     from eigencache.calibration.recording import timesteps_of
 
+    if arguments.psnr is not None:
+        from eigencache.calibration.probe import probe
+
+        return probe(pipe, call, arguments.psnr)
     timesteps = timesteps_of(pipe, call)
     if arguments.method is None:
         from eigencache.runtime._built_in import built_in_plan
@@ -300,7 +326,7 @@ def _sample(
     from eigencache.commands.prompts import opened
 
     pipe = loaded(arguments, calls, shared, dtype_of(arguments, source))
-    if arguments.method or arguments.full_steps is not None:
+    if arguments.method or _is_built_in(arguments):
         plan = _plan_of(arguments, kernel, pipe, {**shared, **opened(calls[0])})
     names = ("eigencache", "torch", "diffusers", "transformers")
     versions = {"python": platform.python_version()} | {k: metadata.version(k) for k in names}

@@ -54,7 +54,7 @@ from eigencache._upstream import (
     offloading_of,
 )
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import ATTACHED, Driver, Policy, check_no_cache
+from eigencache.runtime._driver import ATTACHED, DRIVER, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
@@ -64,7 +64,7 @@ from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
 
-_STEP_HOOK, _DRIVER = "eigencache_step", "_eigencache_driver"
+_STEP_HOOK = "eigencache_step"
 
 
 class _StepHook(Hook):
@@ -170,7 +170,7 @@ def transformer_of(model: Any) -> nn.Module:
 
 def enable_cache(
     model: Any, plan: Plan | None = None, anchor_device: str | torch.device | None = None, *,
-    full_steps: int | None = None, speedup: float | None = None,
+    full_steps: int | None = None, speedup: float | None = None, psnr: float | None = None,
 ) -> CacheStats:  # fmt: skip
     """Make a diffusers pipeline sample by a plan, or by a built-in one, until `disable_cache`.
 
@@ -179,32 +179,41 @@ def enable_cache(
 
     Args:
         model: a diffusers pipeline; or a bare transformer, which is called without one.
-        plan: what to sample by. In its place, state one of the next two for a built-in plan, which
-            is designed when an image begins, for the steps that its sampler takes
+        plan: what to sample by. In its place, state one of the last three for a built-in plan,
+            which is designed when an image begins, for the steps that its sampler takes
             (`eigencache.built_in`). Nothing is calibrated for it.
         anchor_device: where features of full steps are kept; by default where they are made.
         full_steps: how many steps are computed in full.
         speedup: how many times fewer steps are computed in full than the sampler takes, at least.
+        psnr: a quality in dB to the images of full runs. The first call is preceded by a probe
+            with its arguments (`eigencache.calibration.probe`), which takes as long as some four
+            images in full and is announced by one line of the logger "eigencache". It finds how
+            many full steps are needed; later calls, with other arguments too, keep this number.
 
     Returns:
         Counts and times of full and skipped steps, which grow as images are made.
 
     Raises:
-        ValueError: not just one of `plan`, `full_steps` and `speedup` is stated, or it is out of
-            range; the pipeline has no scheduler, or no network that has what the plan's tap
+        ValueError: not just one of `plan`, `full_steps`, `speedup` and `psnr` is stated, or it is
+            out of range; the pipeline has no scheduler, or no network that has what the plan's tap
             needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
             compiled in a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one; or
             there is no built-in plan for the scheduler.
+
+    With `psnr`, the first call of the pipeline raises a ValueError if no plan that skips a step is
+    predicted to reach it, or the pipeline makes neither images nor frames.
     """
     device = None if anchor_device is None else torch.device(anchor_device)
     if plan is None:
         # By name: jobs of the workflow sample by plans, and need not run again where built-in plans
         # change (`reproduction.provenance.code` follows import statements).
         built_in = importlib.import_module("eigencache.runtime._built_in")
-        budget = built_in.Budget(full_steps, speedup)
-    elif not (full_steps is None and speedup is None):
-        raise ValueError("state a plan, or full_steps or speedup for a built-in one, not both")
+        budget = built_in.Budget(full_steps, speedup, psnr)
+    elif (full_steps, speedup, psnr) != (None, None, None):
+        raise ValueError(
+            "state a plan, or full_steps, speedup or psnr for a built-in one, not both"
+        )
     if isinstance(model, nn.Module):
         if plan is None:
             raise ValueError(
@@ -216,7 +225,7 @@ def enable_cache(
         raise ValueError(
             f"{type(model).__name__} is not a diffusers pipeline, nor a transformer of one"
         )
-    if model.__dict__.get(_DRIVER):
+    if model.__dict__.get(DRIVER):
         raise ValueError("a cache is already enabled on this pipeline: disable it first")
     scheduler = getattr(model, "scheduler", None)
     if plan is not None:
@@ -245,10 +254,11 @@ def enable_cache(
         name = next(k for k, part in model.components.items() if part is transformer)
         inspection = Inspection(transformer, plan.tap, pairs)
         policy = InnerPolicy(plan, call, transformer, name, inspection)
-    driver = Driver(model, policy, stats)
+    kind = Driver if psnr is None else built_in.ProbingDriver
+    driver = kind(model, policy, stats)
     driver.attach()
     _register(pairs)
-    model.__dict__[_DRIVER] = driver
+    model.__dict__[DRIVER] = driver
     return stats
 
 
@@ -349,7 +359,7 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         model: the pipeline or the bare transformer that it was called with.
     """
     if not isinstance(model, nn.Module):
-        driver = model.__dict__.pop(_DRIVER, None)
+        driver = model.__dict__.pop(DRIVER, None)
         if driver is None:
             return
         driver.detach()
@@ -370,7 +380,7 @@ def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
     plans that recompute tokens what these need. It is largest between two steps.
     """
     if not isinstance(model, nn.Module):
-        driver = model.__dict__.get(_DRIVER)
+        driver = model.__dict__.get(DRIVER)
         kept: Any = driver.policy.held() if driver else ()
     else:
         hook = hook_of(model, _STEP_HOOK)
@@ -401,13 +411,13 @@ def _offloading_apart(transformer: nn.Module) -> Iterator[None]:
 def cached(
     model: DiffusionPipeline | nn.Module, plan: Plan | None = None,
     anchor_device: str | torch.device | None = None, *, full_steps: int | None = None,
-    speedup: float | None = None,
+    speedup: float | None = None, psnr: float | None = None,
 ) -> Iterator[CacheStats]:  # fmt: skip
     """Sample by a plan, or by a built-in one, inside a `with` block.
 
     Args:
         model: a diffusers pipeline or a bare transformer, as for `enable_cache`.
-        plan, full_steps, speedup: what to sample by: just one of them, as for `enable_cache`.
+        plan, full_steps, speedup, psnr: what to sample by: just one, as for `enable_cache`.
         anchor_device: where features of full steps are kept; by default where they are made.
 
     Yields:
@@ -418,7 +428,9 @@ def cached(
         PlanError: the plan is of another model; or, when the pipeline is called in the block, of
             other timesteps.
     """
-    stats = enable_cache(model, plan, anchor_device, full_steps=full_steps, speedup=speedup)
+    stats = enable_cache(
+        model, plan, anchor_device, full_steps=full_steps, speedup=speedup, psnr=psnr
+    )
     try:
         yield stats
     finally:

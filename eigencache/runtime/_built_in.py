@@ -1,7 +1,11 @@
 """Sampling by a built-in plan, which is designed when an image begins."""
 
+import functools
+import importlib
+import inspect
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +13,8 @@ import torch
 
 from eigencache.built_in import KINDS, Budget, Design, fitting, sources
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import StepCall
-from eigencache.runtime._policies import OutputPolicy
+from eigencache.runtime._driver import DRIVER, Driver, StepCall
+from eigencache.runtime._policies import OutputPolicy, check_guidance
 from eigencache.runtime.stats import CacheStats
 
 # Schedulers that the built-in plans are not for, by a part of their class's name, and why.
@@ -143,13 +147,17 @@ class BuiltInPolicy(OutputPolicy):
     the step is computed, and the plan made anew from there.
 
     Args:
-        budget: how many steps are computed.
+        budget: how many steps are computed; of a quality, what a probe has found.
         stats: told of the plan.
         anchor_device: as for `OutputPolicy`.
         leader: of the copy of a scheduler, whose steps are full where the leader's are.
+
+    Attributes:
+        probed: the plan that a probe has found for a quality, which predicts it.
     """
 
     plan: Plan | None  # type: ignore[assignment]  # of the present image
+    probed: Plan | None = None
 
     def __init__(
         self, budget: Budget, stats: CacheStats, anchor_device: torch.device | None = None,
@@ -178,11 +186,37 @@ class BuiltInPolicy(OutputPolicy):
         self.key = (kind, *levels, *timesteps)
         if self.key not in self.designs:
             design = Design(kind, levels, timesteps)
-            full_steps = full_steps_of(self.budget, len(timesteps), warn=not self.told)
+            full_steps = full_steps_of(self._budget(timesteps), len(timesteps), not self.told)
             self.told = True
-            self.designs[self.key] = design, design.plan(full_steps)
-        self.follow(self.designs[self.key][1])
-        self.stats.plan = self.plan
+            plan = design.plan(full_steps)
+            if self.probed and np.array_equal(self.probed.timesteps, timesteps):
+                plan = replace(
+                    plan, predicted_psnr=self.probed.predicted_psnr, arguments=self.probed.arguments
+                )
+            self.designs[self.key] = design, plan
+        plan = self.designs[self.key][1]
+        check_guidance(plan, pipe)
+        self.follow(plan)
+        self.stats.follow(plan)
+
+    def _budget(self, timesteps: np.ndarray) -> Budget:
+        """Return how many steps are computed; warn where this was found for other timesteps."""
+        if self.budget.psnr is None:
+            return self.budget
+        if self.probed is None:
+            raise PlanError(
+                "psnr: only a call of the pipeline itself can be probed, not a loop by hand: state "
+                "full_steps"
+            )
+        count = int(self.probed.full.sum())
+        if not np.array_equal(self.probed.timesteps, timesteps):
+            warnings.warn(
+                f"psnr={self.budget.psnr:g}: it was found to take {count} full steps of "
+                f"{len(self.probed)}. This image has other timesteps, {len(timesteps)}: as many "
+                "are computed, but its quality is not known; enable the cache anew to find it",
+                PlanWarning, stacklevel=2,
+            )  # fmt: skip
+        return Budget(count)
 
     def computes(self, step: int) -> bool:
         if self.plan is None:  # before the first step ends
@@ -205,3 +239,51 @@ class BuiltInPolicy(OutputPolicy):
 
     def sibling(self) -> OutputPolicy:
         return BuiltInPolicy(self.budget, self.stats, self.anchor_device, self.leader or self)
+
+
+class ProbingDriver(Driver):
+    """The driver of a pipeline that is to be cached for a quality.
+
+    Its first call is preceded by a probe with the same arguments. Only the call knows them: while
+    it is waited for, the pipeline is of a class of the same name whose `__call__` comes here.
+    """
+
+    policy: BuiltInPolicy
+    _kind: type | None = None  # the pipeline's own class, while the call is waited for
+
+    def attach(self) -> None:
+        super().attach()
+        if self.policy.probed is None:
+            kind = self._kind = type(self.pipe)
+
+            @functools.wraps(kind.__call__)
+            def call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+                if pipe is self.pipe and self._kind:
+                    self._probe(kind, args, kwargs)
+                return kind.__call__(pipe, *args, **kwargs)
+
+            names = {n: getattr(kind, n) for n in ("__module__", "__qualname__", "__doc__")}
+            self.pipe.__class__ = type(kind.__name__, (kind,), names | {"__call__": call})
+
+    def detach(self) -> None:
+        super().detach()
+        if self._kind:
+            self.pipe.__class__, self._kind = self._kind, None
+
+    def _probe(self, kind: type, args: tuple, kwargs: dict) -> None:
+        """Find the budget for a call that is about to be made."""
+        signature = inspect.signature(kind.__call__)
+        call = signature.bind(self.pipe, *args, **kwargs).arguments
+        for name, parameter in [*signature.parameters.items()]:
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                call |= call.pop(name, {})
+        del call[next(iter(signature.parameters))]  # the pipeline itself
+        # By name, since calibration imports the runtime.
+        probing = importlib.import_module("eigencache.calibration.probe")
+        self.detach()
+        del self.pipe.__dict__[DRIVER]
+        try:
+            self.policy.probed = probing.probe(self.pipe, call, self.policy.budget.psnr)
+        finally:
+            self.attach()
+            self.pipe.__dict__[DRIVER] = self

@@ -37,7 +37,7 @@ from eigencache.plan import PlanError
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
-ATTACHED = "_eigencache"
+ATTACHED, DRIVER = "_eigencache", "_eigencache_driver"  # of a scheduler, and of a pipeline
 # Where a switch may be met on a module: offloading puts what it wraps in the second.
 _PLACES = ("forward", WRAPPED, COMPILED)
 

@@ -34,16 +34,24 @@ class CacheStats:
 
     def __init__(self, plan: Plan | None = None) -> None:
         self.full = self.skipped = 0
-        self.plan = plan
-        self.predicted_psnr = plan.predicted_psnr if plan else math.nan
-        self.predicted_error = plan.predicted_error if plan else math.nan
-        self._predictions = plan.predictions if plan else ""
+        self.follow(plan)
         self._first: float | torch.Event | None = None
         self._loop: Span | None = None
         self._device = torch.device("cpu")
         self._full: deque[Span] = deque(maxlen=KEPT)
         self._skipped: deque[Span] = deque(maxlen=KEPT)
         self._begun: tuple[deque[Span], float | torch.Event, torch.device] | None = None
+
+    def follow(self, plan: Plan | None) -> None:
+        """Be told what is sampled by from now on.
+
+        Args:
+            plan: None if that is not known yet.
+        """
+        self.plan = plan
+        self.predicted_psnr = plan.predicted_psnr if plan else math.nan
+        self.predicted_error = plan.predicted_error if plan else math.nan
+        self._predictions = plan.predictions if plan else ""
 
     @property
     def full_seconds(self) -> float:

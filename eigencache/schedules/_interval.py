@@ -43,13 +43,23 @@ class Interval:
         count = np.size(timesteps)
         if self.every is not None:
             return self._grid(count, self.every)
-        reached = {int(self._grid(count, n).sum()): n for n in range(count, 0, -1)}
+        reached = self.budgets(count)
         if self.full_steps not in reached:
             raise ValueError(
                 f"no interval gives {self.full_steps} full steps of {count} with the first "
-                f"{self.first} full; possible are {sorted(reached)}"
+                f"{self.first} full; possible are {[*reached]}"
             )
         return self._grid(count, reached[self.full_steps])
+
+    def budgets(self, count: int) -> dict[int, int]:
+        """Return the numbers of full steps of `count` that intervals give, each with its interval.
+
+        They ascend; of several intervals that give the same number it is the shortest.
+
+        Args:
+            count: of the sampler's steps.
+        """
+        return {int(self._grid(count, n).sum()): n for n in range(count, 0, -1)}
 
     def _grid(self, count: int, every: int) -> np.ndarray:
         steps = np.arange(count)

@@ -124,6 +124,9 @@ def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():
     [
         ({}, "just one of"),
         ({"full_steps": 9, "speedup": 5}, "just one of"),
+        ({"speedup": 5, "psnr": 30}, "just one of"),
+        ({"psnr": float("inf")}, "psnr must be a finite number above 0"),
+        ({"psnr": "good"}, "psnr must be a finite number"),
         ({"full_steps": 0}, "full_steps must be a whole number of at least 1"),
         ({"full_steps": 4.5}, "full_steps must be a whole number"),
         ({"speedup": 0.5}, "speedup must be a finite number of at least 1"),

@@ -68,6 +68,33 @@ def test_it_samples_or_says_why_not(name):
     check_same(case(0), run.result)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_it_samples_at_a_quality_or_says_why_not(name, caplog):
+    """The first call finds the budget, and gives the image that this budget gives."""
+    case = ZOO[name]()
+    plain, before, kind = case(0), kept(case), type(case.pipe)
+    try:
+        with eigencache.cached(case.pipe, psnr=20) as stats:
+            assert isinstance(case.pipe, kind) and type(case.pipe).__name__ == kind.__name__
+            first = case(0)
+            assert type(case.pipe) is kind
+            budget, computed = int(stats.plan.full.sum()), stats.full
+            assert stats.predicted_psnr >= 20 and "predicted PSNR" in str(stats)
+            case(1)
+    except PlanError as error:
+        assert "no built-in plan for" in str(error)
+        with pytest.raises(PlanError), eigencache.cached(case.pipe, full_steps=2):
+            case(0)
+    else:
+        (said,) = [r.getMessage() for r in caplog.records if r.name == "eigencache"]
+        assert said.startswith("psnr=20: ")
+        with eigencache.cached(case.pipe, full_steps=budget) as stats:
+            check_same(case(0), first)
+            assert stats.full == computed
+    assert type(case.pipe) is kind and kept(case) == before
+    check_same(case(0), plain)
+
+
 @pytest.mark.parametrize("name", ["flux", "flux-unipc", "sd3-heun"])
 def test_with_every_step_full_nothing_changes(name):
     case = ZOO[name]()
@@ -138,6 +165,8 @@ def test_networks_without_a_scheduler_are_refused():
     [
         ({}, "just one of"),
         ({"full_steps": 4, "speedup": 2}, "just one of"),
+        ({"full_steps": 4, "psnr": 30}, "just one of"),
+        ({"psnr": -1}, "psnr must be"),
         ({"full_steps": 0}, "full_steps must be"),
         ({"speedup": 0}, "speedup must be"),
     ],
@@ -148,11 +177,9 @@ def test_what_is_stated_must_make_sense(stated, says):
         pass
 
 
-def test_a_plan_and_a_budget_are_one_too_many():
+@pytest.mark.parametrize("more", [{"full_steps": 2}, {"speedup": 2}, {"psnr": 30}])
+def test_a_plan_and_a_budget_are_one_too_many(more):
     case = ZOO["flux"]()
     plan = eigencache.Plan(np.ones(3, bool), np.zeros((3, 3)), np.arange(3.0), "output")
-    with (
-        pytest.raises(ValueError, match="not both"),
-        eigencache.cached(case.pipe, plan, full_steps=2),
-    ):
+    with pytest.raises(ValueError, match="not both"), eigencache.cached(case.pipe, plan, **more):
         pass

@@ -16,6 +16,7 @@ from torch import nn
 
 import eigencache
 from eigencache.calibration import Calibration, calibrate
+from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import Kind, record_kernels
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
@@ -148,6 +149,42 @@ def test_a_quality_takes_as_few_steps_as_are_predicted_to_give_it(pipe):
     assert told.predicted_psnr == plan.predicted_psnr
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "wanted"),
+    [("TaylorSeer", {"order": 1}, 25), ("HiCache", {"order": 2}, 25), ("L2P", {}, 40)],
+)
+def test_a_quality_is_had_at_an_interval_too(pipe, method, options, wanted):
+    """It is the cheapest good one of those that the interval can give."""
+    arguments = {"method": method, "options": options, "tap": "output", **SMALL}
+    plan = calibrate(pipe, PROMPTS, psnr=wanted, **arguments)
+    budgets = METHODS[method].budgets(8, **options)
+    assert budgets == [3, 4, 5]  # and 8, which skips no step
+    count = len(plan.full_steps)
+    assert count in budgets and plan.predicted_psnr >= wanted
+    if count > budgets[0]:
+        less = calibrate(pipe, PROMPTS, budgets[budgets.index(count) - 1], **arguments)
+        seeds = [image_seed(7, i) for i in range(len(PROMPTS))]
+        judge = Judge(pipe, [SMALL | {"prompt": prompt} for prompt in PROMPTS], seeds)
+        assert judge.psnr(less) < wanted
+
+
+def test_a_formula_is_judged_by_all_prompts(pipe):
+    """It is not fitted on any, so one is enough."""
+    plan = calibrate(pipe, PROMPTS[:1], psnr=15, method="TaylorSeer", tap="output", **SMALL)
+    judge = Judge(pipe, [SMALL | {"prompt": PROMPTS[0]}], [image_seed(7, 0)])
+    assert plan.predicted_psnr == judge.psnr(plan)
+
+
+@pytest.mark.parametrize("method", ["FORA", "EigenCache-design", "EigenCache"])
+def test_a_quality_out_of_reach_is_an_error(pipe, method):
+    few = SMALL | {"num_inference_steps": 4}
+    options = {"rounds": 1, "held_out": 1} if method == "EigenCache" else {}
+    with pytest.raises(ValueError, match=r"psnr: 99 dB is out of reach: \d full steps are"):
+        calibrate(pipe, PROMPTS[:2], psnr=99, method=method, options=options, **few)
+    with pytest.raises(ValueError, match="so few sampler steps"):
+        calibrate(pipe, PROMPTS[:2], psnr=9, method="FORA", **few | {"num_inference_steps": 2})
+
+
 def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
     plan = calibrate(pipe, PROMPTS, 4, method="EigenCache", options={"held_out": 2}, **SMALL)
     assert len(plan.full_steps) == 4 and plan.predicted_psnr > 30
@@ -223,7 +260,6 @@ def test_a_kernel_of_50_steps_designs_for_28(pipe):
         ({"psnr": 50}, "state either full_steps"),
         ({"full_steps": 0}, "full_steps must be at least 1: 0"),
         ({"full_steps": None, "psnr": -1}, "psnr must be a finite number"),
-        ({"full_steps": None, "psnr": 50, "method": "FORA"}, "an interval does not give"),
         ({"full_steps": None, "psnr": 50, "prompts": ["a"]}, "state two at least"),
         ({"options": {"order": 2}}, r"unknown options \['order'\]"),
         ({"options": {"jitter": -1}}, "jitter must be"),

@@ -1,4 +1,4 @@
-"""A trained model samples nearer to its full run by a built-in plan than by fewer steps."""
+"""Built-in plans on a trained model: nearer to its full run than fewer steps; and for a quality."""
 
 import pytest
 import torch
@@ -7,8 +7,12 @@ from helpers import ROOT
 
 import eigencache
 from eigencache import built_in
+from eigencache.calibration.probe import IMAGES, SEED
+from eigencache.calibration.quality import Judge
+from eigencache.calibration.sampler import image_seed
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels
+from eigencache.plan import PlanError, PlanWarning
 
 PROMPTS = ["a red apple on a blue background", "a fox on a pink background"]
 SIZE = {"height": 64, "width": 64, "max_sequence_length": 16}
@@ -46,3 +50,97 @@ def test_it_beats_fewer_steps_without_the_models_own_kernel(
         cached = decibels(images(pipe, steps, **guided), full)
     assert (stats.full, stats.skipped) == (full_steps, steps - full_steps)
     assert cached > fewer + above
+
+
+# ---- A quality
+
+CALL = {"prompt": PROMPTS[0], "num_inference_steps": 12, **SIZE}
+
+
+def latents(pipe, *args, **changes):
+    arguments = {"num_inference_steps": 12, **SIZE, "output_type": "latent"} | changes
+    return pipe(*args or (PROMPTS[0],), **arguments).images
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
+
+
+def test_a_probe_finds_the_fewest_steps_that_give_a_quality(pipe, caplog):
+    with eigencache.cached(pipe, psnr=38) as stats:
+        first = latents(pipe, generator=seeded(1))
+        plan = stats.plan
+        assert stats.full == plan.full.sum() and stats.full + stats.skipped == 12
+        assert stats.predicted_psnr >= 38
+        latents(pipe, generator=seeded(2))
+        assert stats.full == 2 * plan.full.sum()
+    assert [r.name for r in caplog.records].count("eigencache") == 1  # for one probe
+    # What was predicted is what plans of so many steps and one less give in this call.
+    judge = Judge(pipe, [CALL] * IMAGES, [image_seed(SEED, i) for i in range(IMAGES)])
+    assert judge.psnr(plan) == pytest.approx(stats.predicted_psnr)
+    for less in range(2, int(plan.full.sum())):
+        with eigencache.cached(pipe, full_steps=less) as stats:
+            latents(pipe)
+        assert judge.psnr(stats.plan) < 38
+    with eigencache.cached(pipe, full_steps=int(plan.full.sum())):
+        assert torch.equal(latents(pipe, generator=seeded(1)), first)
+
+
+def test_a_probe_leaves_no_trace(pipe):
+    """Not on the noise that the caller draws from torch itself, nor on callbacks of the call."""
+    called = []
+
+    def ended(pipe, step, timestep, kept):
+        called.append(step)
+        return kept
+
+    images = []
+    for wish in ({"psnr": 20}, {"full_steps": 2}):
+        torch.manual_seed(3)
+        with eigencache.cached(pipe, **wish) as stats:
+            images.append(latents(pipe, callback_on_step_end=ended))
+        assert stats.full == 2
+    assert torch.equal(*images)
+    assert called == 2 * [*range(12)]
+
+
+def test_a_quality_out_of_reach_is_told_by_the_first_call_and_probed_again(pipe):
+    kind = type(pipe)
+    with eigencache.cached(pipe, psnr=99) as stats:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="psnr: 99 dB is out of reach: 3 full steps"):
+                latents(pipe, num_inference_steps=4)
+        with pytest.raises(TypeError, match="promtp"):
+            pipe(promtp="a fox")
+        assert stats.full == 0
+    assert type(pipe) is kind
+    latents(pipe, num_inference_steps=2)
+
+
+def test_a_quality_holds_for_what_was_probed(pipe):
+    guided = {"negative_prompt": "", "true_cfg_scale": 2.0}
+    with eigencache.cached(pipe, psnr=20) as stats:
+        latents(pipe, guidance_scale=1.0)
+        with pytest.warns(PlanWarning, match="made at guidance_scale 1, called with 2"):
+            latents(pipe, guidance_scale=2.0)
+        with pytest.warns(PlanWarning, match="This image has other timesteps, 14"):
+            latents(pipe, num_inference_steps=14, **guided)
+        assert stats.plan.full.sum() == 2 and torch.tensor(stats.predicted_psnr).isnan()
+
+
+def test_a_cache_that_waits_for_a_call_can_be_taken_off(pipe):
+    kind = type(pipe)
+    for _ in range(2):
+        eigencache.enable_cache(pipe, psnr=30)
+        with pytest.raises(ValueError, match="already enabled"):
+            eigencache.enable_cache(pipe, psnr=30)
+        eigencache.disable_cache(pipe)
+        assert type(pipe) is kind
+
+
+def test_a_loop_by_hand_cannot_be_probed(pipe):
+    with eigencache.cached(pipe, psnr=30):
+        scheduler = pipe.scheduler
+        scheduler.set_timesteps(4, mu=1.0)
+        with pytest.raises(PlanError, match="state full_steps"):
+            scheduler.step(torch.zeros(1, 4), scheduler.timesteps[0], torch.zeros(1, 4))

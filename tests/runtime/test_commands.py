@@ -122,6 +122,11 @@ def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
         "--prompts", CALIBRATION, "--num-prompts", 3, "--threads", 1, "--out", plan)  # fmt: skip
     assert Plan.load(plan).predicted_psnr >= 35
     assert "predicted PSNR" in capsys.readouterr().out
+    run("plan", "--kernel", made / "kernel.safetensors", "--psnr", 20, "--method", "TaylorSeer",
+        "--tap", "output", "--model", MODEL, "--prompts", CALIBRATION, "--num-prompts", 1,
+        "--threads", 1, "--out", plan)  # fmt: skip
+    at_interval = Plan.load(plan)
+    assert at_interval.predicted_psnr >= 20 and at_interval.method == "TaylorSeer"
 
 
 def test_the_closed_loop_is_tried_on_the_model(made, tmp_path):
@@ -164,6 +169,16 @@ def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
     (row,) = (json.loads(line) for line in (tmp_path / "images/records.jsonl").open())
     assert (row["full_steps"], row["built in"]) == (3, 3)
     assert row["steps"] > 3 and row["method"] == "EigenCache built in"
+
+
+def test_a_quality_alone_samples_by_the_built_in_plan_that_a_probe_finds(tmp_path, caplog):
+    sample(tmp_path / "good", "--psnr", 35, *SMALL)
+    assert [record.name for record in caplog.records].count("eigencache") == 1
+    rows = records(tmp_path / "good")
+    (count,) = {row["full_steps"] for row in rows}
+    assert 2 <= count < 8 and {row["psnr"] for row in rows} == {35}
+    sample(tmp_path / "same", "--full-steps", count, *SMALL)
+    assert [r["sha256"] for r in records(tmp_path / "same")] == [r["sha256"] for r in rows]
 
 
 def test_a_kernel_designs_for_other_steps(tmp_path, made):
@@ -303,7 +318,8 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["plan", "--full-steps", 4, "--option", "window=x"], "window must be a whole number"),
         (["plan", "--full-steps", 4, "--method", "EigenCache"], "state --model and --prompts"),
         (["plan", "--full-steps", 4, "--method", "EigenCache-published"], "calibrate one of that"),
-        (["plan", "--psnr", 50, "--method", "FORA"], "an interval does not give"),
+        (["plan", "--psnr", 50, "--method", "FORA"], "state --model and --prompts"),
+        (["plan", "--psnr", -50, "--method", "FORA"], "psnr must be a finite number"),
         (["calibrate", "--model", ROOT], "model_index.json.*FLUX.1-dev.*snakemake models/NAME"),
         (["calibrate", "--num-prompts", 0], "--num-prompts must be at least 1"),
         (["calibrate", "--steps", 0], "--steps must be above 0"),
@@ -320,6 +336,11 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["sample", "--interval", 4], "--interval: state the --method too"),
         (["sample", "--full-steps", 4, "--tap", "hidden"], "--tap: state the --method too"),
         (["sample", "--full-steps", 4, "--plan", "PLAN"], "--full-steps: state the --method too"),
+        (["sample", "--psnr", 40, "--plan", "PLAN"], "--psnr is for built-in plans"),
+        (["sample", "--psnr", 40, "--full-steps", 4], "state just one of"),
+        (["sample", "--psnr", 40, "--interval", 4], "--interval: state the --method too"),
+        (["sample", "--psnr", 40, "--method", "FORA", "--interval", 4], "eigencache plan --psnr"),
+        (["sample", "--psnr", -1], "psnr must be a finite number above 0"),
         (["sample", "--full-steps", 0], "full_steps must be a whole number of at least 1"),
         (["sample", "--method", "FORA"], "state either --full-steps or --interval"),
         (["sample", "--method", "FORA", "--full-steps", 4, "--interval", 2], "state either"),

@@ -49,6 +49,26 @@ def test_cheap_plans_are_tried_first():
     assert max(planner.made) <= 7
 
 
+def test_what_is_no_picture_has_no_quality():
+    with pytest.raises(ValueError, match="neither images nor frames"):
+        cheapest(Planner(lambda budget: np.nan), 30, BUDGETS)
+
+
+@pytest.mark.parametrize(("steps", "first"), [(50, 3), (28, 3), (20, 1), (4, 3), (2, 3)])
+def test_an_interval_has_the_budgets_that_its_plans_have(steps, first):
+    """Each is met by a plan, and no other number is."""
+    timesteps = flow_timesteps(steps)
+    budgets = METHODS["TaylorSeer"].budgets(steps, first=first)
+    for budget in range(FEWEST, steps):
+        if budget in budgets:
+            plan = METHODS["TaylorSeer"].plan(budget, timesteps, first=first)
+            assert plan.full.sum() == budget
+        else:
+            with pytest.raises(ValueError, match="no interval gives"):
+                METHODS["TaylorSeer"].plan(budget, timesteps, first=first)
+    assert METHODS["EigenCache"].budgets(steps) == list(range(FEWEST, steps))
+
+
 def test_a_plan_says_nothing_of_its_quality_unless_asked():
     assert np.isnan(METHODS["FORA"].plan(9, TIMESTEPS).predicted_psnr)
 

@@ -106,6 +106,30 @@ def test_any_run_of_a_known_budget_can_be_a_reference(config):
     assert not any("50dB" in run for run in ours.runs)
 
 
+def test_any_method_with_plans_can_be_asked_for_quality(config):
+    """Such plans are tried on the network, so their jobs are those that lease a GPU."""
+    names = ("EigenCache", "EigenCache-design", "FORA")
+    config["methods"] = {n: {"method": n} for n in names} | {
+        f"{n}-40dB": {"method": n, "psnr": 40} for n in names
+    }
+    ours = experiment(config)
+    bounded = [f"{n}-40dB" for n in names]
+    assert ours.bounded == bounded and ours.refined == ["EigenCache", *bounded]
+    assert [k for k in ours.planned if ours.is_closed(k)] == ["EigenCache", "EigenCache-40dB"]
+    assert ours.plans("FORA-40dB") == ["results/emoji-flux/plans/FORA-40dB/psnr.safetensors"]
+    for label in bounded:
+        assert ours.groups[label] == [label] and ours.budgets(label) == []
+
+
+def test_a_quality_needs_prompts_to_judge_by(config):
+    config["methods"] = {"d": {"method": "EigenCache-design", "psnr": 40}}
+    config["calibration"]["num_prompts"] = 1
+    with pytest.raises(ConfigError, match=r"methods\.d\.psnr: prompts to judge the psnr by"):
+        experiment(config)
+    config["methods"] = {"d": {"method": "FORA", "psnr": 40}}  # a formula is not fitted
+    experiment(config)
+
+
 def test_a_metric_names_the_models_it_needs(config):
     config["metrics"] = ["psnr", "clip_score", "image_reward"]
     assert experiment(config).metrics == {
@@ -164,7 +188,7 @@ MISTAKES = [
     ),
     ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
     ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
-    ("methods/FORA/psnr", 40, "methods.FORA.psnr: only methods with a closed loop"),
+    ("methods/fewer-steps/psnr", 40, "methods.fewer-steps.psnr: fewer-steps makes no plans"),
     ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
     ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 24"),
     ("experiment", "..", "experiment: '..' is not allowed"),

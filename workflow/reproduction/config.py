@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from eigencache.commands.prompts import described, images_of, read_calls
-from eigencache.methods import METHODS
+from eigencache.methods import METHODS, check_prompts
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
 from reproduction.prompts import file_of, refuse_overlap
@@ -152,7 +152,7 @@ class MethodSpec(_Part):
     tap: Tap | None = None
     """Where features are taken; by default where the method takes them."""
     psnr: Annotated[float, Field(gt=0, le=100)] | None = None
-    """The quality, in dB, to reach in place of the budgets; for methods with a closed loop."""
+    """The quality, in dB, to reach in place of the budgets, with as few full steps as do."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -171,8 +171,8 @@ class MethodSpec(_Part):
             raise fault("tap", f"{name} has no such option; it caches nothing")
         if self.tap and method and (method.closed_loop or method.gate or method.refresh):
             raise fault("tap", f"{name} has no such option; its tap is {method.tap!r}")
-        if self.psnr is not None and not (method and method.closed_loop):
-            raise fault("psnr", "only methods with a closed loop can be asked for quality")
+        if self.psnr is not None and not method:
+            raise fault("psnr", f"{name} makes no plans that could be judged; state budgets")
         allowed = [*method.options] if method else []
         for key, value in self.options.items():
             if not method or key not in allowed:
@@ -490,10 +490,10 @@ class Config(_Part):
                 continue
             parts = METHODS[spec.method].parts(1, **spec.options)
             try:
-                if parts.closed_loop:
-                    parts.closed_loop.judges(count)
+                check_prompts(METHODS[spec.method], count, spec.psnr, spec.options)
             except ValueError as error:
-                raise fault(f"methods.{label}.held_out", str(error)) from error
+                key = "held_out" if parts.closed_loop else "psnr"
+                raise fault(f"methods.{label}.{key}", str(error)) from error
             runs = (parts.use and parts.use.runs) or 0
             if runs > count:
                 raise fault(

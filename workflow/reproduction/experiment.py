@@ -64,8 +64,12 @@ class Experiment:
 
     @property
     def refined(self) -> list[str]:
-        """The labels whose plans are fitted in closed loop, with the network."""
-        return [k for k in self.planned if METHODS[self.spec(k)["method"]].closed_loop]
+        """The labels whose plans take the network: in closed loop, or for a quality."""
+        return [k for k in self.planned if k in self.bounded or self.is_closed(k)]
+
+    def is_closed(self, label: str) -> bool:
+        """Return whether the plans of a planned label are fitted in closed loop."""
+        return METHODS[self.spec(label)["method"]].closed_loop is not None
 
     @property
     def bounded(self) -> list[str]:
@@ -95,8 +99,8 @@ class Experiment:
     def groups(self) -> dict[str, list[str]]:
         """The labels that a job samples together, by the first of them, which names the group.
 
-        No group waits for plans that only some of its labels need, and a label whose plans are
-        fitted in closed loop, which takes longest, has a group of its own.
+        No group waits for plans that only some of its labels need, and a label whose plans take
+        the network, which takes longest, has a group of its own.
         """
         planned, refined = self.planned, self.refined
         plain = [label for label in self.labels if label not in planned]

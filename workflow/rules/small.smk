@@ -73,3 +73,37 @@ rule built_in_benchmark:
     shell:
         "PYTHONPATH=.:$PYTHONPATH python benchmarks/built_in.py {output} {input.flux}"
         " {input.models} 2>&1 | tee {log}"
+
+
+rule quality_benchmark:
+    """Compare the quality that plans predict with what unseen images come to."""
+    input:
+        models=expand("results/train/small/{small}", small=SMALL),
+        flux="data/emoji-flux",
+        kernels="eigencache/built_in.safetensors",
+    output:
+        "results/train/quality.csv",
+    log:
+        "results/train/logs/quality_benchmark.log",
+    conda:
+        "../../envs/workflow.yaml"
+    shell:
+        "PYTHONPATH=.:$PYTHONPATH python benchmarks/quality.py {output} {input.models}"
+        " {input.flux} 2>&1 | tee {log}"
+
+
+rule figure_quality:
+    """Draw predicted against measured quality."""
+    input:
+        "data/benchmarks/quality.csv",
+    output:
+        "figures/benchmarks/quality.png",
+        "figures/benchmarks/quality.pdf",
+    log:
+        "results/train/logs/figure_quality.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    shell:
+        "python -m reproduction.figures.quality --table {input} --setting '50 sampler steps'"
+        " --out {output} 2>&1 | tee {log}"

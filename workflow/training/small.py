@@ -152,9 +152,9 @@ def transformer(channels: int, classes: int) -> nn.Module:
 
 @dataclass
 class Drawn(BaseOutput):
-    """What `ClassPipeline` returns: tensors `[N, C, H, W]`."""
+    """What `ClassPipeline` returns: tensors `[N, C, H, W]`, or pictures."""
 
-    images: torch.Tensor
+    images: torch.Tensor | np.ndarray
 
 
 class ClassPipeline(DiffusionPipeline):
@@ -185,7 +185,10 @@ class ClassPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None, return_dict: bool = True,
         output_type: str = "latent",
     ) -> Drawn | tuple[torch.Tensor]:  # fmt: skip
-        """Return samples of classes, with classifier-free guidance unless its scale is 1."""
+        """Return samples of classes, with classifier-free guidance unless its scale is 1.
+
+        They are pictures `[N, H, W, C]` from 0 to 1 if the output type is "np".
+        """
         self._guidance_scale, network = guidance_scale, self.transformer
         size, channels = network.config.sample_size, network.config.in_channels
         labels = torch.tensor(class_labels, device=self.device)
@@ -206,6 +209,8 @@ class ClassPipeline(DiffusionPipeline):
                 with_class, without = both.chunk(2)
                 output = without + guidance_scale * (with_class - without)
             sample = self.scheduler.step(output, timestep, sample, return_dict=False)[0]
+        if output_type == "np":
+            sample = (sample.clamp(-1, 1).permute(0, 2, 3, 1).cpu().numpy() + 1) / 2
         return Drawn(sample) if return_dict else (sample,)
 
     def predict(

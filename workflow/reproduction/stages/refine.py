@@ -1,6 +1,7 @@
-"""Refine: fit the plans of one method with the pipeline in the loop.
+"""Refine: make the plans of one method with the pipeline.
 
-One plan for each budget, or the cheapest plan for a quality (`psnr` in dB among the options).
+One plan for each budget, fitted in closed loop; or the cheapest plan of any method for a quality
+(`psnr` in dB among the options).
 """
 
 import argparse
@@ -9,26 +10,33 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eigencache.calibration import Calibration, ClosedLoopMaker
+from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with
 from eigencache.commands.prompts import opened, read_calls
 from eigencache.kernel import Kernel
-from eigencache.methods import METHODS
+from eigencache.methods import METHODS, check_prompts
 from reproduction.models.pipeline import add_pipeline, loaded
 
 
 def main(arguments: argparse.Namespace) -> None:
     spec = json.loads(arguments.method)
     method, kernel = METHODS[spec.pop("method")], Kernel.load(arguments.kernel)
-    quality = spec.pop("psnr", None)
+    quality, tap = spec.pop("psnr", None), spec.pop("tap", None)
     calls = read_calls(arguments.prompts, arguments.num_prompts)
-    method.parts(1, **spec).closed_loop.judges(len(calls))  # before loading
+    check_prompts(method, len(calls), quality, spec)  # before loading
     pipe = loaded(arguments, calls)
     calls = [opened(call) for call in calls]
     calibration = Calibration(pipe, calls, arguments.arguments, arguments.seed)
+    paths = [Path(path) for path in arguments.plans]
+    if quality is not None:
+        plan = plan_with(
+            calibration, method, psnr=quality, options=spec, tap=tap, kernel=kernel,
+            report=tqdm.write,
+        )  # fmt: skip
+        plan.save(paths[0])
+        return
     maker = ClosedLoopMaker(calibration, method, spec, kernel, report=tqdm.write)
-    for path in tqdm([Path(path) for path in arguments.plans], desc="refine", unit="plan"):
-        plan = maker.plan(int(path.stem)) if quality is None else maker.cheapest(quality)
-        plan.save(path)
+    for path in tqdm(paths, desc="refine", unit="plan"):
+        maker.plan(int(path.stem)).save(path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""The job that makes plans with the pipeline: for a quality, of any method."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from helpers import ROOT
+
+from eigencache.calibration import Calibration, calibrate
+from eigencache.calibration.recording import Kind
+from eigencache.calibration.sampler import load_pipeline
+from eigencache.commands.prompts import read_calls
+from eigencache.plan import Plan
+from reproduction.stages import refine as stage
+
+ARGUMENTS = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
+PROMPTS = ROOT / "data/prompts/emoji-calibration.txt"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    torch.set_num_threads(1)
+    return load_pipeline(ROOT / "data/emoji-flux", "float32")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": "TaylorSeer", "psnr": 20, "tap": "output", "order": 1},
+        {"method": "FORA", "psnr": 15},
+        {"method": "EigenCache-design", "psnr": 25, "window": 3},
+        {"method": "EigenCache", "psnr": 25, "rounds": 1},
+    ],
+    ids=lambda spec: spec["method"],
+)
+def test_the_plan_for_a_quality_is_that_of_calibrate(pipe, tmp_path, monkeypatch, spec):
+    monkeypatch.setattr(stage, "loaded", lambda arguments, calls: pipe)
+    calls = read_calls(PROMPTS, 2)
+    kernel = Calibration(pipe, calls, ARGUMENTS, 7).kernel(Kind("output", "full", "second-moment"))
+    kernel.save(tmp_path / "kernel.safetensors")
+    stage.main(
+        argparse.Namespace(
+            method=json.dumps(spec), kernel=tmp_path / "kernel.safetensors", prompts=PROMPTS,
+            num_prompts=2, seed=7, arguments=ARGUMENTS, plans=[tmp_path / "psnr.safetensors"],
+        )
+    )  # fmt: skip
+    made = Plan.load(tmp_path / "psnr.safetensors")
+    method, psnr, tap = (spec.pop(name, None) for name in ("method", "psnr", "tap"))
+    own = calibrate(pipe, calls, psnr=psnr, method=method, options=spec, tap=tap, **ARGUMENTS)
+    assert made.predicted_psnr >= psnr and made.tap == own.tap
+    assert made.full_steps == own.full_steps and len(made.full_steps) < 6
+    if method != "EigenCache":  # whose own kernel is of the prompts that it is fitted on
+        assert made.predicted_psnr == pytest.approx(own.predicted_psnr, abs=0.05)
