@@ -120,6 +120,9 @@ def run(arguments: argparse.Namespace) -> None:
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
+    steps, wanted = shared.get(STEPS), arguments.full_steps or 0
+    if isinstance(steps, int) and wanted > 2 * steps:  # Heun's schedulers take two for one
+        raise ValueError(f"--full-steps {wanted}: an image takes {steps} steps only")
     about = {
         "model": arguments.model,
         "pipeline": arguments.pipeline,
