@@ -6,7 +6,7 @@ A few have one more part: a gate, or a rule by which skipped steps recompute tok
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -215,9 +215,12 @@ class Method:
     ) -> Plan:  # fmt: skip
         if parts.use and kernel:
             kernel = parts.use.of(kernel)
+        tap, kept = tap or self.tap, tuple[int, ...]()
+        if kernel and kernel.switches and tap == kernel.tap == "output":
+            kept = kernel.at(timesteps).switches
         plan = make_plan(
-            schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
-            gate=parts.gate, refresh=parts.refresh,
+            schedule, parts.predictor, timesteps, kernel, tap=tap,
+            gate=parts.gate, refresh=parts.refresh, kept=kept,
         )  # fmt: skip
         return replace(plan, method=self.name)
 
@@ -304,6 +307,23 @@ def check_wish(
     method.parts(full_steps or FEWEST, **options)
 
 
+def holding(full: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """Return as many full steps, bool `[T]`, with the kept ones among them: others move there.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    full = full.copy()
+    for step in kept:
+        if not full[step]:
+            others = [s for s in np.flatnonzero(full) if s and s not in kept]
+            if not others:
+                raise ValueError(f"{full.sum()} full steps cannot hold step 0 and {sorted(kept)}")
+            full[min(others, key=lambda other: abs(other - step))] = False
+            full[step] = True
+    return full
+
+
 def make_plan(
     schedule: Schedule,
     predictor: Predictor,
@@ -313,6 +333,7 @@ def make_plan(
     tap: str | None = None,
     gate: Gate | None = None,
     refresh: Rule | None = None,
+    kept: Sequence[int] = (),
 ) -> Plan:
     """Return the plan of a schedule and a predictor.
 
@@ -324,6 +345,8 @@ def make_plan(
         tap: where features are taken; by default the kernel's tap, or else "output".
         gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
+        kept: steps that must be full, such as the first step of a second expert. To each that the
+            schedule skips, its nearest full step moves, so that the budget is as it was.
 
     Raises:
         PlanError: a kernel is needed and missing, or was made at another tap; or there is a gate
@@ -340,7 +363,7 @@ def make_plan(
         if kernel.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
         kernel = kernel.at(timesteps)
-    full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
+    full = holding(schedule.full(timesteps, predictor, kernel if schedule.kernel else None), kept)
     streams: tuple[str, ...] = ()
     if kernel and predictor.kernel and len(kernel.streams) > 1:
         streams = kernel.streams

@@ -140,7 +140,8 @@ class BuiltInPolicy(OutputPolicy):
     """Sampling by a plan that is designed for the timesteps of each image.
 
     Where the pipeline begins to call its networks in another way at a step that the plan skips,
-    the step is computed, and the plan made anew from there.
+    the step is computed in place of the next full one, if there is one left, and the plan made anew
+    from there.
 
     Args:
         budget: how many steps are computed.
@@ -160,7 +161,6 @@ class BuiltInPolicy(OutputPolicy):
         self.anchors: dict[int, Any] = {}
         self.plan, self.steps, self.told = None, None, False
         self.designs: dict[tuple, tuple[Design, Plan]] = {}
-        self.switches: dict[tuple, set[int]] = {}
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if self.leader:
@@ -185,17 +185,15 @@ class BuiltInPolicy(OutputPolicy):
         self.stats.plan = self.plan
 
     def computes(self, step: int) -> bool:
-        if self.plan is None:  # before the first step ends
-            return True
-        return bool(self.plan.full[step]) or step in self.switches.get(self.key, ())
+        return self.plan is None or bool(self.plan.full[step])  # None before the first step ends
 
     def given(self, call: StepCall) -> None:
         assert self.plan is not None
         if call.computed and not self.plan.full[call.index]:
             first = self.leader or self
-            first.switches.setdefault(first.key, set()).add(call.index)
             full = self.plan.full.copy()
             full[call.index] = True
+            full[call.index + 1 :][np.flatnonzero(full[call.index + 1 :])[:1]] = False
             self.follow(first.designs[first.key][0].with_steps(full))
         super().given(call)
 

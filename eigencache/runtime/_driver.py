@@ -405,6 +405,8 @@ class Driver:
         self.calls.clear()
         self.passes.clear()
         self.computed = self.policy.computes(0)
+        if self.computed:  # an image on its own; what a simulator replays is known from before
+            self.shapes.clear()
         for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
 

@@ -11,7 +11,7 @@ from helpers import flow_timesteps, kernel_of, random_trajectories
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill
 from eigencache.kernel import KernelError, KernelUse
-from eigencache.methods import METHODS, Gate, make_plan
+from eigencache.methods import METHODS, Gate, holding, make_plan
 from eigencache.plan import BASELINES, TAPS, PlanError
 from eigencache.predictors import (
     Chebyshev,
@@ -410,3 +410,26 @@ def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option
     else:
         other = OTHERS[option] if option != "ordinary" else not method.parts(9).predictor.ordinary
         assert not is_same(plan, method.open_loop(9, TIMESTEPS, kernel, **{option: other}))
+
+
+@pytest.mark.parametrize(
+    ("full", "kept", "expected"),
+    [
+        ([0, 4, 8], [4], [0, 4, 8]),
+        ([0, 4, 8], [5], [0, 5, 8]),
+        ([0, 4, 8], [1], [0, 1, 8]),  # step 0 stays
+        ([0, 4, 8], [9, 7], [0, 7, 9]),
+        ([0, 1, 2], [6, 7], [0, 6, 7]),
+    ],
+)
+def test_steps_that_must_be_full_are_within_the_budget(full, kept, expected):
+    schedule = np.isin(np.arange(10), full)
+    assert np.flatnonzero(holding(schedule, kept)).tolist() == expected
+    assert np.flatnonzero(schedule).tolist() == full
+
+
+def test_a_budget_too_small_for_them_is_refused():
+    with pytest.raises(ValueError, match=r"2 full steps cannot hold step 0 and \[3, 5\]"):
+        holding(np.isin(np.arange(10), [0, 4]), [5, 3])
+    plan = make_plan(Interval(full_steps=5), Newton(1), TIMESTEPS, kept=[17])
+    assert plan.full[17] and plan.full.sum() == 5
