@@ -177,7 +177,9 @@ def computation_mask(plan: Plan) -> list[int]:
         PlanError: some streams are computed at steps where others are forecast.
     """
     if plan.streams and (plan.weights == 0).all(axis=-1)[:, ~plan.full].any():
-        raise PlanError("each stream of this plan has full steps of its own, which no mask can say")
+        raise PlanError(
+            "each stream of this plan has full steps of its own: no mask can express it"
+        )
     return [int(full) for full in plan.full]
 
 

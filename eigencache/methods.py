@@ -141,7 +141,7 @@ class Method:
 
         use = made(KernelUse) if self.needs_kernel else None
         if self.schedule is Optimal and made(self.predictor).window is None:
-            raise ValueError("an optimal design needs a window: its tables grow with it")
+            raise ValueError("an optimal design needs a finite window: its tables grow with it")
         return Parts(
             made(self.schedule), made(self.predictor), made(self.gate), made(self.refresh),
             made(self.closed_loop), use,
@@ -294,7 +294,7 @@ def check_wish(
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
     if full_steps is not None and full_steps < 1:
-        raise ValueError(f"full_steps must be at least 1: {full_steps}")
+        raise ValueError(f"full_steps must be at least 1, got {full_steps}")
     if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
     if psnr is not None and method.schedule is Interval:
@@ -303,7 +303,7 @@ def check_wish(
             "choose a method that has no interval, such as EigenCache-design"
         )
     if method.closed_loop and tap not in (None, method.tap):
-        raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
+        raise ValueError(f"tap: the closed loop works at {method.tap!r}, not at {tap!r}")
     method.parts(full_steps or FEWEST, **options)
 
 
@@ -318,7 +318,9 @@ def holding(full: np.ndarray, kept: Sequence[int]) -> np.ndarray:
         if not full[step]:
             others = [s for s in np.flatnonzero(full) if s and s not in kept]
             if not others:
-                raise ValueError(f"{full.sum()} full steps cannot hold step 0 and {sorted(kept)}")
+                raise ValueError(
+                    f"{full.sum()} full steps cannot include step 0 and {sorted(kept)}"
+                )
             full[min(others, key=lambda other: abs(other - step))] = False
             full[step] = True
     return full
@@ -374,9 +376,7 @@ def make_plan(
         weights = fill(full, predictor, timesteps, matrix)
     if gate:
         if tap != "delta":
-            raise PlanError(
-                f"a gate is between the halves of tap 'delta', there are none at {tap!r}"
-            )
+            raise PlanError(f"a gate chooses between the halves of tap 'delta'; {tap!r} has none")
         streams, weights = gate.streams(weights)
     parts = {"schedule": schedule, "predictor": predictor, "gate": gate, "refresh": refresh}
     source = {name: str(part) for name, part in parts.items() if part}

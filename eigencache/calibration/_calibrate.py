@@ -72,7 +72,7 @@ def calibrate(
     if loop:
         loop.judges(len(calls))
     if psnr is not None and len(calls) < 2:
-        raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
+        raise ValueError("psnr: state two prompts or more, to calibrate on and to judge by")
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
 

@@ -143,8 +143,8 @@ def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> 
     known, rows = _images(reference), []
     if len(known) != len(prompts):
         raise FolderError(
-            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images in "
-            "the order of their names belong to the prompts in theirs"
+            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images, "
+            "sorted by name, are matched with the prompts in order"
         )
     for run, folder in {REFERENCE: reference, **folders}.items():
         found = _images(folder)

@@ -54,7 +54,7 @@ def kind_of(scheduler: Any) -> str:
     if kind in KINDS and len({source.model for source in fitting(kind, sources())}) >= 2:
         return kind
     raise _refused(
-        scheduler, f"fewer than two of the models that they were made on predict {kind!r}"
+        scheduler, f"fewer than two of the models behind the built-in plans predict {kind!r}"
     )
 
 
@@ -166,7 +166,10 @@ class BuiltInPolicy(OutputPolicy):
         if self.leader:
             plan = self.leader.plan
             if timesteps is None or plan is None or len(timesteps) != len(plan):
-                raise PlanError("the copies of the scheduler take other steps than the first")
+                raise PlanError(
+                    "the pipeline's copies of its scheduler do not all take the same steps: make a "
+                    "plan of your own with eigencache.calibrate"
+                )
             self.follow(plan)
             return
         if timesteps is None or pipe is None:

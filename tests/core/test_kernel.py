@@ -105,7 +105,7 @@ def test_kernels_that_differ_are_not_merged(changes, message):
     ("changes", "message"),
     [
         ({"sums": {}}, "at least one stream"),
-        ({"runs": 10**400}, "no float64 counts"),
+        ({"runs": 10**400}, "more than a float64 can count"),
         ({"runs": 0}, "one run"),
         ({"normalisation": "cos"}, "'cos' is not in"),
         ({"sums": {"a": np.eye(5)}}, r"'a': shape \(5, 5\), not \(6, 6\)"),
@@ -183,7 +183,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
     [
         ({"runs": "many"}, "not a valid kernel"),
         ({"runs": "0"}, "one run"),
-        ({"runs": "1", "source": '{"a": 1}'}, "`source` must be text to text"),
+        ({"runs": "1", "source": '{"a": 1}'}, "`source` must map text to text"),
         ({"runs": "1", "source": "[" * 2000}, "recursion"),
         ({}, "runs"),
     ],
@@ -465,9 +465,9 @@ def test_smoothing_comes_before_truncation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "token-mean"}, "is of full second-moment, the method wants token-mean"),
-        ({"normalisation": "cosine"}, "the method wants full cosine"),
-        ({"runs": 6}, "is of 7 runs, the method wants 6"),
+        ({"features": "token-mean"}, "holds full second-moment, the method needs token-mean"),
+        ({"normalisation": "cosine"}, "the method needs full cosine"),
+        ({"runs": 6}, "is of 7 runs, the method needs 6"),
         ({"rank": LONG + 1}, "rank must lie between"),
     ],
 )

@@ -267,9 +267,9 @@ def test_predictors_by_timestep_are_refused_where_timesteps_repeat():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "full"}, "is of token-mean cosine, the method wants full cosine"),
-        ({"normalisation": "second-moment"}, "the method wants token-mean second-moment"),
-        ({"runs": 2}, "is of 3 runs, the method wants 2"),
+        ({"features": "full"}, "holds token-mean cosine, the method needs full cosine"),
+        ({"normalisation": "second-moment"}, "the method needs token-mean second-moment"),
+        ({"runs": 2}, "is of 3 runs, the method needs 2"),
         ({"rank": 51}, "rank must lie between 1 and 50"),
     ],
 )
@@ -403,7 +403,7 @@ def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option
             "normalisation": {"cosine": "second-moment"}.get(use.normalisation, "cosine"),
             "runs": 2,
         }[option]
-        with pytest.raises(KernelError, match=f"the method wants.*{other}"):
+        with pytest.raises(KernelError, match=f"the method needs.*{other}"):
             method.open_loop(9, TIMESTEPS, kernel, **{option: other})
     elif option == "shared" and len(kernel.streams) == 1:
         assert is_same(plan, method.open_loop(9, TIMESTEPS, kernel, shared=True))
@@ -429,7 +429,7 @@ def test_steps_that_must_be_full_are_within_the_budget(full, kept, expected):
 
 
 def test_a_budget_too_small_for_them_is_refused():
-    with pytest.raises(ValueError, match=r"2 full steps cannot hold step 0 and \[3, 5\]"):
+    with pytest.raises(ValueError, match=r"2 full steps cannot include step 0 and \[3, 5\]"):
         holding(np.isin(np.arange(10), [0, 4]), [5, 3])
     plan = make_plan(Interval(full_steps=5), Newton(1), TIMESTEPS, kept=[17])
     assert plan.full[17] and plan.full.sum() == 5

@@ -173,7 +173,7 @@ def test_what_was_not_compared_is_said(pipe, plan, tmp_path):
     call = CALL | arguments_of(1)
     with pytest.raises(ValueError, match="height: state the pipeline to call with it, pipe="):
         plan.export_scheduler(tmp_path, height=16)
-    with pytest.raises(ValueError, match="output_type: it is stated by"):
+    with pytest.raises(ValueError, match="output_type: EigenCache sets it itself"):
         plan.export_scheduler(tmp_path / "none", pipe=pipe, **call)
     with pytest.raises(ValueError, match="a scheduler or a pipeline that has one, not both"):
         plan.export_scheduler(tmp_path / "none", pipe.scheduler, pipe=pipe, **call)
