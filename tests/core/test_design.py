@@ -205,7 +205,7 @@ def test_a_budget_out_of_range_is_refused(budgets):
 
 
 def test_a_window_too_large_for_a_table_is_refused():
-    with pytest.raises(ValueError, match="a window of 5 over 50 steps is too large"):
+    with pytest.raises(ValueError, match="window=5 is too large to design 50 steps"):
         optimal_steps(Kriging(5), flow_timesteps(50), np.eye(50), [9])
 
 

@@ -291,7 +291,7 @@ def test_smoothing_leaves_polynomials_as_they_are():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_of_smoothness_is_a_share(share):
-    with pytest.raises(KernelError, match="must be in 0 to 1"):
+    with pytest.raises(KernelError, match="must lie between 0 and 1"):
         TWO.smoothed(share)
 
 
@@ -411,7 +411,7 @@ def test_what_a_kernel_belongs_to_is_saved(tmp_path):
         ({"step_sizes": np.ones(3)}, f"`step_sizes` must be {LONG} finite numbers"),
         ({"step_sizes": np.full(LONG, np.inf)}, "`step_sizes` must be"),
         ({"switches": (LONG,)}, f"not all among {LONG} steps"),
-        ({"arguments": {"image": (1,)}}, "`arguments` must be"),
+        ({"arguments": {"image": (1,)}}, "`arguments` must map"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(changes, message):
