@@ -224,7 +224,7 @@ def test_a_kernel_of_50_steps_designs_for_28(pipe):
         ({"full_steps": 0}, "full_steps must be at least 1, got 0"),
         ({"full_steps": None, "psnr": -1}, "psnr must be a finite number"),
         ({"full_steps": None, "psnr": 50, "method": "FORA"}, "an interval does not give"),
-        ({"full_steps": None, "psnr": 50, "prompts": ["a"]}, "state two at least"),
+        ({"full_steps": None, "psnr": 50, "prompts": ["a"]}, "state two prompts or more"),
         ({"options": {"order": 2}}, r"unknown options \['order'\]"),
         ({"options": {"jitter": -1}}, "jitter must be"),
         ({"method": "EigenCache", "prompts": ["a"]}, "1 calibration prompts leave none to fit"),
