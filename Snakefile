@@ -33,9 +33,8 @@ placed(home, ["data", "envs"])
 # A configuration given by --configfile, or to a module, replaces the default one: its methods are
 # all there are.
 if not workflow.configfiles or not config:
-    default = "config/config.yaml"
 
-    configfile: default if os.path.exists(default) else f"{home}/{default}"
+    configfile: "config.yaml" if os.path.exists("config.yaml") else f"{home}/config.yaml"
 
 
 try:

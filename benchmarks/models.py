@@ -4,7 +4,7 @@
 
 writes data/benchmarks/models.csv. Nothing is downloaded or computed: each network is built on
 torch's meta device, as its public config.json describes it where that differs from the class's
-defaults in diffusers, and called with the shapes of `config/`. The seconds are estimates.
+defaults in diffusers, and called with the shapes of `workflow/config/`. The seconds are estimates.
 """
 
 from collections.abc import Callable

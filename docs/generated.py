@@ -25,7 +25,7 @@ from reproduction.figures import _table
 ROOT = Path(__file__).parents[1]
 
 PUBLIC = ("eigencache", "eigencache.schedules", "eigencache.predictors")
-EXPERIMENTS = ("config/config.yaml", "config/ablation.yaml")
+EXPERIMENTS = ("config.yaml", "workflow/config/ablation.yaml")
 
 
 def filled(page: str) -> str:
@@ -172,9 +172,9 @@ def metrics() -> str:
 
 
 def experiments() -> str:
-    """Return a table of the configurations in `config/`: what each says of itself."""
+    """Return a table of the configurations of workflow/config: what each says of itself."""
     rows = []
-    for path in sorted((ROOT / "config").glob("*.yaml")):
+    for path in sorted((ROOT / "workflow/config").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
         told = re.match(r"(?:# yaml-language-server.*\n)?((?:# .+\n)+)", text)

@@ -20,7 +20,8 @@ from eigencache.kernel import Kernel
 
 ROOT = Path(__file__).parents[1]
 PARTS = (
-    "Snakefile config pyproject.toml workflow envs profiles eigencache data models results figures"
+    "Snakefile config.yaml pyproject.toml workflow envs profiles eigencache data models results "
+    "figures"
 )
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 SECRET = "hf_nobody_must_read_this"

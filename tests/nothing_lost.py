@@ -51,7 +51,7 @@ EXACT = ("images/**/*.png", "kernels/*.safetensors", "plans/*/*.safetensors", "s
 def small_project(folder: Path) -> Path:
     """Copy the project with an experiment of a few jobs, every stage among them."""
     copy_of_project(folder)
-    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 2, "budgets": [3], "shards": 2, "timed_prompts": 1}
     config["arguments"]["num_inference_steps"] = 8
     config["calibration"]["num_prompts"] = 3
@@ -60,7 +60,7 @@ def small_project(folder: Path) -> Path:
         "EigenCache": {"method": "EigenCache", "held_out": 1},
     }
     config["figures"] = {"samples": {"budget": 3, "prompts": [0, 1]}, "plans": {"budget": 3}}
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 

@@ -303,7 +303,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("compare", description=__doc__)
     parser.add_argument("source", choices=("solvers", "diffusers_hooks", "cache_dit", "learned"))
     parser.add_argument("--out", type=Path, required=True, help="CSV to write; what it has is kept")
-    parser.add_argument("--config", type=Path, default="config/config.yaml")
+    parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--fits", type=Path, default="build/peers/fits")
     parser.add_argument("--methods", nargs="+", default=[], help="of the source; by default all")

@@ -64,7 +64,7 @@ if __name__ == "__main__":
         help=f"all by default: {', '.join(METHODS)}",
     )  # fmt: skip
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 7, 9, 13])
-    parser.add_argument("--config", type=Path, default="config/config.yaml")
+    parser.add_argument("--config", type=Path, default="config.yaml")
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--out", type=Path, default="build/peers/fits")
     parser.add_argument(

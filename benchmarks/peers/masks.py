@@ -67,7 +67,7 @@ def contestants(plans: dict[str, Plan]) -> list[Contestant]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    config = Experiment(yaml.safe_load(Path("config/config.yaml").read_text())).config
+    config = Experiment(yaml.safe_load(Path("config.yaml").read_text())).config
     torch.set_num_threads(config.threads)
     for handler in logging.getLogger("CACHE_DIT").handlers:
         handler.setLevel(logging.ERROR)  # otherwise ten lines each time it is enabled

@@ -262,7 +262,7 @@ def test_what_is_written_is_read(folder, texts, found):
 
 # ---- Configurations
 
-CONFIG = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {
+CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text()) | {
     "methods": {
         "a.1": {"method": "EigenCache", "held_out": 4, "anchors": 3},
         "b": {"method": "EigenCache-design", "tap": "hidden", "rank": 8, "phases": [25]},

@@ -135,7 +135,7 @@ def test_8_our_methods_keep_few_features_of_one_stream():
 
 
 def test_9_calibration_of_the_default_experiment_has_a_seed_of_its_own():
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
     assert config["calibration"]["seed"] != config["seed"]
 
 
@@ -163,7 +163,7 @@ def test_9_calibration_of_the_default_experiment_has_a_seed_of_its_own():
 
 
 def test_15_the_default_experiment_has_the_sampler_with_as_few_steps():
-    methods = yaml.safe_load((ROOT / "config/config.yaml").read_text())["methods"]
+    methods = yaml.safe_load((ROOT / "config.yaml").read_text())["methods"]
     assert {"method": "fewer-steps"} in methods.values()
 
 

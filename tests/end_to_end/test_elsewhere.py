@@ -45,7 +45,7 @@ def home(tmp_path_factory):
 
 def small(home: Path) -> dict:
     """Return a configuration whose full and shorter runs are sampled within seconds."""
-    config = yaml.safe_load((home / "config/config.yaml").read_text())
+    config = yaml.safe_load((home / "config.yaml").read_text())
     config |= {"experiment": "small", "num_prompts": 2, "budgets": [2], "shards": 1}
     config |= {"methods": {"fewer-steps": {"method": "fewer-steps"}}, "metrics": ["psnr"]}
     config["arguments"]["num_inference_steps"] = 3
@@ -57,8 +57,7 @@ def test_another_folder_has_results_of_its_own(home, tmp_path):
     printed = snakemake(tmp_path, "-n", "-s", str(home / "Snakefile"), "--directory", ".")
     assert planned_jobs(printed) == planned_jobs(snakemake(home, "-n"))
     assert (tmp_path / "data").samefile(home / "data")
-    (tmp_path / "config").mkdir()
-    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(small(home)))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small(home)))
     wanted = "results/small/records/full.csv"
     arguments = ["-s", str(home / "Snakefile"), "--directory", str(tmp_path)]
     snakemake(home, wanted, "--cores", "1", *arguments)

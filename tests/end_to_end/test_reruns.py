@@ -31,12 +31,12 @@ Edit = tuple[str, Callable[[str], str]]
 def finished(tmp_path_factory):
     """A small experiment that Snakemake takes for finished."""
     folder = copy_of_project(tmp_path_factory.mktemp("reruns"))
-    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
     config |= {"metrics": ["psnr", "ssim", "clip_score"], "methods": METHODS}
     config["arguments"]["num_inference_steps"] = 8
     config["calibration"]["num_prompts"] = 3
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [line.split("\t") for line in snakemake(folder, "--summary").splitlines()]
     for name, *_ in [row for row in rows if len(row) > 3][1:]:
         if "/images/" in name:  # a folder
@@ -100,7 +100,7 @@ def edited(path: str, old: str = "", new: str = "EDITED = 1\n") -> Edit:
 
 
 def configured(**changes: object) -> Edit:
-    """Return the edit of some keys of config/config.yaml; `a__b` is the key `b` of `a`."""
+    """Return the edit of some keys of config.yaml; `a__b` is the key `b` of `a`."""
 
     def edit(text: str) -> str:
         config = yaml.safe_load(text)
@@ -112,7 +112,7 @@ def configured(**changes: object) -> Edit:
             part[last] = value
         return yaml.safe_dump(config)
 
-    return "config/config.yaml", edit
+    return "config.yaml", edit
 
 
 # What follows from scores, from the records of every label, from plans and from kernels.

@@ -28,7 +28,7 @@ FIGURES = [f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "png")]
 def project(tmp_path_factory):
     """A copy of the project with a very small experiment."""
     folder = copy_of_project(tmp_path_factory.mktemp("project"))
-    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
     config["references"] = ["full", "fewer-steps-04"]
     config["arguments"]["num_inference_steps"] = 8
@@ -39,7 +39,7 @@ def project(tmp_path_factory):
         "EigenCache-20dB": {"method": "EigenCache", "held_out": 1, "psnr": 20},
     }
     config["figures"] = {"samples": {"budget": 3, "prompts": [0, 2]}, "plans": {"budget": 3}}
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 

@@ -106,7 +106,7 @@ def environment(tmp_path_factory):
     if not os.environ.get("EIGENCACHE_TEST_IMAGEREWARD"):
         pytest.skip("EIGENCACHE_TEST_IMAGEREWARD=1 builds ImageReward's environment (5 GB)")
     folder = tmp_path_factory.mktemp("project")
-    for name in ("Snakefile", "config", "workflow", "envs", "data", "eigencache"):
+    for name in ("Snakefile", "config.yaml", "workflow", "envs", "data", "eigencache"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     done = subprocess.run(

@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PARTS = [
-    "config", "data", "eigencache", "envs", "profiles", "pyproject.toml", "Snakefile",
+    "config.yaml", "data", "eigencache", "envs", "profiles", "pyproject.toml", "Snakefile",
     "workflow",
 ]  # fmt: skip
 LABELS, SHARDS, PROMPTS, BUDGETS = ["full", "FORA", "output", "design"], 2, 4, [3, 4]
@@ -46,7 +46,7 @@ def project(folder: Path) -> Path:
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         folder.mkdir(parents=True, exist_ok=True)
         copy(ROOT / part, folder / part)
-    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"experiment": "small", "num_prompts": PROMPTS, "budgets": BUDGETS, "shards": SHARDS}
     config["timed_prompts"] = 1
     config["arguments"]["num_inference_steps"] = 10
@@ -57,7 +57,7 @@ def project(folder: Path) -> Path:
         "design": {"method": "EigenCache-design"},
     }
     config["figures"] = {"samples": {"budget": 3, "prompts": [0, 2]}, "plans": {"budget": 3}}
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 

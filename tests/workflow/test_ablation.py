@@ -27,7 +27,7 @@ from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import MINUS, Cell, latex, markdown
 
 ROOT = Path(__file__).parents[2]
-FILE = "config/ablation.yaml"
+FILE = "workflow/config/ablation.yaml"
 FACTORS = {
     "window": {"base": "b", "values": {"a": 1, "b": 2}},
     "kernel of": {"base": "b", "values": {"b": "second moments", "c": "cosines"}},
@@ -68,7 +68,7 @@ def test_an_ablation_has_its_own_table_and_figures(shipped, config):
 
 
 def test_shipped_ablation_is_of_the_default_experiment(config):
-    default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    default = yaml.safe_load((ROOT / "config.yaml").read_text())
     assert config["calibration"] == default["calibration"]
     assert config["seed"] == default["seed"] and config["prompts"] == default["prompts"]
     assert set(config["budgets"]) <= set(default["budgets"])

@@ -204,7 +204,7 @@ def test_a_pipeline_that_cannot_be_called_so_is_refused_before_it_is_checked(
 )
 def test_mistake_names_the_key(monkeypatch, section, message):
     monkeypatch.chdir(ROOT)
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"collect": section}
+    config = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"collect": section}
     with pytest.raises(ConfigError, match=message):
         Experiment(config)
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.chdir(ROOT)
-    return yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    return yaml.safe_load((ROOT / "config.yaml").read_text())
 
 
 def experiment(config):
@@ -34,7 +34,7 @@ def test_default_config_is_valid_and_full_comes_first(config):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "config").glob("*.yaml")),
+    "path", [ROOT / "config.yaml", *sorted((ROOT / "workflow/config").glob("*.yaml"))],
     ids=lambda path: path.stem,
 )  # fmt: skip
 def test_schedules_without_a_kernel_give_every_budget_that_is_shipped(path, monkeypatch):
@@ -301,7 +301,7 @@ def test_the_schema_for_editors_is_up_to_date(config):
     written = schema.SCHEMA.read_text()
     assert written == schema.text(), "run python -m reproduction.commands.schema"
     validator = Draft202012Validator(json.loads(written))
-    for path in sorted((ROOT / "config").glob("*.yaml")):
+    for path in (ROOT / "config.yaml", *sorted((ROOT / "workflow/config").glob("*.yaml"))):
         validator.validate(yaml.safe_load(path.read_text()))
     with pytest.raises(ValidationError, match="sampler"):
         validator.validate(config | {"sampler": {}})

@@ -347,7 +347,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(own):
 
 def test_model_path_is_checked_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = yaml.safe_load(Path("config/config.yaml").read_text()) | {"model_path": str(tmp_path)}
+    config = yaml.safe_load(Path("config.yaml").read_text()) | {"model_path": str(tmp_path)}
     with pytest.raises(ConfigError, match=r"model_path: .*not the folder of a diffusers pipeline"):
         Experiment(config)
 
@@ -398,16 +398,17 @@ def snakemake(folder, *arguments, **environment):
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     ignore = shutil.ignore_patterns("__pycache__", ".*", "emoji-flux", "emoji-clip")
-    for name in ("config", "workflow", "profiles", "envs", "eigencache", "data"):
+    for name in ("workflow", "profiles", "envs", "eigencache", "data"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
-    shutil.copy(ROOT / "Snakefile", folder)
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(ROOT / name, folder)
     return folder
 
 
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
 def test_the_configurations_of_real_models_plan_their_jobs(project, name):
-    printed = snakemake(project, "-n", "--configfile", f"config/{name}.yaml")
-    config = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    printed = snakemake(project, "-n", "--configfile", f"workflow/config/{name}.yaml")
+    config = yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
     jobs = re.search(r"^sample +(\d+)$", printed, re.MULTILINE)
     experiment = Experiment(config)
     assert int(jobs[1]) == len(experiment.groups) * len(experiment.shards)

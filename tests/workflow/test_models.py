@@ -40,7 +40,7 @@ KEPT = ("flux-schnell", "flux2-klein-4b")  # few steps as it is
 
 
 def stated(name: str) -> dict:
-    return yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())
+    return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
 
 
 def small(name: str, model_path: Path, methods: int = 2) -> dict:
@@ -116,7 +116,7 @@ def test_the_seconds_of_a_step_are_those_that_were_estimated():
     table = pd.read_csv("data/benchmarks/models.csv").set_index("configuration")
     assert set(table.index) == set(CHANGES)
     for name, row in table.iterrows():
-        text = (ROOT / f"config/{name}.yaml").read_text()
+        text = (ROOT / f"workflow/config/{name}.yaml").read_text()
         assert stated(name)["step_seconds"] == row["estimated_h100_seconds"]
         assert f"# Estimated: {row['tflop_per_step']} TFLOP " in text
 
@@ -129,8 +129,8 @@ def test_operations_are_counted_anew_as_they_are_stated():
 
 
 def test_every_configuration_has_a_stand_in():
-    files = {path.stem for path in ROOT.glob("config/*.yaml")}
-    assert files - {"config", "ablation", "methods"} == set(CHANGES)
+    files = {path.stem for path in ROOT.glob("workflow/config/*.yaml")}
+    assert files - {"ablation", "methods"} == set(CHANGES)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -148,7 +148,7 @@ def test_a_configuration_names_files_and_a_model_that_there_are(name):
 def test_a_configuration_runs_on_a_stand_in(project, name, tmp_path):
     from pipelines.stand_ins import save
 
-    dry = planned_jobs(snakemake(project, "-n", "--configfile", f"config/{name}.yaml"))
+    dry = planned_jobs(snakemake(project, "-n", "--configfile", f"workflow/config/{name}.yaml"))
     assert dry["sample"] >= 3 and dry["fetch"] >= 2 and dry["figure_pareto"] == 1
     config = small(name, tmp_path / "model")
     save(config["model"], tmp_path / "model")

@@ -25,14 +25,14 @@ def project(tmp_path_factory):
     kept = {k: v for k, v in PROFILE.items() if k != "executor" and not k.startswith("slurm-")}
     (folder / "kept").mkdir()
     (folder / "kept/profile.yaml").write_text(yaml.safe_dump(kept))
-    config = yaml.safe_load((folder / "config/config.yaml").read_text()) | {"figures": {}}
+    config = yaml.safe_load((folder / "config.yaml").read_text()) | {"figures": {}}
     config["metrics"] = ["psnr", "clip_score"]
     config["methods"] = {
         "design": {"method": "EigenCache-design"},
         "refined": {"method": "EigenCache"},
         "bounded": {"method": "EigenCache", "psnr": 40},
     }
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for model in ("emoji-flux", "emoji-clip"):
         snakemake(folder, f"models/{model}/manifest.json", "--cores", "1")
     return folder

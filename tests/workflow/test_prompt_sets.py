@@ -120,7 +120,7 @@ def test_without_a_connection_the_file_may_be_put_there(served):
 
 def test_a_configuration_names_a_set(served, monkeypatch):
     monkeypatch.setattr("reproduction.config.file_of", served.named)
-    config = yaml.safe_load(Path("config/config.yaml").read_text()) | {
+    config = yaml.safe_load(Path("config.yaml").read_text()) | {
         "prompts": "mixed",
         "num_prompts": None,
     }

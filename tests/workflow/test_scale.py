@@ -89,7 +89,7 @@ def test_a_job_has_as_many_methods_as_loading_takes(prompts, shards, num_steps, 
 
 def test_the_default_experiment_samples_in_few_jobs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    experiment = Experiment(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    experiment = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))
     labels = list(experiment.config.methods)
     assert experiment.sharding.together == 8
     # The full run waits for no plan, and EigenCache waits longest for its own.
@@ -100,7 +100,7 @@ def test_the_default_experiment_samples_in_few_jobs(monkeypatch):
 
 def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["methods"] = {"a": {"method": "EigenCache", "psnr": 30}}
     plan = Experiment(config | {"shards": 1}).sharding
     assert plan.shortest == plan.longest == 25 * 50
@@ -109,7 +109,7 @@ def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
 @pytest.mark.parametrize("shards", ["many", "auto\n", 1001, 0, 1.5, None])
 def test_other_shards_are_refused(shards, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
     with pytest.raises(ConfigError, match=r"shards: .* is not allowed"):
         Experiment(config | {"shards": shards})
 
@@ -124,7 +124,7 @@ def test_hash_is_of_the_prompts_and_their_order():
 
 def dry_run(folder: Path, prompts: int, methods: int, budgets: int, shards: int | str):
     """Return what a dry run of so much printed, its seconds, and its peak memory in MB."""
-    config = yaml.safe_load((folder / "config/config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"prompts": "prompts.txt", "num_prompts": None, "shards": shards, "figures": {}}
     config["budgets"] = list(range(7, 7 + budgets))
     config["methods"] = {f"T{i}": {"method": "TaylorSeer", "order": 1} for i in range(methods)}

@@ -1,7 +1,7 @@
 """The configuration of an experiment: every key with its type, default, bounds and cross-checks.
 
-`config/config.yaml` explains the keys to a user. `workflow/schemas/config.schema.json` is made from
-this file, for editors: `PYTHONPATH=workflow python -m reproduction.commands.schema`.
+`config.yaml` explains the keys to a user. `workflow/schemas/config.schema.json` is made from this
+file, for editors: `PYTHONPATH=workflow python -m reproduction.commands.schema`.
 """
 
 import difflib
@@ -314,7 +314,7 @@ class Figures(_Part):
 
 
 class Config(_Part):
-    """The configuration of one experiment. config/config.yaml explains every key."""
+    """The configuration of one experiment. config.yaml explains every key."""
 
     experiment: Name
     """Names the folders results/{experiment} and figures/{experiment}."""

@@ -20,7 +20,7 @@ def text() -> str:
 
 
 def main() -> None:
-    """Write the schema to the place that config/config.yaml names, or to another."""
+    """Write the schema to the place that config.yaml names, or to another."""
     parser = argparse.ArgumentParser("schema", description=__doc__)
     parser.add_argument("--out", type=Path, default=SCHEMA, help="by default %(default)s")
     with replacing(parser.parse_args().out) as part:
