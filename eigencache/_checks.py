@@ -32,7 +32,7 @@ def check_source(source: Mapping, error: type[ValueError]) -> None:
     """Raise `error` unless every name and every value in `source` is text."""
     for name, value in source.items():
         if not (isinstance(name, str) and isinstance(value, str)):
-            raise error(f"`source` must be text to text, got {name!r}: {value!r}")
+            raise error(f"`source` must map text to text, got {name!r}: {value!r}")
 
 
 def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
@@ -41,7 +41,7 @@ def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
         plain = isinstance(value, int | float | str | None) or _is_range(value)
         if not (isinstance(name, str) and plain):
             raise error(
-                "`arguments` must be names to numbers, texts, flags or ranges [LOWEST, HIGHEST], "
+                "`arguments` must map names to numbers, texts, flags or ranges [LOWEST, HIGHEST], "
                 f"got {name!r}: {value!r}"
             )
 

@@ -14,7 +14,7 @@ def default_device() -> str:
     """
     wish = os.environ.get("EIGENCACHE_DEVICE", "auto")
     if wish not in ("auto", "gpu", "cpu"):
-        raise ValueError(f"EIGENCACHE_DEVICE={wish}: it is auto, gpu or cpu")
+        raise ValueError(f"EIGENCACHE_DEVICE={wish}: it must be auto, gpu or cpu")
     if wish == "gpu":
         try:
             torch.cuda.init()

@@ -168,7 +168,7 @@ class ClosedLoop:
         if not 1 <= held_out < prompts:
             raise ValueError(
                 f"{prompts} calibration prompts leave none to fit on when {held_out} are held out: "
-                "state two prompts at least, or fewer held_out"
+                "give at least two prompts, or lower held_out"
             )
         return held_out
 
@@ -386,7 +386,7 @@ def refine(
     if plan.tap != "output" or plan.streams:
         of = f", with weights for {plan.streams}" if plan.streams else ""
         raise PlanError(
-            f"the closed loop needs a plan at the output tap, this is at {plan.tap!r}{of}"
+            f"the closed loop needs a plan at the output tap, this one is at {plan.tap!r}{of}"
         )
     plan.check_timesteps(runs.timesteps)
     base = Base(predictor, matrix)

@@ -118,9 +118,11 @@ def optimal_steps(
     if not budgets or budgets[0] < 1 or budgets[-1] > count:
         raise ValueError(f"budgets {budgets} must lie between 1 and the {count} steps")
     if window is None or count ** (window + 1) > MAX_TABLE:
-        raise ValueError(f"a window of {window} over {count} steps is too large to design exactly")
+        raise ValueError(
+            f"window={window} is too large to design {count} steps exactly: choose less"
+        )
     if budgets[0] < len(kept) + (0 not in kept):
-        raise ValueError(f"{budgets[0]} full steps cannot hold step 0 and {sorted(kept)}")
+        raise ValueError(f"{budgets[0]} full steps cannot include step 0 and {sorted(kept)}")
     # Above zero: a gap that cannot be filled stays infinite where errors vanish.
     carry = np.ones(count + 1) if carry is None else np.maximum(carry, np.finfo(np.float64).tiny)
     errors = {

@@ -114,7 +114,7 @@ class Kernel:
         if not self.sums or self.runs < 1:
             raise KernelError("a kernel needs at least one stream and one run")
         if self.runs >= 2**53:
-            raise KernelError(f"a kernel of {self.runs} runs: no float64 counts so far")
+            raise KernelError(f"a kernel of {self.runs} runs: more than a float64 can count")
         if self.normalisation not in NORMALISATIONS:
             raise KernelError(f"normalisation {self.normalisation!r} is not in {NORMALISATIONS}")
         for name, matrix in self.sums.items():
@@ -253,7 +253,7 @@ class Kernel:
             KernelError: `share` is not between 0 and 1.
         """
         if not 0 <= share <= 1:
-            raise KernelError(f"the share of the smooth kernel must be in 0 to 1, got {share}")
+            raise KernelError(f"the smooth kernel's share must lie between 0 and 1, got {share}")
         low, high = self.timesteps.min(), self.timesteps.max()
         scaled = (2 * self.timesteps - low - high) / (high - low)
         basis, _ = np.linalg.qr(chebyshev.chebvander(scaled, min(degree, len(scaled) - 1)))
@@ -286,8 +286,8 @@ class Kernel:
         if len(self.timesteps) < 4 or len(set(self.timesteps)) < len(self.timesteps):
             raise KernelError(
                 f"a kernel of {len(self.timesteps)} timesteps, {len(set(self.timesteps))} of them "
-                "different, cannot be read at others: it takes four that all differ, which a "
-                "second-order sampler (Heun) does not have; calibrate with this sampler"
+                "different, cannot be read at others: that takes at least four, all different, and "
+                "a second-order sampler (Heun) repeats its own; calibrate with the sampler you use"
             )
         sums = {}
         for name, matrix in self.sums.items():
@@ -452,11 +452,11 @@ class KernelUse:
         kind = (self.features, self.normalisation)
         if (kernel.features, kernel.normalisation) != kind:
             raise KernelError(
-                f"the kernel is of {kernel.features} {kernel.normalisation}, the method wants "
+                f"the kernel holds {kernel.features} {kernel.normalisation}, the method needs "
                 f"{' '.join(kind)}: calibrate one of that kind"
             )
         if self.runs is not None and kernel.runs != self.runs:
-            raise KernelError(f"the kernel is of {kernel.runs} runs, the method wants {self.runs}")
+            raise KernelError(f"the kernel is of {kernel.runs} runs, the method needs {self.runs}")
         done = {}
         if self.smooth:
             kernel = kernel.smoothed(self.smooth)

@@ -6,7 +6,7 @@ A few have one more part: an aim, a gate, or a rule by which skipped steps recom
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -146,7 +146,7 @@ class Method:
 
         use = made(KernelUse) if self.needs_kernel else None
         if self.schedule is Optimal and made(self.predictor).window is None:
-            raise ValueError("an optimal design needs a window: its tables grow with it")
+            raise ValueError("an optimal design needs a finite window: its tables grow with it")
         return Parts(
             made(self.schedule), made(self.predictor), made(self.aim), made(self.gate),
             made(self.refresh), made(self.closed_loop), use,
@@ -231,9 +231,12 @@ class Method:
     ) -> Plan:  # fmt: skip
         if parts.use and kernel:
             kernel = parts.use.of(kernel)
+        tap, kept = tap or self.tap, tuple[int, ...]()
+        if kernel and kernel.switches and tap == kernel.tap == "output":
+            kept = kernel.at(timesteps).switches
         plan = make_plan(
-            schedule, parts.predictor, timesteps, kernel, tap=tap or self.tap,
-            aim=parts.aim, gate=parts.gate, refresh=parts.refresh,
+            schedule, parts.predictor, timesteps, kernel, tap=tap,
+            aim=parts.aim, gate=parts.gate, refresh=parts.refresh, kept=kept,
         )  # fmt: skip
         return replace(plan, method=self.name)
 
@@ -310,11 +313,11 @@ def check_wish(
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
     if full_steps is not None and full_steps < 1:
-        raise ValueError(f"full_steps must be at least 1: {full_steps}")
+        raise ValueError(f"full_steps must be at least 1, got {full_steps}")
     if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
     if method.closed_loop and tap not in (None, method.tap):
-        raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
+        raise ValueError(f"tap: the closed loop works at {method.tap!r}, not at {tap!r}")
     method.parts(full_steps or FEWEST, **options)
 
 
@@ -332,7 +335,26 @@ def check_prompts(
     if loop:
         loop.judges(count)
     elif psnr is not None and method.needs_kernel and count < 2:
-        raise ValueError("prompts to judge the psnr by and others are needed; state two at least")
+        raise ValueError("psnr: state two prompts or more, to calibrate on and to judge by")
+
+
+def holding(full: np.ndarray, kept: Sequence[int]) -> np.ndarray:
+    """Return as many full steps, bool `[T]`, with the kept ones among them: others move there.
+
+    Raises:
+        ValueError: there are too few.
+    """
+    full = full.copy()
+    for step in kept:
+        if not full[step]:
+            others = [s for s in np.flatnonzero(full) if s and s not in kept]
+            if not others:
+                raise ValueError(
+                    f"{full.sum()} full steps cannot include step 0 and {sorted(kept)}"
+                )
+            full[min(others, key=lambda other: abs(other - step))] = False
+            full[step] = True
+    return full
 
 
 def make_plan(
@@ -345,6 +367,7 @@ def make_plan(
     aim: Aim | None = None,
     gate: Gate | None = None,
     refresh: Rule | None = None,
+    kept: Sequence[int] = (),
 ) -> Plan:
     """Return the plan of a schedule and a predictor.
 
@@ -358,6 +381,8 @@ def make_plan(
             schedule and corrects the forecasts. By default it does not.
         gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
+        kept: steps that must be full, such as the first step of a second expert. To each that the
+            schedule skips, its nearest full step moves, so that the budget is as it was.
 
     Raises:
         PlanError: a kernel is needed and missing, or was made at another tap; or there is a
@@ -375,16 +400,15 @@ def make_plan(
         if kernel.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
         kernel = kernel.at(timesteps)
-    full = schedule.full(timesteps, predictor, kernel if schedule.kernel else None)
+    full = holding(schedule.full(timesteps, predictor, kernel if schedule.kernel else None), kept)
     streams: tuple[str, ...] = ()
     if aim and (tap != "output" or kernel is None):
         raise PlanError(f"an aim is for latents: it needs a kernel at tap 'output', not {tap!r}")
     if aim and kernel and len(kernel.streams) > 1:
         raise PlanError(f"an aim is for one stream, and the kernel has {list(kernel.streams)}")
     if aim and kernel:
-        steps = aim.steps(
-            np.flatnonzero(full).tolist(), kernel.matrix(), kernel.sizes, kernel.switches
-        )
+        start = np.flatnonzero(full).tolist()
+        steps = aim.steps(start, kernel.matrix(), kernel.sizes, (*kept, *kernel.switches))
         full = np.isin(np.arange(len(full)), steps)
     if kernel and predictor.kernel and len(kernel.streams) > 1:
         streams = kernel.streams
@@ -397,17 +421,11 @@ def make_plan(
         weights = aim.weights(full, weights, kernel.matrix(), kernel.sizes)
     if gate:
         if tap != "delta":
-            raise PlanError(
-                f"a gate is between the halves of tap 'delta', there are none at {tap!r}"
-            )
+            raise PlanError(f"a gate chooses between the halves of tap 'delta'; {tap!r} has none")
         streams, weights = gate.streams(weights)
     parts = {
-        "schedule": schedule,
-        "predictor": predictor,
-        "aim": aim,
-        "gate": gate,
-        "refresh": refresh,
-    }
+        "schedule": schedule, "predictor": predictor, "aim": aim, "gate": gate, "refresh": refresh,
+    }  # fmt: skip
     source = {name: str(part) for name, part in parts.items() if part}
     if kernel:
         source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}

@@ -253,28 +253,39 @@ class Plan:
         return push_to_hub(self, repo, kernel=kernel, model=model, scores=scores, private=private)
 
     def export_scheduler(
-        self, folder: str | os.PathLike, scheduler: "SchedulerMixin | None" = None
-    ) -> Path:
+        self, folder: str | os.PathLike, scheduler: "SchedulerMixin | None" = None, *,
+        pipe: Any = None, **call: Any,
+    ) -> Path:  # fmt: skip
         """Write the plan as a scheduler of diffusers that needs no EigenCache.
 
         The file `planned_scheduler.py` defines `PlannedScheduler`, a subclass of the scheduler that
-        the plan was made with; its text says how to use it, and what it cannot do.
+        the plan was made with; its text says how to use it, what it cannot do, and whether it was
+        checked. It shows the pipeline the full steps alone. A pipeline that decides something by
+        the number of steps it sees does something else with it, and only a run can tell: with
+        `pipe`, one run by the plan and one by the scheduler are compared.
 
         Args:
             folder: to write into; it need not exist.
             scheduler: of the pipeline; its class replaces the plan's, and its config is written
                 beside the file, for `PlannedScheduler.from_pretrained(folder)`.
+            pipe: the pipeline to compare both on, in place of its scheduler. It is left as it was.
+            call: the arguments of its call, such as the prompt; `arguments` hold for others.
 
         Returns:
             The path of the file.
 
         Raises:
             OSError: the folder cannot be written to.
-            PlanError: the plan is not at tap "output", or of a scheduler that is not diffusers'.
+            PlanError: the plan is not at tap "output", or of a scheduler that is not diffusers'; or
+                `pipe` does not run with the exported scheduler, or makes something else with it.
+            ValueError: the pipeline takes no such argument.
+
+        Warns:
+            PlanWarning: nothing was compared, since no `pipe` was given.
         """
         from eigencache.export import export_scheduler
 
-        return export_scheduler(self, folder, scheduler)
+        return export_scheduler(self, folder, scheduler, pipe, call)
 
     @property
     def digest(self) -> str:

@@ -71,7 +71,7 @@ def located(name: str | os.PathLike, file: str, revision: str | None = None) -> 
     """
     if os.path.exists(name):
         if revision is not None:
-            raise ValueError(f"{name}: it is a file, and a revision is that of a repository")
+            raise ValueError(f"{name}: it is a file; only a repository has revisions")
         return Path(name)
     repo, _, stated = str(name).partition("@")
     if isinstance(name, os.PathLike) or not is_hub_id(repo):

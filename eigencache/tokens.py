@@ -194,7 +194,7 @@ class ClusCa:
         if self.clusters > source.shape[1]:
             raise ValueError(
                 f"ClusCa cannot make {self.clusters} clusters of {source.shape[1]} image tokens: "
-                "set `clusters` to fewer"
+                "set `clusters` lower"
             )
         labels, distance = k_means(source, self.clusters, self.iterations)
         # Two members are equally far from their mean: rounding must not choose between them.

@@ -78,7 +78,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
     lacking = sorted(parts_needed(made) - {*index})
     if lacking:
         raise ValueError(
-            f"{chosen}: {model} has no {', '.join(lacking)}, it is a {index['_class_name']}"
+            f"{chosen}: {model} is a {index['_class_name']} and has no {', '.join(lacking)}"
         )
     return made
 
@@ -108,7 +108,7 @@ def check_arguments(
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in sorted({*arguments, *(name for call in calls for name in call)}):
         if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
-            raise ValueError(f"{name}: it is stated by the calibration itself; leave it out")
+            raise ValueError(f"{name}: EigenCache sets it itself; leave it out")
         if name in ("num_images_per_prompt", "num_videos_per_prompt"):
             raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
         if name not in parameters and not open_ended:

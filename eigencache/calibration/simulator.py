@@ -124,8 +124,8 @@ class Simulator:
                 raise
             # What is wrong with the call itself, one prompt alone will show.
             warnings.warn(
-                f"{type(pipe).__name__} does not take {most} prompts at once "
-                f"({error}): it is called with one after the other",
+                f"{type(pipe).__name__} does not take {most} prompts at once ({error}): it is "
+                "called with one at a time",
                 stacklevel=3,
             )
             self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
@@ -525,7 +525,8 @@ class Stepper:
         sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
         if not np.isfinite(sizes).all():
             raise PlanError(
-                f"{type(self.scheduler).__name__}: how outputs move the latents cannot be told"
+                f"{type(self.scheduler).__name__}: its outputs do not move the latents by finite "
+                "amounts, so no plan can be designed for it; choose another scheduler"
             )
         return sizes
 

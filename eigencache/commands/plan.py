@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = len(kernel.timesteps)
     check_wish(method, full_steps, arguments.psnr, arguments.tap, options)
     if full_steps is not None and full_steps > steps:
-        raise ValueError(f"--full-steps {full_steps}: the kernel is of {steps} steps")
+        raise ValueError(f"--full-steps {full_steps}: the kernel has {steps} steps only")
     check_file(arguments.out)
     if method.closed_loop or arguments.psnr is not None:
         plan = _with_model(arguments, method, kernel, options)
@@ -92,8 +92,8 @@ def _with_model(
     seed = kernel.source.get("seed")
     if seed is None or kernel.pipeline is None:
         raise ValueError(
-            f"{arguments.kernel}: does not say with which arguments it was calibrated, as older "
-            "kernels do not; calibrate again"
+            f"{arguments.kernel}: does not record the arguments that it was calibrated with, as "
+            "kernels of older versions do not; calibrate again"
         )
     calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
     check_prompts(method, len(calls), arguments.psnr, options)

@@ -53,7 +53,7 @@ def read_calls(path: str | os.PathLike, count: int | None = None) -> list[dict[s
     if not calls:
         raise ValueError(f"{path}: no prompts; write one a line")
     if count is not None and count > len(calls):
-        raise ValueError(f"{path}: {count} prompts are asked for, it has {len(calls)}")
+        raise ValueError(f"{path}: {count} prompts were asked for, but it has {len(calls)}")
     return calls[:count]
 
 
@@ -145,7 +145,7 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ValueError(f"{path}, line 1: the names of the arguments must differ: {names}")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
-            raise ValueError(f"{path}, line {number}: {len(row)} cells, {len(names)} are named")
+            raise ValueError(f"{path}, line {number}: {len(row)} cells, line 1 names {len(names)}")
         call = {n: _value(n, cell.strip()) for n, cell in zip(names, row, strict=True) if cell}
         if not call:
             raise ValueError(f"{path}, line {number}: empty")

@@ -129,6 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
+    steps, wanted = shared.get(STEPS), arguments.full_steps or 0
+    if isinstance(steps, int) and wanted > 2 * steps:  # Heun's schedulers take two for one
+        raise ValueError(f"--full-steps {wanted}: an image takes {steps} steps only")
     about = {
         "model": arguments.model,
         "pipeline": arguments.pipeline,
@@ -211,7 +214,7 @@ def _request(
             f"{arguments.method}` and state it by --kernel"
         )
     if arguments.interval and not hasattr(method.schedule, "every"):
-        raise ValueError(f"--interval: {arguments.method} has none; state --full-steps")
+        raise ValueError(f"--interval: {arguments.method} has no interval; state --full-steps")
     return {
         "method": arguments.method, "options": options, "tap": arguments.tap, **budget,
         "kernel": hashlib.sha256(arguments.kernel.read_bytes()).hexdigest() if kernel else None,
@@ -306,8 +309,8 @@ def _on_devices(arguments: argparse.Namespace, devices: Sequence[str]) -> None:
                 process.wait()
     if failed is not None:
         raise OSError(
-            f"--gpus: sampling on device {failed} failed, as it says above; the images made so far "
-            "are kept, --resume goes on"
+            f"--gpus: sampling on device {failed} failed; its own error is above. The images made "
+            "so far are kept: run again with --resume"
         )
 
 
@@ -423,7 +426,7 @@ def _refuse_strangers(
     ours = {f"{index:05d}" for index in range(count)}
     strays = sorted(name for name in images - known.keys() if name.removesuffix(".png") not in ours)
     if strays:
-        raise ValueError(f"{out}: {strays[0]} is none of this run; choose another folder")
+        raise ValueError(f"{out}: {strays[0]} is not of this run; choose another folder")
 
 
 def _missing(folder: Path, calls: Sequence[Mapping[str, Any]], digest: str) -> list[int]:

@@ -2,10 +2,12 @@
 
 Images are paired by file name. In the order of their names they belong to the lines of the prompts.
 Everything is checked before anything is scored. The models of metrics are expected in models/NAME.
+Printed is the mean of each metric, with its 95 % bootstrap interval over 6 images or more.
 """
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,8 +103,32 @@ def _score(arguments: argparse.Namespace) -> None:
     for path, table in written.items():
         with replacing(path) as part:
             table.drop(columns="reference").to_csv(part, index=False)
-    means = scores.groupby("run", sort=False)[list(scorers.images)].mean()
-    print(means.to_string(float_format="{:.4f}".format))
+    print(summary(scores, list(scorers.images)))
+    if scorers.sets:
+        print(of_sets.drop(columns="reference").to_string(index=False))
+
+
+def summary(scores: "pd.DataFrame", metrics: Sequence[str]) -> str:
+    """Return the mean of each metric over each run's images as text, with its interval in brackets.
+
+    Args:
+        scores: one row per image, its `run` and a column per metric.
+        metrics: the columns.
+    """
+    from eigencache.metrics.statistics import FEWEST, LEVEL, mean_interval
+
+    def told(metric: str, values: "pd.Series") -> str:
+        mean, low, high = (f"{x:.{METRICS[metric].digits}f}" for x in mean_interval(values))
+        return mean if low == "nan" else f"{mean} [{low}, {high}]"
+
+    runs = scores.groupby("run", sort=False)
+    table = runs.agg({metric: partial(told, metric) for metric in metrics})
+    lines, count = [table.to_string()] if metrics else [], int(runs.size().min())
+    if count < FEWEST:
+        lines.append(f"No intervals: there are {count} images, and it takes {FEWEST} or more.")
+    else:
+        lines.append(f"In brackets: {LEVEL:.0%} bootstrap intervals over {count} images.")
+    return "\n".join(lines if metrics else [])
 
 
 def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> "pd.DataFrame":
@@ -117,8 +143,8 @@ def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> 
     known, rows = _images(reference), []
     if len(known) != len(prompts):
         raise FolderError(
-            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images in "
-            "the order of their names belong to the prompts in theirs"
+            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images, "
+            "sorted by name, are matched with the prompts in order"
         )
     for run, folder in {REFERENCE: reference, **folders}.items():
         found = _images(folder)

@@ -53,8 +53,8 @@ class ImageReward:
         installed = Path(environment) / "installed.txt"
         if not installed.is_file():
             raise FileNotFoundError(
-                f"{installed}: not there; `snakemake {ENVIRONMENT}/installed.txt --cores 1` builds "
-                "the environment of ImageReward, EIGENCACHE_IMAGEREWARD=FOLDER names another. Or "
+                f"{installed}: no such file. `snakemake {ENVIRONMENT}/installed.txt --cores 1` "
+                "builds ImageReward's environment; EIGENCACHE_IMAGEREWARD=FOLDER names another. Or "
                 "take image_reward out of `metrics`"
             )
         versions = dict(line.split("==") for line in installed.read_text().splitlines() if line)

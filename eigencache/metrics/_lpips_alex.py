@@ -32,7 +32,7 @@ class LpipsAlex:
         weights = Path(folder) / "checkpoints" / AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
         if not weights.is_file():
             raise FileNotFoundError(
-                f"{weights}: not there; fetch the model LPIPS-alex, or take lpips_alex out of "
+                f"{weights}: no such file; fetch the model LPIPS-alex, or take lpips_alex out of "
                 "`metrics`"
             )
         torch.load(weights, map_location="cpu", weights_only=True)  # torchvision would run pickles

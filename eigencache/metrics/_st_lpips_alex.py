@@ -42,8 +42,8 @@ class StLpipsAlex:
     def __call__(self, reference: torch.Tensor, image: torch.Tensor, prompt: str = "") -> float:
         if min(image.shape[-2:]) < LEAST:
             raise ValueError(
-                f"st_lpips_alex: an image of {image.shape[-1]}x{image.shape[-2]} pixels; it takes "
-                f"{LEAST} or more each way. Take st_lpips_alex out of `metrics`"
+                f"st_lpips_alex: an image has {image.shape[-1]}x{image.shape[-2]} pixels; it "
+                f"needs {LEAST} or more each way. Take st_lpips_alex out of `metrics`"
             )
         pair = (one.to(self.device, torch.float32) for one in (reference, image))
         return float(self.network(*pair))

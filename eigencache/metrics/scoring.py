@@ -46,7 +46,9 @@ def score_records(
         found: dict[str, dict[str, list[float]]] = {name: {} for name in names}
         for other in others.values():
             if other["prompt"] != row["prompt"] or other["seed"] != row["seed"]:
-                raise ValueError(f"{row['image']} and {other['image']}: prompt or noise differ")
+                raise ValueError(
+                    f"{row['image']} and {other['image']}: their prompts or noise differ"
+                )
         frames = frames_of(row["image"])
         for position, frame in enumerate(frames):
             image, unpaired = load_image(frame), dict[str, float]()

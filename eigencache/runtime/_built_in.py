@@ -58,7 +58,7 @@ def kind_of(scheduler: Any) -> str:
     if kind in KINDS and len({source.model for source in fitting(kind, sources())}) >= 2:
         return kind
     raise _refused(
-        scheduler, f"fewer than two of the models that they were made on predict {kind!r}"
+        scheduler, f"fewer than two of the models behind the built-in plans predict {kind!r}"
     )
 
 
@@ -144,7 +144,8 @@ class BuiltInPolicy(OutputPolicy):
     """Sampling by a plan that is designed for the timesteps of each image.
 
     Where the pipeline begins to call its networks in another way at a step that the plan skips,
-    the step is computed, and the plan made anew from there.
+    the step is computed in place of the next full one, if there is one left, and the plan made anew
+    from there.
 
     Args:
         budget: how many steps are computed; of a quality, what a probe has found.
@@ -168,13 +169,15 @@ class BuiltInPolicy(OutputPolicy):
         self.anchors: dict[int, Any] = {}
         self.plan, self.steps, self.told = None, None, False
         self.designs: dict[tuple, tuple[Design, Plan]] = {}
-        self.switches: dict[tuple, set[int]] = {}
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if self.leader:
             plan = self.leader.plan
             if timesteps is None or plan is None or len(timesteps) != len(plan):
-                raise PlanError("the copies of the scheduler take other steps than the first")
+                raise PlanError(
+                    "the pipeline's copies of its scheduler do not all take the same steps: make a "
+                    "plan of your own with eigencache.calibrate"
+                )
             self.follow(plan)
             return
         if timesteps is None or pipe is None:
@@ -219,17 +222,15 @@ class BuiltInPolicy(OutputPolicy):
         return Budget(count)
 
     def computes(self, step: int) -> bool:
-        if self.plan is None:  # before the first step ends
-            return True
-        return bool(self.plan.full[step]) or step in self.switches.get(self.key, ())
+        return self.plan is None or bool(self.plan.full[step])  # None before the first step ends
 
     def given(self, call: StepCall) -> None:
         assert self.plan is not None
         if call.computed and not self.plan.full[call.index]:
             first = self.leader or self
-            first.switches.setdefault(first.key, set()).add(call.index)
             full = self.plan.full.copy()
             full[call.index] = True
+            full[call.index + 1 :][np.flatnonzero(full[call.index + 1 :])[:1]] = False
             self.follow(first.designs[first.key][0].with_steps(full))
         super().given(call)
 

@@ -365,7 +365,7 @@ class Driver:
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
         modules = dict(denoisers(self.pipe))
         if not modules:
-            raise ValueError(f"{type(self.pipe).__name__} has no network loaded that could be run")
+            raise ValueError(f"{type(self.pipe).__name__} has no network loaded")
         for name, module in modules.items():
             check_no_cache(name, module)
         self.aside = {name for name, module in modules.items() if not may_denoise(module)}
@@ -405,6 +405,8 @@ class Driver:
         self.calls.clear()
         self.passes.clear()
         self.computed = self.policy.computes(0)
+        if self.computed:  # an image on its own; what a simulator replays is known from before
+            self.shapes.clear()
         for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
 
@@ -647,8 +649,8 @@ def check_no_cache(name: str, module: nn.Module) -> None:
     """Raise a ValueError if diffusers' own cache is enabled on a module."""
     if getattr(module, "is_cache_enabled", False):
         raise ValueError(
-            f"a cache of diffusers is enabled on {name}: call its disable_cache() first, since two "
-            "caches on top of each other are neither"
+            f"a cache of diffusers is enabled on {name}: call its disable_cache() first; two "
+            "caches cannot be stacked"
         )
 
 

@@ -88,17 +88,17 @@ class Inspection:
             if not as_taken or not ends <= ran.keys() or max(ran.values()) > 1:
                 raise PlanError(
                     f"{kind} does not run its blocks once each, in the order in which it lists "
-                    f"them, as tap {self.tap!r} takes it to: use tap 'output' or 'modules'"
+                    f"them, as tap {self.tap!r} assumes: use tap 'output' or 'modules'"
                 )
         if not order:
-            raise PlanError(f"{kind} runs nothing of tap {self.tap!r}: use tap 'output'")
+            raise PlanError(f"{kind} runs no module of tap {self.tap!r}: use tap 'output'")
         sizes = [size[1:-1].numel() for size in state.sizes.values() if size and len(size) > 2]
         many = {size for size in sizes if 2 * size >= max(sizes)}
         for name, tokens in self.tokens.items():
             if tokens > 1 and tokens in many:
                 raise PlanError(
-                    f"{name} of {kind} works on {tokens} tokens and is no part of tap "
-                    f"{self.tap!r}: it would go on running at skipped steps; use tap 'output'"
+                    f"{name} of {kind} works on {tokens} tokens and is not part of tap "
+                    f"{self.tap!r}: it would keep running at skipped steps; use tap 'output'"
                 )
 
     def _see(self, name: str, module: Any, args: tuple) -> None:

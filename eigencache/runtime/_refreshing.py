@@ -125,7 +125,9 @@ def _received(
 ) -> torch.Tensor:  # fmt: skip
     """Return what attention each token receives, from the arguments of torch's attention."""
     if attn_mask is not None or is_causal:
-        raise ValueError("tokens cannot be scored by an attention that is masked")
+        raise ValueError(
+            "masked attention cannot score tokens: choose a method that recomputes none"
+        )
     return attention_received(query, key, scale or query.shape[-1] ** -0.5)
 
 

@@ -228,7 +228,9 @@ def tap_delta(transformer: nn.Module) -> Tapped:
     """
     blocks = [block for _, block in blocks_of(transformer)]
     if len(blocks) < 2:
-        raise ValueError(f"{type(transformer).__name__} has one block, which has no two halves")
+        raise ValueError(
+            f"{type(transformer).__name__} has one block, which cannot be halved: use tap 'output'"
+        )
     half = len(blocks) // 2
     return Tapped({"front": Blocks(blocks[:half], True), "back": Blocks(blocks[half:], True)})
 

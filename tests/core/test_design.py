@@ -191,11 +191,11 @@ def test_a_budget_out_of_range_is_refused(budgets):
 
 
 def test_a_window_too_large_for_a_table_is_refused():
-    with pytest.raises(ValueError, match="a window of 5 over 50 steps is too large"):
+    with pytest.raises(ValueError, match="window=5 is too large to design 50 steps"):
         optimal_steps(Kriging(5), flow_timesteps(50), np.eye(50), [9])
 
 
 @pytest.mark.parametrize("predictor", [Kriging(None), Chebyshev()], ids=str)
 def test_a_predictor_from_all_full_steps_has_no_exact_design(predictor):
-    with pytest.raises(ValueError, match="a window of None over 9 steps is too large to design"):
+    with pytest.raises(ValueError, match="window=None is too large to design 9 steps"):
         optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [4])

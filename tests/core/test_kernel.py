@@ -105,7 +105,7 @@ def test_kernels_that_differ_are_not_merged(changes, message):
     ("changes", "message"),
     [
         ({"sums": {}}, "at least one stream"),
-        ({"runs": 10**400}, "no float64 counts"),
+        ({"runs": 10**400}, "more than a float64 can count"),
         ({"runs": 0}, "one run"),
         ({"normalisation": "cos"}, "'cos' is not in"),
         ({"sums": {"a": np.eye(5)}}, r"'a': shape \(5, 5\), not \(6, 6\)"),
@@ -183,7 +183,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
     [
         ({"runs": "many"}, "not a valid kernel"),
         ({"runs": "0"}, "one run"),
-        ({"runs": "1", "source": '{"a": 1}'}, "`source` must be text to text"),
+        ({"runs": "1", "source": '{"a": 1}'}, "`source` must map text to text"),
         ({"runs": "1", "source": "[" * 2000}, "recursion"),
         ({}, "runs"),
     ],
@@ -291,7 +291,7 @@ def test_smoothing_leaves_polynomials_as_they_are():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_of_smoothness_is_a_share(share):
-    with pytest.raises(KernelError, match="must be in 0 to 1"):
+    with pytest.raises(KernelError, match="must lie between 0 and 1"):
         TWO.smoothed(share)
 
 
@@ -411,7 +411,7 @@ def test_what_a_kernel_belongs_to_is_saved(tmp_path):
         ({"step_sizes": np.ones(3)}, f"`step_sizes` must be {LONG} finite numbers"),
         ({"step_sizes": np.full(LONG, np.inf)}, "`step_sizes` must be"),
         ({"switches": (LONG,)}, f"not all among {LONG} steps"),
-        ({"arguments": {"image": (1,)}}, "`arguments` must be"),
+        ({"arguments": {"image": (1,)}}, "`arguments` must map"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(changes, message):
@@ -465,9 +465,9 @@ def test_smoothing_comes_before_truncation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "token-mean"}, "is of full second-moment, the method wants token-mean"),
-        ({"normalisation": "cosine"}, "the method wants full cosine"),
-        ({"runs": 6}, "is of 7 runs, the method wants 6"),
+        ({"features": "token-mean"}, "holds full second-moment, the method needs token-mean"),
+        ({"normalisation": "cosine"}, "the method needs full cosine"),
+        ({"runs": 6}, "is of 7 runs, the method needs 6"),
         ({"rank": LONG + 1}, "rank must lie between"),
     ],
 )

@@ -12,7 +12,7 @@ from eigencache.aim import Aim
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill
 from eigencache.kernel import KernelError, KernelUse
-from eigencache.methods import METHODS, Gate, make_plan
+from eigencache.methods import METHODS, Gate, holding, make_plan
 from eigencache.plan import BASELINES, TAPS, PlanError
 from eigencache.predictors import (
     Chebyshev,
@@ -208,7 +208,7 @@ def test_options_of_a_gate_or_a_rule_are_checked(name, options, message):
 
 @pytest.mark.parametrize(("name", "tap"), [("Delta-DiT", "blocks"), ("ToCa", "output")])
 def test_a_gate_or_a_rule_at_another_tap_is_refused(name, tap):
-    with pytest.raises(PlanError, match=f"at '{tap}'"):
+    with pytest.raises(PlanError, match=f"'{tap}'"):
         METHODS[name].open_loop(9, TIMESTEPS, tap=tap)
 
 
@@ -279,9 +279,9 @@ def test_predictors_by_timestep_are_refused_where_timesteps_repeat():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": "full"}, "is of token-mean cosine, the method wants full cosine"),
-        ({"normalisation": "second-moment"}, "the method wants token-mean second-moment"),
-        ({"runs": 2}, "is of 3 runs, the method wants 2"),
+        ({"features": "full"}, "holds token-mean cosine, the method needs full cosine"),
+        ({"normalisation": "second-moment"}, "the method needs token-mean second-moment"),
+        ({"runs": 2}, "is of 3 runs, the method needs 2"),
         ({"rank": 51}, "rank must lie between 1 and 50"),
     ],
 )
@@ -418,10 +418,33 @@ def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option
             "normalisation": {"cosine": "second-moment"}.get(use.normalisation, "cosine"),
             "runs": 2,
         }[option]
-        with pytest.raises(KernelError, match=f"the method wants.*{other}"):
+        with pytest.raises(KernelError, match=f"the method needs.*{other}"):
             method.open_loop(9, TIMESTEPS, kernel, **{option: other})
     elif option == "shared" and len(kernel.streams) == 1:
         assert is_same(plan, method.open_loop(9, TIMESTEPS, kernel, shared=True))
     else:
         other = OTHERS[option] if option != "ordinary" else not method.parts(9).predictor.ordinary
         assert not is_same(plan, method.open_loop(9, TIMESTEPS, kernel, **{option: other}))
+
+
+@pytest.mark.parametrize(
+    ("full", "kept", "expected"),
+    [
+        ([0, 4, 8], [4], [0, 4, 8]),
+        ([0, 4, 8], [5], [0, 5, 8]),
+        ([0, 4, 8], [1], [0, 1, 8]),  # step 0 stays
+        ([0, 4, 8], [9, 7], [0, 7, 9]),
+        ([0, 1, 2], [6, 7], [0, 6, 7]),
+    ],
+)
+def test_steps_that_must_be_full_are_within_the_budget(full, kept, expected):
+    schedule = np.isin(np.arange(10), full)
+    assert np.flatnonzero(holding(schedule, kept)).tolist() == expected
+    assert np.flatnonzero(schedule).tolist() == full
+
+
+def test_a_budget_too_small_for_them_is_refused():
+    with pytest.raises(ValueError, match=r"2 full steps cannot include step 0 and \[3, 5\]"):
+        holding(np.isin(np.arange(10), [0, 4]), [5, 3])
+    plan = make_plan(Interval(full_steps=5), Newton(1), TIMESTEPS, kept=[17])
+    assert plan.full[17] and plan.full.sum() == 5

@@ -276,7 +276,7 @@ def test_a_plan_of_an_earlier_version_says_what_was_predicted(tmp_path):
     [
         ({"predicted_psnr": "31"}, "`predicted_psnr` must be a number, got '31'"),
         ({"predicted_error": True}, "`predicted_error` must be a number"),
-        ({"arguments": {"image": [1]}}, r"`arguments` must be .* got 'image': \[1\]"),
+        ({"arguments": {"image": [1]}}, r"`arguments` must map .* got 'image': \[1\]"),
         ({"scheduler": 3}, "`scheduler` must be text or None, got 3"),
         ({"method": b"x"}, "`method` must be text or None"),
     ],

@@ -172,7 +172,7 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     ),
     "a table": (edited(f"{PACKAGE}/stages/compare.py"), {"compare": 1}),
     "the typesetting": (edited(f"{PACKAGE}/tables/typeset.py"), {"compare": 1}),
-    "the statistics": (edited(f"{PACKAGE}/tables/statistics.py"), SHOWN),
+    "the statistics": (edited("eigencache/metrics/statistics.py"), SHOWN),
     "the gallery's script": (edited(f"{PACKAGE}/gallery/page.js", new="// more\n"), {"gallery": 1}),
     "the fetcher": (edited(f"{PACKAGE}/models/hub.py"), {}),
     "the stage that fetches": (edited(f"{PACKAGE}/stages/fetch.py"), {}),

@@ -56,7 +56,7 @@ def test_it_samples_or_says_why_not(name):
     with eigencache.cached(case.pipe, full_steps=FULL) as stats:
         first = case(0)
         switches = stats.full - FULL  # steps at which networks begin to be called otherwise
-        assert 0 <= switches <= max(1, len(run.switches))
+        assert switches in (0, 1)  # 1 if such a step is beyond the plan's last full one
         assert stats.full + stats.skipped == len(run)
         case(1)
         check_same(case(0), first)

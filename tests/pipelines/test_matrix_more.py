@@ -4,6 +4,7 @@ import copy
 import threading
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from zoo.runs import Measured, check_same, kept, recorded, reused
 
 import eigencache
 from eigencache import cached
+from eigencache.predictors import Reuse
+from eigencache.schedules import Interval, Steps
 
 NAMES = ["flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22", "ltx2-one-pass"]
 HALF_WAY = 3
@@ -101,6 +104,37 @@ def test_a_pipeline_made_from_a_cached_one_is_its_own(measured):
         check_same(measured.case(0), expected)
     check_same(other(0), measured.plain.result)
     check_same(measured.case(0), measured.plain.result)
+
+
+# ---- A second expert, and calls that begin to differ half way
+
+
+@pytest.mark.parametrize("name", ["wan22", "z-image-cfg-truncated"])
+@pytest.mark.parametrize("method", ["FORA", "EigenCache-greedy", "EigenCache-design"])
+def test_a_step_at_which_calls_change_is_full_and_within_the_budget(name, method):
+    case = ZOO[name]()
+    prompts = [case.prompt(1), case.prompt(2)]
+    for full_steps in (3, 5):
+        plan = eigencache.calibrate(
+            case.pipe, prompts, full_steps, method=method, tap="output", **case.shared()
+        )
+        with cached(case.pipe, plan) as stats:
+            first = case(0)
+            assert stats.full == full_steps
+            check_same(case(0), first)
+        assert stats.full == 2 * full_steps
+
+
+def test_where_it_was_not_known_it_is_full_in_every_image():
+    case = ZOO["wan22"]()
+    run = recorded(case)
+    (switch,) = run.switches
+    plan = eigencache.METHODS["FORA"].plan(3, run.timesteps, tap="output")
+    assert not plan.full[switch]
+    with cached(case.pipe, plan) as stats:
+        first = case(0)
+        check_same(case(0), first)
+    assert stats.full == 2 * 4
 
 
 # ---- Stopped, interfered with
@@ -466,3 +500,88 @@ def test_offloading(measured, first):
     hook.pre_forward = lambda module, *a, **k: (moved.append(name), move(hook, module, *a, **k))[1]
     case(0)
     assert moved  # offloading is still on
+
+
+@of("flux", "sdxl-controlnet", "wan22")
+@pytest.mark.parametrize("first", ["offloading", "cache"])
+def test_sequential_offloading(measured, first, monkeypatch):
+    """Every layer's weights are fetched when it runs, and are on no device in between."""
+    offload = accelerate.cpu_offload  # diffusers asks for cpu:0, which is no device to torch's `to`
+    monkeypatch.setattr(
+        accelerate, "cpu_offload", lambda model, device, **k: offload(model, "cpu", **k)
+    )
+    case = ZOO[measured.case.name]()
+    if first == "offloading":
+        case.pipe.enable_sequential_cpu_offload(device="cpu")
+    with cached(case.pipe, measured.plan()) as stats:
+        if first == "cache":
+            case.pipe.enable_sequential_cpu_offload(device="cpu")
+        for number in (0, 1, 0):
+            check_same(case(number), measured.expected(number))
+    assert stats.full == 3 * measured.full.sum()
+    check_same(case(0), measured.plain.result)
+    for network in case.denoisers().values():
+        assert all(weight.is_meta for weight in network.parameters())  # it is still on
+
+
+# ---- LoRA, by PEFT itself
+
+
+def write_lora(name, folder):
+    """Write a LoRA with random weights for a configuration's transformer."""
+    peft = pytest.importorskip("peft")
+    case = ZOO[name]()
+    network = case.pipe.transformer
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    draw = torch.Generator().manual_seed(0)
+    layers = {
+        key: torch.randn(weight.shape, generator=draw)
+        for key, weight in peft.get_peft_model_state_dict(network).items()
+    }
+    case.pipe.save_lora_weights(folder, transformer_lora_layers=layers)
+
+
+@pytest.mark.parametrize("name", ["flux", "qwen-true-cfg", "wan21", "sd3"])
+def test_a_lora_is_loaded_and_unloaded_around_a_cache_and_under_it(name, tmp_path):
+    write_lora(name, tmp_path)
+    plain, other = Measured(ZOO[name]()), ZOO[name]()
+    other.pipe.load_lora_weights(tmp_path)
+    lora = Measured(other)
+    assert not torch.equal(lora.plain.result[0], plain.plain.result[0])
+    case = ZOO[name]()
+    case.pipe.load_lora_weights(tmp_path)
+    with cached(case.pipe, lora.plan()) as stats:
+        check_same(case(0), lora.expected())
+        case.pipe.unload_lora_weights()
+        check_same(case(0), plain.expected())
+        case.pipe.load_lora_weights(tmp_path)
+        check_same(case(0), lora.expected())
+    assert stats.full == 3 * lora.full.sum()
+    check_same(case(0), lora.plain.result)
+    case.pipe.unload_lora_weights()
+    check_same(case(0), plain.plain.result)
+
+
+@pytest.mark.parametrize("tap", ["blocks", "modules"])
+def test_a_lora_under_an_inner_tap_is_right_or_refused(tap, tmp_path):
+    write_lora("flux", tmp_path)
+    case = ZOO["flux"]()
+    case.pipe.load_lora_weights(tmp_path)
+    lora = recorded(case)
+    every = eigencache.make_plan(Steps(range(len(lora))), Reuse(), lora.timesteps, tap=tap)
+    some = eigencache.make_plan(Interval(full_steps=4), Reuse(), lora.timesteps, tap=tap)
+    with cached(case.pipe, every):
+        check_same(case(0), lora.result)
+    with cached(case.pipe, some):
+        expected = case(0)
+        assert not torch.equal(expected[0], lora.result[0])
+        check_same(case(0), expected)
+        case.pipe.unload_lora_weights()
+        try:
+            without = case(0)
+        except eigencache.PlanError as error:
+            assert "was replaced" in str(error)
+        else:
+            fresh = ZOO["flux"]()
+            with cached(fresh.pipe, some):
+                check_same(without, fresh(0))

@@ -223,7 +223,7 @@ def test_a_folder_holds_one_run(tmp_path):
     assert len(after) == 3 and after[0] == before[0]
     assert after[1]["sha256"] == before[1]["sha256"] and after[1] != before[1]
     (folder / "00007.png").write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"00007\.png is none of this run"):
+    with pytest.raises(SystemExit, match=r"00007\.png is not of this run"):
         sample(folder, *SMALL, "--resume")
 
 
@@ -259,7 +259,7 @@ def test_prompts_may_come_with_other_arguments(tmp_path):
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": "a"}\n', "line 2: the same prompt as line 1"),
         ("a.jsonl", '{"prompt": "a", "image": "b.png"}\n', "line 1: no such image: .*b.png"),
         ("a.tsv", "prompt\tprompt\na\tb\n", "line 1: the names of the arguments must differ"),
-        ("a.tsv", "prompt\timage\na\n", "line 2: 1 cells, 2 are named"),
+        ("a.tsv", "prompt\timage\na\n", "line 2: 1 cells, line 1 names 2"),
         ("a.tsv", "prompt\n", "no prompts"),
     ],
 )
@@ -313,7 +313,7 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
     [
         (["plan", "--kernel", "none", "--full-steps", 4], "none: no such file"),
         (["plan", "--full-steps", 4, "--method", "Eigen"], "no method 'Eigen'; there are FORA"),
-        (["plan", "--full-steps", 9], "--full-steps 9: the kernel is of 8 steps"),
+        (["plan", "--full-steps", 9], "--full-steps 9: the kernel has 8 steps only"),
         (["plan", "--full-steps", 4, "--option", "order=1"], r"unknown options \['order'\]"),
         (["plan", "--full-steps", 4, "--option", "window=x"], "window must be a whole number"),
         (["plan", "--full-steps", 4, "--method", "EigenCache"], "state --model and --prompts"),

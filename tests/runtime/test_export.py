@@ -15,6 +15,7 @@ from helpers import ROOT, arguments_of, flow_timesteps, tiny_pipeline
 import eigencache
 from eigencache import cli
 from eigencache.export import _loaded, computation_mask
+from eigencache.plan import PlanWarning
 from eigencache.predictors import Reuse, Taylor
 from eigencache.runtime import forecast
 from eigencache.schedules import Steps
@@ -165,6 +166,28 @@ def run(*line):
         cli.main()
 
 
+def test_what_was_not_compared_is_said(pipe, plan, tmp_path):
+    with pytest.warns(PlanWarning, match="was not compared with the plan"):
+        path = plan.export_scheduler(tmp_path / "bare", pipe.scheduler)
+    assert "Not checked: no result of this scheduler" in path.read_text()
+    call = CALL | arguments_of(1)
+    with pytest.raises(ValueError, match="height: state the pipeline to call with it, pipe="):
+        plan.export_scheduler(tmp_path, height=16)
+    with pytest.raises(ValueError, match="output_type: EigenCache sets it itself"):
+        plan.export_scheduler(tmp_path / "none", pipe=pipe, **call)
+    with pytest.raises(ValueError, match="a scheduler or a pipeline that has one, not both"):
+        plan.export_scheduler(tmp_path / "none", pipe.scheduler, pipe=pipe, **call)
+    del call["output_type"]
+    with pytest.raises(eigencache.PlanError, match="made for 8 steps, the sampler takes 9"):
+        plan.export_scheduler(tmp_path / "none", pipe=pipe, **call | {"num_inference_steps": 9})
+    assert not (tmp_path / "none").exists()
+    before = pipe.scheduler
+    path = plan.export_scheduler(tmp_path / "checked", pipe=pipe, **call)
+    assert pipe.scheduler is before and (tmp_path / "checked/scheduler_config.json").exists()
+    assert "Checked: one result of FluxPipeline by this scheduler" in path.read_text()
+    assert "They are the same to the last bit." in path.read_text()
+
+
 def test_the_command_writes_the_file_the_config_and_the_mask(pipe, plan, tmp_path, capsys):
     plan.save(tmp_path / "plan.safetensors")
     run("export", "--plan", tmp_path / "plan.safetensors", "--out", tmp_path / "bare")
@@ -178,9 +201,28 @@ def test_the_command_writes_the_file_the_config_and_the_mask(pipe, plan, tmp_pat
     theirs = json.loads((model / "scheduler/scheduler_config.json").read_text())
     assert config.pop("_class_name") == "PlannedScheduler"
     assert {k: v for k, v in theirs.items() if k != "_class_name"}.items() <= config.items()
+    with pytest.raises(SystemExit, match="--steps: nothing is sampled without --prompts"):
+        run("export", "--plan", tmp_path / "plan.safetensors", "--out", tmp_path, "--steps", 8)
+    with pytest.raises(SystemExit, match="--prompts: state the --model"):
+        run("export", "--plan", tmp_path / "plan.safetensors", "--out", tmp_path, "--prompts", "x")
     capsys.readouterr()
     run("export", "--plan", tmp_path / "plan.safetensors", "--mask")
     assert json.loads(capsys.readouterr().out) == [1, 1, 0, 0, 1, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_the_command_compares_one_run(tmp_path):
+    model, prompts = ROOT / "data/emoji-flux", ROOT / "data/prompts/emoji-calibration.txt"
+    line = ("--model", model, "--prompts", prompts, "--num-prompts", 1, "--steps", 6)
+    size = ("--height", 64, "--width", 64, "--max-sequence-length", 16)
+    kernel, plan = tmp_path / "kernel.safetensors", tmp_path / "plan.safetensors"
+    run("calibrate", *line, *size, "--method", "TaylorSeer", "--tap", "output", "--out", kernel)
+    taylor = ("--method", "TaylorSeer", "--tap", "output", "--full-steps", 3)
+    run("plan", "--kernel", kernel, *taylor, "--out", plan)
+    line = line[:-2]  # the plan knows the steps and the size
+    run("export", "--plan", plan, *line, "--out", tmp_path / "whole")
+    text = (tmp_path / "whole/planned_scheduler.py").read_text()
+    assert "Checked: one result of FluxPipeline" in text and "to the last bit" in text
 
 
 def test_a_mask_says_no_steps_of_single_streams(plan):

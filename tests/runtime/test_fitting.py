@@ -439,7 +439,7 @@ def test_a_plan_that_gains_nothing_is_returned_as_it_was(bent):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tap": "modules"}, "at the output tap, this is at 'modules'"),
+        ({"tap": "modules"}, "at the output tap, this one is at 'modules'"),
         ({"timesteps": np.linspace(900, 100, STEPS)}, "was made for timestep"),
     ],
 )

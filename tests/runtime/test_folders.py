@@ -13,6 +13,7 @@ from eigencache.commands.score import FolderError, model_folders, pair
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
 from eigencache.metrics.images import load_image
+from eigencache.metrics.statistics import mean_interval
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["a.png", "b.png", "c.png"]
@@ -59,6 +60,20 @@ def test_folders_are_scored_as_the_metrics_score_their_images(folders):
                   for f in ("full", {"x": "one", "y": "two"}[row.run])]  # fmt: skip
         assert (row.psnr, row.ssim) == pytest.approx((psnr(*images), ssim(*images)), rel=1e-12)
     assert [path.name for path in (folders / "out").iterdir()] == ["scores.csv"]
+    assert f"{table['psnr'][:3].mean():.2f} " in done.stdout
+    assert "No intervals: there are 3 images, and it takes 6 or more." in done.stdout
+
+
+def test_enough_images_have_an_interval(tmp_path):
+    names = [f"{i}.png" for i in range(7)]
+    fill(tmp_path / "full", 0, names)
+    fill(tmp_path / "one", 1, names)
+    (tmp_path / "prompts.txt").write_text("\n".join(map(str, range(7))))
+    line = "--reference full --images x=one --prompts prompts.txt --metrics psnr --out o.csv"
+    done = score(tmp_path, *line.split())
+    assert "95% bootstrap intervals over 7 images" in done.stdout, done.stderr
+    mean, low, high = mean_interval(pd.read_csv(tmp_path / "o.csv")["psnr"])
+    assert f"x {mean:.2f} [{low:.2f}, {high:.2f}]" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_file_goes_before_the_hub(held, plan, tmp_path, monkeypatch):
     other = replace(plan, method="mine")
     other.save(tmp_path / REPOSITORY)
     assert eigencache.load_plan(REPOSITORY).digest == other.digest
-    with pytest.raises(ValueError, match="it is a file, and a revision is that of a repository"):
+    with pytest.raises(ValueError, match="it is a file; only a repository has revisions"):
         eigencache.load_plan(REPOSITORY, revision="main")
 
 

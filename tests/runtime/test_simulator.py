@@ -327,7 +327,7 @@ class Stubborn(FlowMatchEulerDiscreteScheduler):
 
 
 def test_a_scheduler_without_an_answer_is_refused():
-    with pytest.raises(PlanError, match="Stubborn: how outputs move the latents cannot be told"):
+    with pytest.raises(PlanError, match="Stubborn: its outputs do not move the latents by finite"):
         simulator(field_pipeline(scheduler=Stubborn()))
 
 

@@ -16,13 +16,13 @@ import yaml
 from helpers import compiled, flow_timesteps, kernel_of, needs_latex, random_trajectories
 
 from eigencache.methods import METHODS
+from eigencache.metrics.statistics import mean_interval
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.figures import ablation, calibration
 from reproduction.figures._common import save
 from reproduction.figures._table import figures
 from reproduction.stages.ablation import ablate, main, sheet
-from reproduction.tables.statistics import mean_interval
 from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import MINUS, Cell, latex, markdown
 

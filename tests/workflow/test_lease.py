@@ -304,7 +304,7 @@ def test_run_on_the_cpu_is_declared(tmp_path, count, output, env, why):
         (1, NO_DRIVER, {DEVICE: "gpu"}, "no nvidia-smi that lists one"),
         (1, None, {DEVICE: "gpu", VISIBLE: ""}, "CUDA_VISIBLE_DEVICES is empty"),
         (1, ("Driver/library version mismatch", 18), {}, "code 18: Driver/library version"),
-        (1, None, {DEVICE: "cuda"}, "EIGENCACHE_DEVICE=cuda: it is auto, gpu or cpu"),
+        (1, None, {DEVICE: "cuda"}, "EIGENCACHE_DEVICE=cuda: it must be auto, gpu or cpu"),
         (1, None, {VISIBLE: "0,,1"}, "'' is neither an index nor a UUID"),
         (1, None, {VISIBLE: "0;1"}, "'0;1' is neither an index nor a UUID"),
         (1, None, {VISIBLE: "cuda:0"}, "'cuda:0' is neither"),

@@ -93,7 +93,7 @@ def test_prompts_are_read_in_order(prompts):
         ("a\n\nb\n", None, "line 2: empty"),
         ("a\n   \n", None, "line 2: empty"),
         ("a\nb\n a \n", None, "line 3: the same prompt as line 1"),
-        ("a\nb\n", 3, "3 prompts are asked for, it has 2"),
+        ("a\nb\n", 3, "3 prompts were asked for, but it has 2"),
     ],
 )
 def test_a_faulty_prompt_file_is_named(prompts, text, count, message):
@@ -444,8 +444,8 @@ def test_features_of_shards_make_the_sets_of_the_whole(image_file):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": "a dog"}, "prompt or noise differ"),
-        ({"seed": 6}, "prompt or noise differ"),
+        ({"prompt": "a dog"}, "prompts or noise differ"),
+        ({"seed": 6}, "prompts or noise differ"),
         ({"prompt_index": 3}, r"full: no reference image of prompts \[3\]"),
     ],
 )

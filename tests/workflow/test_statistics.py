@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm, t
 
-from reproduction.tables import statistics
-from reproduction.tables.statistics import (
+from eigencache.metrics import statistics
+from eigencache.metrics.statistics import (
     FEWEST,
     LEVEL,
     Interval,

@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 from helpers import compiled, needs_latex
 
-from eigencache.metrics import METRICS
+from eigencache.metrics import METRICS, statistics
+from eigencache.metrics.statistics import mean_interval, median_interval
 from reproduction.stages import compare as compare_stage
 from reproduction.stages import table as table_stage
 from reproduction.stages.compare import compare, places, sheet
 from reproduction.stages.table import AFTER, BEFORE, join, summarise
-from reproduction.tables import statistics
-from reproduction.tables.statistics import mean_interval, median_interval
 from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import Cell, latex, markdown
 

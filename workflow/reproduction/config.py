@@ -631,9 +631,8 @@ def _explained(error: ValidationError, given: Mapping) -> Iterator[str]:
         elif kind == "extra_forbidden":
             *parents, name = _key(first["loc"], given)
             allowed = _fields_at(parents)
-            yield f"{'.'.join(parents) or 'the configuration'}: unknown key {name!r}; " + _hint(
-                name, allowed
-            )
+            place = f"{'.'.join(parents)}: " if parents else ""
+            yield f"{place}unknown key {name!r}; {_hint(name, allowed)}"
         elif kind == "missing":
             yield f"{key}.{first['loc'][-1]}".lstrip(".") + ": missing; it must be stated"
         elif kind == "value_error" and not key:

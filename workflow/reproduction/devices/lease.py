@@ -189,7 +189,7 @@ def decide(count: int, wish: str) -> dict[str, str]:
         OSError: as `lease`.
     """
     if wish not in ("auto", "gpu", "cpu"):
-        raise LeaseError(f"{DEVICE}={wish}: it is auto, gpu or cpu")
+        raise LeaseError(f"{DEVICE}={wish}: it must be auto, gpu or cpu")
     if wish == "cpu":
         return _on_cpu("`device: cpu`")
     if count == 0:

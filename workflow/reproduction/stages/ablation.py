@@ -10,8 +10,8 @@ import pandas as pd
 
 from eigencache._files import replacing
 from eigencache.metrics import METRICS
+from eigencache.metrics.statistics import LEVEL, Interval, differences, mean_interval
 from eigencache.plan import FULL
-from reproduction.tables.statistics import LEVEL, Interval, differences, mean_interval
 from reproduction.tables.tables import read_table, write_table
 from reproduction.tables.typeset import Cell, Sheet, latex, markdown, measured, number
 

@@ -2,7 +2,7 @@
 
 The scores are written as `scores.csv` and `scores.parquet`; they hold all that tables and figures
 show. The summary's means and medians are over all images of a run, with 95 %
-bootstrap intervals over prompts (`reproduction.tables.statistics`).
+bootstrap intervals over prompts (`eigencache.metrics.statistics`).
 """
 
 import argparse
@@ -11,8 +11,8 @@ import pandas as pd
 
 from eigencache._files import replacing
 from eigencache.metrics import METRICS
+from eigencache.metrics.statistics import Interval, differences, mean_interval, median_interval
 from eigencache.plan import FULL
-from reproduction.tables.statistics import Interval, differences, mean_interval, median_interval
 from reproduction.tables.tables import read_table, write_table
 
 BEFORE = ["run", "method", "reference", "num_steps", "full_steps", "prompt_index", "prompt", "seed"]
