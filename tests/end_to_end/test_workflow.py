@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from helpers import SECRET, SNAKEMAKE, copy_of_project, planned_jobs, pythonpath, snakemake
+from helpers import SECRET, copy_of_project, planned_jobs, program, snakemake
 
 # One process makes what all of these tests look at.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_workflow")]
@@ -45,9 +45,12 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(project):
-    """The small experiment, killed at its first sampled image, and run to its end."""
+    """The small experiment, killed at its first sampled image, and run to its end.
+
+    Until it is killed, its jobs start in the usual Python, and afterwards warm.
+    """
     running = subprocess.Popen(
-        [*SNAKEMAKE, "--cores", "2"], cwd=project, start_new_session=True,
+        [sys.executable, "-m", "snakemake", "--cores", "2"], cwd=project, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(project)},
     )  # fmt: skip
@@ -225,11 +228,7 @@ def test_report_has_every_figure_with_its_caption(finished, tmp_path):
 
 
 def verify(folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "reproduction.commands.verify", "results", "figures"],
-        cwd=folder, text=True, stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": pythonpath(folder)},
-    )  # fmt: skip
+    return program("-m", "reproduction.commands.verify", "results", "figures", folder=folder)
 
 
 def test_every_result_has_a_manifest_that_agrees(finished):

@@ -1,12 +1,11 @@
 """`eigencache score`: folders of images made elsewhere."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import program
 from PIL import Image
 
 from eigencache.commands.score import FolderError, model_folders, pair
@@ -14,7 +13,6 @@ from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
 from eigencache.metrics.images import load_image
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["a.png", "b.png", "c.png"]
 
 
@@ -37,10 +35,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def score(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "eigencache.cli", "score", *arguments],
-        cwd=folder, text=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )  # fmt: skip
+    return program("-m", "eigencache.cli", "score", *arguments, cwd=folder)
 
 
 def test_folders_are_scored_as_the_metrics_score_their_images(folders):

@@ -5,15 +5,20 @@ import copy
 import itertools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers import compiled, flow_timesteps, kernel_of, needs_latex, random_trajectories
+from helpers import (
+    compiled,
+    flow_timesteps,
+    kernel_of,
+    needs_latex,
+    random_trajectories,
+    snakemake,
+)
 
 from eigencache.methods import METHODS
 from reproduction.config import ConfigError
@@ -429,11 +434,7 @@ def test_curve_is_of_factors_that_there_are(config, factor, message):
 
 
 def dry_run(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--nolock", *arguments],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return done.stdout
+    return snakemake(ROOT, "-n", "--nolock", *arguments, check=False)
 
 
 def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import snakemake
 
 from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import recording
@@ -210,10 +211,7 @@ def test_mistake_names_the_key(monkeypatch, section, message):
 
 
 def dry_run(*arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "-p", "--nolock", "--forceall", *arguments],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ).stdout  # fmt: skip
+    return snakemake(ROOT, "-n", "-p", "--nolock", "--forceall", *arguments)
 
 
 def test_targets_are_made_by_their_paths():

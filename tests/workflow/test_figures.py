@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import faulty_texts, kernel_of, random_trajectories
+from helpers import faulty_texts, kernel_of, program, random_trajectories
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -165,9 +165,8 @@ def test_figures_of_a_summary_run_as_rules_run_them(summary, tmp_path, name):
     inputs = {"inputs": {}, "sources": {}, "models": {}, "seeds": {}, "devices": []}
     about = {"stage": "test", "code": "", "config": "0" * 64, "settings": {}, **inputs}
     record.write(table, about | {"package": {}, "libraries": {}})
-    command = [sys.executable, "-m", f"reproduction.figures.{name}", "--summary", str(table)]
-    command += ["--labels", *METHOD_LABELS, "--setting", SETTING, "--out", f"{tmp_path}/a.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    inputs = ["--summary", str(table), "--labels", *METHOD_LABELS, "--setting", SETTING]
+    done = program("-m", f"reproduction.figures.{name}", *inputs, "--out", f"{tmp_path}/a.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").is_file() and (tmp_path / "a.png.json").is_file()
 
