@@ -13,8 +13,10 @@ os.environ["PYTHONPATH"] = pythonpath()  # programs that tests start import the 
 def pytest_collection_modifyitems(items):
     """Keep together, on one worker of pytest-xdist, what shares fixtures that take long to make.
 
-    These are the tests of one pipeline of the zoo, and else those of one file.
+    These are the tests of one pipeline of the zoo, and else those of one file. The longest groups
+    come first, so that no worker is left alone with one of them at the end.
     """
+    items.sort(key=lambda item: item.path.parent.name != "end_to_end")
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         pipeline = parameters.get("measured")

@@ -87,13 +87,19 @@ def untouched(tmp_path_factory):
 
 TABLES = ["scores.csv", "scores.parquet", "summary.csv", "table.csv", "table.md", "table.tex",
           "gallery.html"]  # fmt: skip
-TARGETS = ["all", *(f"results/emoji-flux/{name}" for name in TABLES), "emoji_models",
-           *(f"figures/emoji-flux/{name}" for name in FIGURES if name.endswith("pdf"))]  # fmt: skip
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["all", "emoji_models"])
 def test_every_target_has_jobs(untouched, target):
     assert planned_jobs(snakemake(untouched, "-n", target))
+
+
+def test_every_table_and_figure_is_a_target(untouched):
+    names = [f"results/emoji-flux/{name}" for name in TABLES]
+    names += [f"figures/emoji-flux/{name}" for name in FIGURES if name.endswith("pdf")]
+    printed = snakemake(untouched, "-n", *names)
+    outputs = re.findall(r"^    output: (.*)", printed, re.MULTILINE)
+    assert {*names} <= {*", ".join(outputs).split(", ")}
 
 
 def without(folder: Path, module: str) -> dict[str, str]:
