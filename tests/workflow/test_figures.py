@@ -735,7 +735,14 @@ NINE = [FEWER_STEPS, "FORA", "TaylorSeer-1", "TaylorSeer-2", "HiCache", "TaylorS
         "EigenCache-published", "EigenCache-design", OURS]  # fmt: skip
 
 
-@pytest.mark.parametrize("labels", [METHOD_LABELS, NINE, MANY], ids=["three", "nine", "many"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(METHOD_LABELS, marks=pytest.mark.slow, id="three"),
+        pytest.param(NINE, id="nine"),
+        pytest.param(MANY, marks=pytest.mark.slow, id="many"),
+    ],
+)
 def test_figures_fit_two_columns_and_no_text_overlaps_another(kernels, made_plans, labels):
     figures = figures_of(kernels, made_plans, labels)
     widths = {name: figure.get_size_inches()[0] for name, figure in figures.items()}
@@ -752,12 +759,13 @@ def test_faulty_texts_are_found():
     assert faulty_texts(figure) == ["'a long one' leaves the page", "'one' and 'two' overlap"]
 
 
+@pytest.mark.slow
 def test_files_repeat_to_the_byte(tmp_path, monkeypatch, kernels, made_plans):
     written = []
     for epoch in ("0", "1700000000"):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
         files = {}
-        for name, figure in figures_of(kernels, made_plans, NINE).items():
+        for name, figure in figures_of(kernels, made_plans, METHOD_LABELS).items():
             paths = [tmp_path / f"{name}.pdf", tmp_path / f"{name}.png"]
             save(figure, paths)
             files |= {path.name: path.read_bytes() for path in paths}
