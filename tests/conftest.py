@@ -22,6 +22,8 @@ def pytest_collection_modifyitems(items):
         pipeline = parameters.get("measured")
         group = f"pipeline-{pipeline}" if isinstance(pipeline, str) else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -437,6 +437,7 @@ def dry_run(*arguments: str) -> str:
     return snakemake(ROOT, "-n", "--nolock", *arguments, check=False)
 
 
+@pytest.mark.slow
 def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     printed = dry_run("--configfile", FILE, "--forceall")
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
@@ -446,10 +447,12 @@ def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     assert "FORA" not in printed
 
 
+@pytest.mark.slow
 def test_command_of_a_row_is_one_that_snakemake_takes():
     printed = dry_run("results/ablation/scores/cosine.csv", "--configfile", FILE, "--forceall")
     assert re.search(r"^score +1$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_config_without_ablation_has_no_such_target():
     assert "Missing" in dry_run("results/emoji-flux/ablation.csv")

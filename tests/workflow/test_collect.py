@@ -214,6 +214,7 @@ def dry_run(*arguments: str) -> str:
     return snakemake(ROOT, "-n", "-p", "--nolock", "--forceall", *arguments)
 
 
+@pytest.mark.slow
 def test_targets_are_made_by_their_paths():
     chosen = "collect={'streams': {'modules': ['*.attn', '*.ff']}}"
     target = "results/emoji-flux/collected/modules.safetensors"
@@ -261,6 +262,7 @@ def test_figure_has_a_panel_a_stream_and_a_line_in_each_of_two(blocks):
             np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
+@pytest.mark.slow
 def test_figure_of_many_streams_has_a_dozen_panels(tmp_path):
     draw = np.random.default_rng(0)
     features = {f"blocks.{i}": draw.normal(size=(STEPS, 3)) for i in range(57)}

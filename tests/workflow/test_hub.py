@@ -393,6 +393,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
 def test_the_configurations_of_real_models_plan_their_jobs(project, name):
     printed = snakemake(project, "-n", "--configfile", f"workflow/config/{name}.yaml")
@@ -403,6 +404,7 @@ def test_the_configurations_of_real_models_plan_their_jobs(project, name):
     assert re.search(r"^fetch +5$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_workflow_goes_online_to_fetch_and_not_twice(project, server):
     rows = [("tiny", f"hf://{REPOSITORY}@{COMMIT}", path, "", "") for path in WANTED]
     with (project / "data/models.tsv").open("a") as table:
