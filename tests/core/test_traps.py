@@ -4,14 +4,12 @@ The numbers are those of the project's list of traps. Where another file has the
 comment names it.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers import flow_timesteps, kernel_of, random_trajectories
+from helpers import flow_timesteps, kernel_of, program, random_trajectories
 
 from eigencache import kernel as kernels
 from eigencache.kernel import Kernel
@@ -114,7 +112,7 @@ def test_7_the_runtime_knows_neither_kernels_nor_schedules():
         "sys.exit(bool({'eigencache.kernel', 'eigencache.schedules', 'eigencache.methods'} "
         "& set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert program("-c", code).returncode == 0
 
 
 # ---- 8. Three anchors of every stream kept at once.

@@ -125,6 +125,7 @@ def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
     assert "predicted PSNR" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_closed_loop_is_tried_on_the_model(made, tmp_path):
     plan = tmp_path / "plan.safetensors"
     run("plan", "--kernel", made / "kernel.safetensors", "--method", "EigenCache", "--full-steps",
@@ -183,6 +184,7 @@ def warm_processes(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.mark.slow
 def test_devices_share_the_prompts_and_give_the_same_images(tmp_path, warm_processes):
     sample(tmp_path / "one", *HICACHE, "--interval", 3, prompts=3)
     sample(tmp_path / "two", *HICACHE, "--interval", 3, "--gpus", "cpu,cpu", prompts=3)
@@ -192,6 +194,7 @@ def test_devices_share_the_prompts_and_give_the_same_images(tmp_path, warm_proce
     assert [row["prompt_index"] for row in records(tmp_path / "two")] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_is_named(tmp_path, warm_processes):
     with pytest.raises(SystemExit, match="sampling on device 99 failed"):
         sample(tmp_path / "x", "--gpus", "99,cpu", *SMALL)
