@@ -55,7 +55,12 @@ PACKAGES = ("reproduction", "eigencache", "benchmarks", "training")
 
 @functools.cache
 def python() -> str:
-    """Start the process, and return the path of the client to call in place of `python`."""
+    """Start the process, and return the path of the client to call in place of `python`.
+
+    Elsewhere than on Linux it is this Python: a fork of what has imported so much may fail there.
+    """
+    if sys.platform != "linux":
+        return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     address, client = str(folder / "socket"), folder / "python"
     client.write_text(CLIENT.format(executable=sys.executable, packages=PACKAGES, address=address))
