@@ -424,7 +424,14 @@ def compile_blocks(pipe, backend):
 
 
 @of("flux", "wan22", "sdxl-controlnet", fast=["flux"])
-@pytest.mark.parametrize("way", [compile_whole, compile_in_place, compile_blocks])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(compile_whole, marks=pytest.mark.slow),
+        pytest.param(compile_in_place, marks=pytest.mark.slow),
+        compile_blocks,
+    ],
+)
 def test_compiled_networks(measured, way):
     case, backend = ZOO[measured.case.name](), Counted()
     torch._dynamo.reset()
