@@ -106,6 +106,7 @@ def test_6_a_plan_keeps_its_weights_in_double_precision_to_the_file_and_back(tmp
 # test_outputs_of_an_interrupted_image_die_with_the_next_call. And there is nothing to reload:
 
 
+@pytest.mark.slow
 def test_7_the_runtime_knows_neither_kernels_nor_schedules():
     code = (
         "import sys, eigencache.runtime; "

@@ -158,6 +158,7 @@ def test_pareto_draws_the_tables_intervals(summary):
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pareto", "budget", "metrics"])
 def test_figures_of_a_summary_run_as_rules_run_them(summary, tmp_path, name):
     table = tmp_path / "summary.csv"

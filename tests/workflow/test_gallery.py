@@ -5,13 +5,13 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import program
 from PIL import Image
 
 from eigencache._files import sha256
@@ -96,11 +96,12 @@ def make(results, name="gallery.html", *options):
     """Run the stage as a rule does; return the page's path and what was printed."""
     path = results / name
     inputs = [v for n in ("records", "scores", "summary") for v in (f"--{n}", f"{results}/{n}.csv")]
-    done = program(
-        "-m", "reproduction.gallery.page", "--title", "a <b>title</b>", *inputs,
-        "--page", str(path), *options, cwd=Path.cwd(),
+    done = subprocess.run(
+        [sys.executable, "-m", "reproduction.gallery.page", "--title", "a <b>title</b>", *inputs,
+         "--page", str(path), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    return path, done.stdout + done.stderr
+    return path, done.stdout
 
 
 @pytest.fixture(scope="module")
