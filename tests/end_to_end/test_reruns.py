@@ -12,8 +12,7 @@ import pytest
 import yaml
 from helpers import copy_of_project, planned_jobs, snakemake
 
-# One process makes what all of these tests look at.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_reruns")]
+pytestmark = pytest.mark.slow
 
 PACKAGE = "workflow/reproduction"
 METHODS = {

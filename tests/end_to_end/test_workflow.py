@@ -15,8 +15,7 @@ import pytest
 import yaml
 from helpers import SECRET, copy_of_project, planned_jobs, program, snakemake
 
-# One process makes what all of these tests look at.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_workflow")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 DRAWN = ("pareto", "budget", "metrics", "strip", "samples", "plans", "schedules", "kernel",
