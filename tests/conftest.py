@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items):
 
     pytest-xdist keeps the tests of a file on one worker, since they share fixtures that take long.
     """
-    items.sort(key=lambda item: item.path.parent.name != "end_to_end")
+    items.sort(key=lambda item: item.path.parent.name not in ("end_to_end", "tests"))
     for item in items:
         if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
