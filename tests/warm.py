@@ -150,11 +150,14 @@ if __name__ == "__main__":
     gc.freeze()  # or else every fork looks through all of it again
     option, program, *rest = serve(sys.argv[1])
     sys.executable = sys.argv[2]
-    sys.argv = ["-c" if option == "-c" else program, *rest]
+    sys.argv = [option if option == "-c" else program, *rest]
     code = 0
     try:
         if option == "-c":
-            exec(compile(program, "<string>", "exec"), {"__name__": "__main__"})
+            with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+                file.write(program)
+                file.flush()
+                runpy.run_path(file.name, run_name="__main__")
         else:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as end:
