@@ -11,15 +11,14 @@ os.environ["PYTHONPATH"] = pythonpath()  # programs that tests start import the 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep together, on one worker of pytest-xdist, what shares fixtures that take long to make.
+    """Mark what needs a browser, and begin with the longest files, so that none is left at the end.
 
-    These are the tests of one pipeline of the zoo, and else those of one file.
+    pytest-xdist keeps the tests of a file on one worker, since they share fixtures that take long.
     """
+    items.sort(key=lambda item: item.path.parent.name not in ("end_to_end", "tests"))
     for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        pipeline = parameters.get("measured")
-        group = f"pipeline-{pipeline}" if isinstance(pipeline, str) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

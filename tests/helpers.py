@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 
 from eigencache.kernel import Kernel
 
@@ -23,7 +24,6 @@ PARTS = (
     "Snakefile config.yaml pyproject.toml workflow envs profiles eigencache data models results "
     "figures"
 )
-SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 SECRET = "hf_nobody_must_read_this"
 needs_latex = pytest.mark.skipif(
     not (shutil.which("pdflatex") and shutil.which("pdftotext")),
@@ -196,16 +196,33 @@ def snakemake(
 ) -> str:
     """Run snakemake in a folder, with other variables than usual if some are stated.
 
+    Unless they are, it and its jobs start warm.
+
     Returns:
         what it printed.
     """
     done = subprocess.run(
-        [*SNAKEMAKE, *arguments],
+        [sys.executable if environment else warm.python(), "-m", "snakemake", *arguments],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"PYTHONPATH": str(folder), "HF_TOKEN": SECRET} | dict(environment or {}),
     )  # fmt: skip
     assert not check or done.returncode == 0, done.stdout[-5000:]
     return done.stdout
+
+
+def program(
+    *arguments: str, folder: Path = ROOT, cwd: Path | None = None
+) -> subprocess.CompletedProcess:
+    """Run `python ARGUMENTS` warm and offline, with the packages of a project's folder.
+
+    Args:
+        folder: the project.
+        cwd: where it runs, if not there.
+    """
+    return subprocess.run(
+        [warm.python(), *arguments], cwd=cwd or folder, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": pythonpath(folder), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
 
 
 def planned_jobs(printed: str) -> Counter:

@@ -21,6 +21,8 @@ from benchmarks import gpu, gpu_workflow
 from benchmarks.gpu import BLOCKS, FULL_STEPS, NUM_STEPS, OURS, SCALES, UNCACHED, Session, Table
 from benchmarks.peers.compare import counted
 
+pytestmark = pytest.mark.slow
+
 SMALL = SCALES["small"]
 TAPS = {("TaylorSeer-1", tap) for tap in ("hidden", "blocks", "delta", "modules")}
 THEIRS = {

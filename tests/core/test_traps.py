@@ -4,14 +4,12 @@ The numbers are those of the project's list of traps. Where another file has the
 comment names it.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from helpers import flow_timesteps, kernel_of, random_trajectories
+from helpers import flow_timesteps, kernel_of, program, random_trajectories
 
 from eigencache import kernel as kernels
 from eigencache.kernel import Kernel
@@ -108,13 +106,14 @@ def test_6_a_plan_keeps_its_weights_in_double_precision_to_the_file_and_back(tmp
 # test_outputs_of_an_interrupted_image_die_with_the_next_call. And there is nothing to reload:
 
 
+@pytest.mark.slow
 def test_7_the_runtime_knows_neither_kernels_nor_schedules():
     code = (
         "import sys, eigencache.runtime; "
         "sys.exit(bool({'eigencache.kernel', 'eigencache.schedules', 'eigencache.methods'} "
         "& set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert program("-c", code).returncode == 0
 
 
 # ---- 8. Three anchors of every stream kept at once.

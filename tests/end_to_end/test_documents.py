@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import copy_of_project, pythonpath, snakemake
+import warm
+from helpers import copy_of_project, program, snakemake
 
 import eigencache
 from benchmarks import pipelines
@@ -106,11 +107,7 @@ def test_programs_have_the_options_that_are_stated(command):
     words = shlex.split(command.removeprefix("PYTHONPATH=workflow "))[1:]
     if words[0] == "-c":
         return  # the check for a GPU, which is right on any machine
-    program = words[:2] if words[0] == "-m" else words[:1]
-    asked = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": pythonpath()},
-    )  # fmt: skip
+    asked = program(*(words[:2] if words[0] == "-m" else words[:1]), "--help")
     assert asked.returncode == 0, asked.stderr
     assert [w for w in words if w.startswith("--") and w not in asked.stdout] == []
 
@@ -119,8 +116,8 @@ def test_commands_of_the_guides_make_and_score_images(project):
     """As they stand, one after the other; `eigencache` may not be on the PATH of a test."""
     pages = [(ROOT / f"docs/{name}.md").read_text() for name in ("accelerate", "calibrate")]
     blocks = [block for page in pages for block in re.findall(r"```sh\n(.*?)```", page, re.S)]
-    head = f'eigencache() {{ "{sys.executable}" -m eigencache.cli "$@"; }}\nset -e\n'
-    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    head = f'eigencache() {{ "{warm.python()}" -m eigencache.cli "$@"; }}\nset -e\n'
+    environment = os.environ | {"PYTHONPATH": str(project), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         ["bash", "-c", head + "".join(blocks)],
         cwd=project, env=environment, capture_output=True, text=True,
@@ -152,6 +149,13 @@ def blocks(document: Path) -> list[re.Match]:
     return [*BLOCK.finditer(document.read_text())]
 
 
+def quick(code: str, steps: int = 50) -> str:
+    """Return code that calibrates with four prompts in place of eight, and takes so many steps."""
+    for long, short in {"prompts[:8]": "prompts[:4]", '_steps": 50': f'_steps": {steps}'}.items():
+        code = code.replace(long, short)
+    return code
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_python_is_right_as_far_as_it_can_be_read(document):
     """It parses, its names of the package exist, and if nothing runs it, it says why."""
@@ -170,7 +174,7 @@ def test_python_is_right_as_far_as_it_can_be_read(document):
 def test_python_of_the_guides_runs(project):
     """Page after page in one process; what a page defines is forgotten after it."""
     pages = {
-        name: [block["code"] for block in blocks(ROOT / f"docs/{name}.md") if not block["why"]]
+        name: [quick(b["code"], 24) for b in blocks(ROOT / f"docs/{name}.md") if not b["why"]]
         for name in GUIDES
     }
     lines = ["known = {}"]
@@ -179,20 +183,14 @@ def test_python_of_the_guides_runs(project):
         lines += [f"exec(compile({code!r}, {name!r}, 'exec'), names)" for code in codes]
         if name == GUIDES[0]:
             lines.append("known = names")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], cwd=project, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = program("-c", "\n".join(lines), folder=project)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert sum(map(len, pages.values())) >= 7
 
 
 def test_the_readmes_python_prints_what_was_saved(project):
-    code = "".join(block["code"] for block in blocks(ROOT / "README.md"))
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    code = quick("".join(block["code"] for block in blocks(ROOT / "README.md")))
+    done = program("-c", code, folder=project)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "9 steps in full, 41 skipped" in done.stdout
 
@@ -216,9 +214,7 @@ def test_the_worked_method_is_a_method_and_forecasts_a_line():
         "from eigencache.methods import METHODS, Method, make_plan\n"
         "from eigencache.schedules import Interval\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", imports + code + WORKED], cwd=ROOT, capture_output=True, text=True
-    )
+    done = program("-c", imports + code + WORKED)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -449,14 +445,13 @@ def test_the_pipelines_that_are_stated_are_those_of_the_file():
     assert (rows[["output", "design", "closed_loop"]] == pipelines.RIGHT).all(axis=None)
 
 
-def test_the_matrix_lists_the_configurations_of_the_tests():
+def test_the_matrix_lists_the_configurations_of_the_tests(monkeypatch):
     zoo = {path.stem for path in (ROOT / "tests/pipelines/zoo").glob("*.py")}
     assert {"flux", "image", "stable", "video"} <= zoo
-    code = "import sys; sys.path[:0] = ['tests/pipelines']; from zoo import ZOO; print(*ZOO)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == list(pd.read_csv(pipelines.FILE)["configuration"])
+    monkeypatch.syspath_prepend(ROOT / "tests/pipelines")
+    from zoo import ZOO
+
+    assert [*ZOO] == list(pd.read_csv(pipelines.FILE)["configuration"])
 
 
 def test_the_readme_is_short():

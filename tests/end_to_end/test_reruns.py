@@ -5,8 +5,6 @@ experiment are stood in for by small files, which `--touch` takes for made; noth
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +12,7 @@ import pytest
 import yaml
 from helpers import copy_of_project, planned_jobs, snakemake
 
-# One process makes what all of these tests look at.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_reruns")]
+pytestmark = pytest.mark.slow
 
 PACKAGE = "workflow/reproduction"
 METHODS = {
@@ -48,45 +45,6 @@ def finished(tmp_path_factory):
     snakemake(folder, "--touch", "--forceall", "--cores", "1")
     assert not planned_jobs(snakemake(folder, "-n"))
     return folder
-
-
-# Runs `snakemake -n` for every line that it reads. Each run is a fork of a process that has
-# imported what no test here edits; to import it anew would take half of the time.
-DRY_RUNS = """
-import os, sys
-import numpy, pydantic, snakemake.cli, yaml
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        os.dup2(1, 2)
-        snakemake.cli.main(["-n"])
-    _, status = os.waitpid(child, 0)
-    print("ended with", status, flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def dry_run(finished):
-    """Return what makes a dry run in the folder of the experiment and returns what it printed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", DRY_RUNS], cwd=finished, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(finished)},
-    )  # fmt: skip
-
-    def run():
-        process.stdin.write("again\n")
-        process.stdin.flush()
-        printed = ""
-        while not (line := process.stdout.readline()).startswith("ended with"):
-            assert line, printed[-5000:]
-            printed += line
-        assert line == "ended with 0\n", printed[-5000:]
-        return printed
-
-    with process:
-        yield run
-        process.stdin.close()
 
 
 def edited(path: str, old: str = "", new: str = "EDITED = 1\n") -> Edit:
@@ -233,13 +191,13 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_runs_what_depends_on_it_and_nothing_else(finished, dry_run, name):
+def test_an_edit_runs_what_depends_on_it_and_nothing_else(finished, name):
     (path, edit), expected = EDITS[name]
     file = Path(finished / path)
     before, when = file.read_text(), file.stat()
     file.write_text(edit(before))
     try:
-        jobs = planned_jobs(dry_run())
+        jobs = planned_jobs(snakemake(finished, "-n"))
     finally:
         file.write_text(before)
         os.utime(file, ns=(when.st_atime_ns, when.st_mtime_ns))

@@ -18,17 +18,23 @@ from eigencache.predictors import Reuse
 from eigencache.schedules import Interval, Steps
 
 NAMES = ["flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22", "ltx2-one-pass"]
+FAST = ("flux", "flux-inpaint", "wan22")
 HALF_WAY = 3
 
 
-@pytest.fixture(scope="module", params=NAMES)
+def marked(names, fast=FAST):
+    """Return names for `parametrize`, those marked slow that are not in the fast part."""
+    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.fixture(scope="module", params=marked(NAMES))
 def measured(request):
     return Measured(ZOO[request.param]())
 
 
-def of(*names):
+def of(*names, fast=FAST):
     """Take some of the configurations only."""
-    return pytest.mark.parametrize("measured", names, indirect=True)
+    return pytest.mark.parametrize("measured", marked(names, fast), indirect=True)
 
 
 class Stopped(Exception):
@@ -451,8 +457,15 @@ def compile_blocks(pipe, backend):
             getattr(pipe, name).compile_repeated_blocks(backend=backend)
 
 
-@of("flux", "wan22", "sdxl-controlnet")
-@pytest.mark.parametrize("way", [compile_whole, compile_in_place, compile_blocks])
+@of("flux", "wan22", "sdxl-controlnet", fast=["flux"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(compile_whole, marks=pytest.mark.slow),
+        pytest.param(compile_in_place, marks=pytest.mark.slow),
+        compile_blocks,
+    ],
+)
 def test_compiled_networks(measured, way):
     case, backend = ZOO[measured.case.name](), Counted()
     torch._dynamo.reset()

@@ -35,6 +35,7 @@ def decibels(made, full):
     return sum(psnr(one, other) for one, other in zip(made, full, strict=True)) / len(full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "full_steps", "guidance", "above"), [(50, 7, 1, 5), (28, 9, 1, 5), (28, 7, 3, 2)]
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 
 from eigencache import cli
 from eigencache.calibration.sampler import load_pipeline
@@ -129,6 +130,7 @@ def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
     assert at_interval.predicted_psnr >= 20 and at_interval.method == "TaylorSeer"
 
 
+@pytest.mark.slow
 def test_the_closed_loop_is_tried_on_the_model(made, tmp_path):
     plan = tmp_path / "plan.safetensors"
     run("plan", "--kernel", made / "kernel.safetensors", "--method", "EigenCache", "--full-steps",
@@ -190,7 +192,15 @@ def test_a_kernel_designs_for_other_steps(tmp_path, made):
     assert (row["steps"], row["full_steps"]) == (12, 5)
 
 
-def test_devices_share_the_prompts_and_give_the_same_images(tmp_path):
+@pytest.fixture
+def warm_processes(monkeypatch):
+    """The processes of the devices start warm."""
+    monkeypatch.setattr(sys, "executable", warm.python())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.slow
+def test_devices_share_the_prompts_and_give_the_same_images(tmp_path, warm_processes):
     sample(tmp_path / "one", *HICACHE, "--interval", 3, prompts=3)
     sample(tmp_path / "two", *HICACHE, "--interval", 3, "--gpus", "cpu,cpu", prompts=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
@@ -199,7 +209,8 @@ def test_devices_share_the_prompts_and_give_the_same_images(tmp_path):
     assert [row["prompt_index"] for row in records(tmp_path / "two")] == [0, 1, 2]
 
 
-def test_a_device_that_fails_is_named(tmp_path):
+@pytest.mark.slow
+def test_a_device_that_fails_is_named(tmp_path, warm_processes):
     with pytest.raises(SystemExit, match="sampling on device 99 failed"):
         sample(tmp_path / "x", "--gpus", "99,cpu", *SMALL)
 

@@ -53,6 +53,7 @@ def same(outputs, others):
     return all(map(torch.equal, outputs, others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tap", TAPS)
 def test_compiling_what_the_cache_switches_off_changes_nothing_and_happens_once(flux, tap):
     with cached(flux, plan_of(tap)):

@@ -618,6 +618,7 @@ def repeated(pipe):
     pipe.transformer.compile_repeated_blocks(backend="eager")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile_it", [replaced, in_place, repeated])
 def test_a_compiled_network_is_cached_at_the_output(pipe, timesteps, compile_it):
     torch._dynamo.reset()

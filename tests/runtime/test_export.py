@@ -57,6 +57,7 @@ def sampled(pipe, **changes):
     return pipe(**CALL | arguments_of(1) | changes, generator=noise).images
 
 
+@pytest.mark.slow
 def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path):
     plan.export_scheduler(tmp_path / "scheduler", pipe.scheduler)
     pipe.save_pretrained(tmp_path / "model")

@@ -1,6 +1,5 @@
 """`eigencache score`: folders of images made elsewhere."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,13 +8,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from eigencache import cli
 from eigencache.commands.score import FolderError, model_folders, pair
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
 from eigencache.metrics.images import load_image
 from eigencache.metrics.statistics import mean_interval
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["a.png", "b.png", "c.png"]
 
 
@@ -37,20 +36,19 @@ def folders(tmp_path, monkeypatch):
     return tmp_path
 
 
-def score(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "eigencache.cli", "score", *arguments],
-        cwd=folder, text=True, capture_output=True, env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )  # fmt: skip
+def score(*arguments):
+    """Run the command in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["eigencache", "score", *arguments])
+        cli.main()
 
 
 def test_folders_are_scored_as_the_metrics_score_their_images(folders):
-    done = score(
-        folders, "--reference", "full", "--images", "x=one", "--images", "y=two", "--prompts",
+    score(
+        "--reference", "full", "--images", "x=one", "--images", "y=two", "--prompts",
         "prompts.txt",
         "--metrics", "psnr", "ssim", "--out", "out/scores.csv",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
     table = pd.read_csv(folders / "out/scores.csv")
     assert list(table) == ["run", "prompt_index", "file", "psnr", "ssim"]
     assert table["run"].tolist() == 3 * ["x"] + 3 * ["y"]
@@ -88,8 +86,9 @@ def test_enough_images_have_an_interval(tmp_path):
 )  # fmt: skip
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(folders, arguments, message):
     fixed = ["--reference", "full", "--prompts", "prompts.txt", "--out", "out.csv"]
-    done = score(folders, *fixed, *arguments)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as exit:
+        score(*fixed, *arguments)
+    assert message in exit.value.code and "\n" not in exit.value.code
     assert not (folders / "out.csv").exists()
 
 

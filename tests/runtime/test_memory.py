@@ -54,6 +54,7 @@ def test_images_do_not_depend_on_how_the_pipeline_is_loaded(images, low_memory):
     assert images_of(pipe) == images and images[0] != images[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tap", ["output", "modules"])
 @pytest.mark.parametrize("first", ["offloading", "cache"])
 @pytest.mark.parametrize("whole", [True, False], ids=["pipeline", "transformer"])

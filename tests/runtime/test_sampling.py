@@ -59,6 +59,7 @@ def hashes(records):
     return {(record["run"], record["prompt_index"]): record["sha256"] for record in records}
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_shards_or_order(pipe, runs, tmp_path):
     def sampled(*shards):
         parts = [

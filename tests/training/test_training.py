@@ -306,6 +306,7 @@ def meta_pool() -> flow.Pool:
     return flow.Pool(latents, latents, ids, ids, (ids[:1], ids[:1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["flow", "distil"])
 def test_a_training_step_can_be_captured(stage, tokenizers, tmp_path, monkeypatch):
     captured = []
@@ -357,6 +358,7 @@ def test_compact_weights_are_close():
     assert ((again["m"] - weights["m"]).abs() <= 0.006 * largest).all()
 
 
+@pytest.mark.slow
 def test_start_folder_has_the_loss_of_what_it_was_made_from():
     report = json.loads((START / "reports" / "start.json").read_text(encoding="utf-8"))
     model, autoencoder, _ = start.load(START)
@@ -371,6 +373,7 @@ def report_of_vae() -> dict:
     return json.loads((START / "reports" / "vae.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_start_folder(tmp_path):
     start.take_over(START, tmp_path)
     assert (tmp_path / "vae.json").exists()
@@ -390,6 +393,7 @@ def test_training_goes_on_from_a_start_folder(tmp_path):
     assert report["iterations"] == 1 and report["held_out_loss"] < 0.6
 
 
+@pytest.mark.slow
 def test_a_better_checkpoint_is_taken_and_a_worse_one_is_not(tmp_path, monkeypatch):
     folder = tmp_path / "start"
     shutil.copytree(START, folder)
@@ -457,6 +461,7 @@ def test_guided_velocity_is_plain_at_scale_one_and_outside_the_interval():
     assert plain < spread < unscaled
 
 
+@pytest.mark.slow
 def test_student_starts_as_its_teacher_and_learns_guidance(model, tokenizers, tmp_path):
     torch.manual_seed(3)
     latents = torch.randn(4, 64, 64)

@@ -5,15 +5,20 @@ import copy
 import itertools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers import compiled, flow_timesteps, kernel_of, needs_latex, random_trajectories
+from helpers import (
+    compiled,
+    flow_timesteps,
+    kernel_of,
+    needs_latex,
+    random_trajectories,
+    snakemake,
+)
 
 from eigencache.methods import METHODS
 from eigencache.metrics.statistics import mean_interval
@@ -429,13 +434,10 @@ def test_curve_is_of_factors_that_there_are(config, factor, message):
 
 
 def dry_run(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--nolock", *arguments],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return done.stdout
+    return snakemake(ROOT, "-n", "--nolock", *arguments, check=False)
 
 
+@pytest.mark.slow
 def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     printed = dry_run("--configfile", FILE, "--forceall")
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", printed, re.MULTILINE))
@@ -445,10 +447,12 @@ def test_dry_run_holds_the_ablations_methods_and_no_others(shipped, tmp_path):
     assert "FORA" not in printed
 
 
+@pytest.mark.slow
 def test_command_of_a_row_is_one_that_snakemake_takes():
     printed = dry_run("results/ablation/scores/cosine.csv", "--configfile", FILE, "--forceall")
     assert re.search(r"^score +1$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_config_without_ablation_has_no_such_target():
     assert "Missing" in dry_run("results/emoji-flux/ablation.csv")

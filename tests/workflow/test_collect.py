@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import snakemake
 
 from eigencache.calibration._calls import latent_only
 from eigencache.calibration.recording import recording
@@ -210,12 +211,10 @@ def test_mistake_names_the_key(monkeypatch, section, message):
 
 
 def dry_run(*arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "-p", "--nolock", "--forceall", *arguments],
-        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    ).stdout  # fmt: skip
+    return snakemake(ROOT, "-n", "-p", "--nolock", "--forceall", *arguments)
 
 
+@pytest.mark.slow
 def test_targets_are_made_by_their_paths():
     chosen = "collect={'streams': {'modules': ['*.attn', '*.ff']}}"
     target = "results/emoji-flux/collected/modules.safetensors"
@@ -263,6 +262,7 @@ def test_figure_has_a_panel_a_stream_and_a_line_in_each_of_two(blocks):
             np.testing.assert_array_equal(line.get_ydata(), expected)
 
 
+@pytest.mark.slow
 def test_figure_of_many_streams_has_a_dozen_panels(tmp_path):
     draw = np.random.default_rng(0)
     features = {f"blocks.{i}": draw.normal(size=(STEPS, 3)) for i in range(57)}

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import faulty_texts, kernel_of, random_trajectories
+from helpers import faulty_texts, kernel_of, program, random_trajectories
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
@@ -167,6 +167,7 @@ def test_pareto_draws_the_tables_intervals(summary):
     assert sorted(map(tuple, drawn)) == sorted(map(tuple, expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pareto", "budget", "metrics"])
 def test_figures_of_a_summary_run_as_rules_run_them(summary, tmp_path, name):
     table = tmp_path / "summary.csv"
@@ -174,9 +175,8 @@ def test_figures_of_a_summary_run_as_rules_run_them(summary, tmp_path, name):
     inputs = {"inputs": {}, "sources": {}, "models": {}, "seeds": {}, "devices": []}
     about = {"stage": "test", "code": "", "config": "0" * 64, "settings": {}, **inputs}
     record.write(table, about | {"package": {}, "libraries": {}})
-    command = [sys.executable, "-m", f"reproduction.figures.{name}", "--summary", str(table)]
-    command += ["--labels", *METHOD_LABELS, "--setting", SETTING, "--out", f"{tmp_path}/a.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    inputs = ["--summary", str(table), "--labels", *METHOD_LABELS, "--setting", SETTING]
+    done = program("-m", f"reproduction.figures.{name}", *inputs, "--out", f"{tmp_path}/a.png")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a.png").is_file() and (tmp_path / "a.png.json").is_file()
 
@@ -777,7 +777,14 @@ NINE = [FEWER_STEPS, "FORA", "TaylorSeer-1", "TaylorSeer-2", "HiCache", "TaylorS
         "EigenCache-published", "EigenCache-design", OURS]  # fmt: skip
 
 
-@pytest.mark.parametrize("labels", [METHOD_LABELS, NINE, MANY], ids=["three", "nine", "many"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param(METHOD_LABELS, marks=pytest.mark.slow, id="three"),
+        pytest.param(NINE, id="nine"),
+        pytest.param(MANY, marks=pytest.mark.slow, id="many"),
+    ],
+)
 def test_figures_fit_two_columns_and_no_text_overlaps_another(kernels, made_plans, labels):
     figures = figures_of(kernels, made_plans, labels)
     widths = {name: figure.get_size_inches()[0] for name, figure in figures.items()}
@@ -794,12 +801,13 @@ def test_faulty_texts_are_found():
     assert faulty_texts(figure) == ["'a long one' leaves the page", "'one' and 'two' overlap"]
 
 
+@pytest.mark.slow
 def test_files_repeat_to_the_byte(tmp_path, monkeypatch, kernels, made_plans):
     written = []
     for epoch in ("0", "1700000000"):
         monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
         files = {}
-        for name, figure in figures_of(kernels, made_plans, NINE).items():
+        for name, figure in figures_of(kernels, made_plans, METHOD_LABELS).items():
             paths = [tmp_path / f"{name}.pdf", tmp_path / f"{name}.png"]
             save(figure, paths)
             files |= {path.name: path.read_bytes() for path in paths}

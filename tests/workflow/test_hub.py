@@ -4,17 +4,15 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from helpers import snakemake
 from huggingface_hub import constants
 from loopback import COMMIT, FILES, REPOSITORY, TOKEN, WEIGHTS, Handler, Hub, serving
 
@@ -384,16 +382,6 @@ def test_prompts_for_real_models():
     refuse_overlap(calibration, evaluation)
 
 
-def snakemake(folder, *arguments, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *arguments], cwd=folder, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(folder)} | environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
@@ -405,6 +393,7 @@ def project(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux-dev", "flux-schnell"])
 def test_the_configurations_of_real_models_plan_their_jobs(project, name):
     printed = snakemake(project, "-n", "--configfile", f"workflow/config/{name}.yaml")
@@ -415,6 +404,7 @@ def test_the_configurations_of_real_models_plan_their_jobs(project, name):
     assert re.search(r"^fetch +5$", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_workflow_goes_online_to_fetch_and_not_twice(project, server):
     rows = [("tiny", f"hf://{REPOSITORY}@{COMMIT}", path, "", "") for path in WANTED]
     with (project / "data/models.tsv").open("a") as table:
@@ -423,10 +413,10 @@ def test_the_workflow_goes_online_to_fetch_and_not_twice(project, server):
     target, environment = "models/tiny/manifest.json", {
         "HF_ENDPOINT": server.addresses[0], "HF_TOKEN": TOKEN, "HF_HOME": str(project / "home"),
     }  # fmt: skip
-    printed = snakemake(project, "--cores", "1", target, **environment)
+    printed = snakemake(project, "--cores", "1", target, environment=environment)
     assert sha256(project / "models/tiny" / WEIGHTS) == hashlib.sha256(FILES[WEIGHTS]).hexdigest()
     log = (project / "logs/fetch/tiny.log").read_text()
     assert "100%" in log and TOKEN not in log + printed
     server.requests.clear()
-    snakemake(project, "--cores", "1", "--forcerun", "fetch", "--", target, **environment)
+    snakemake(project, "--cores", "1", "--forcerun", "fetch", "--", target, environment=environment)
     assert server.requests == []

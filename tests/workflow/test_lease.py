@@ -142,6 +142,7 @@ def assert_exclusive(notes: list[dict], gpus: list[str]) -> None:
     assert any(after["start"] < before["end"] for before, after in itertools.pairwise(by_time))
 
 
+@pytest.mark.slow
 def test_fifty_jobs_never_share_a_device_however_it_is_spelt(machine):
     short = ",".join(gpu[:20] for gpu in reversed(machine.gpus))
     spellings = [{}, {VISIBLE: "0, 1,2"}, {VISIBLE: short}]
@@ -228,6 +229,7 @@ def start_workflow(folder: Path, job: str, **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_workflows_at_once_never_share(machine, tmp_path):
     (tmp_path / "job.py").write_text(JOB)
     (tmp_path / "python").symlink_to(sys.executable)

@@ -11,6 +11,8 @@ from helpers import copy_of_project, snakemake
 
 from reproduction.models.requests import memory_mb, minutes
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROFILE = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
 GPU_RULES = {"calibrate", "collect", "costs", "errors", "refine", "refine_for_quality", "sample",

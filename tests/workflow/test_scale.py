@@ -158,13 +158,14 @@ def project(tmp_path_factory):
     return copy_of_project(tmp_path_factory.mktemp("scale"))
 
 
+@pytest.mark.slow
 def test_jobs_do_not_grow_with_the_prompts(project):
     """A list of the prompts in each job's parameters would be 160 MB at least."""
-    few, _, before = dry_run(project, prompts=20_000, methods=20, budgets=1, shards=50)
-    many, _, after = dry_run(project, prompts=40_000, methods=20, budgets=1, shards=50)
-    assert counted(few)["sample"] == counted(many)["sample"] == 21 * 50
+    few, _, before = dry_run(project, prompts=20_000, methods=20, budgets=1, shards=25)
+    many, _, after = dry_run(project, prompts=60_000, methods=20, budgets=1, shards=25)
+    assert counted(few)["sample"] == counted(many)["sample"] == 21 * 25
     assert after - before < 60
-    assert many.count("shards: 50 for 40,000 prompts") == 1
+    assert many.count("shards: 25 for 60,000 prompts") == 1
 
 
 @pytest.mark.skipif("EIGENCACHE_SCALE" not in os.environ, reason="minutes; set EIGENCACHE_SCALE=1")

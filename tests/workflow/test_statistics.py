@@ -28,6 +28,7 @@ def values():
 # ---- What an interval is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DRAWS)
 @pytest.mark.parametrize("count", [8, 24])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch, kind, count):

@@ -120,9 +120,10 @@ class Source(NamedTuple):
 def _source(module: str, rows: frozenset[str] | None) -> Source:
     """Return a module as far as it counts, with some rows of its table, or None for all."""
     tree = _counting(module, rows)
+    nodes = [*ast.walk(tree)]
     return Source(
-        ast.unparse(tree).encode(), tuple(_imported(tree)), tuple(_beside(module, tree)),
-        frozenset(_named_rows(tree)),
+        ast.unparse(tree).encode(), tuple(_imported(nodes)), tuple(_beside(module, nodes)),
+        frozenset(_named_rows(nodes)),
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def _counting(module: str, rows: frozenset[str] | None) -> ast.Module:
             home, _, name = table.rpartition(".")
             if home == module:
                 _drop_rows(tree, name, rows)
-    return ast.fix_missing_locations(tree)
+    return tree
 
 
 class _Counting(ast.NodeTransformer):
@@ -147,7 +148,8 @@ class _Counting(ast.NodeTransformer):
             and ast.get_docstring(node, clean=False) is not None
         ):
             body[0] = ast.Pass()
-        return super().visit(node)
+        # No expression has a docstring or an import in it, and most nodes are expressions.
+        return node if isinstance(node, ast.expr) else super().visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST:
         if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
@@ -222,10 +224,10 @@ def _loaded(tree: ast.AST) -> set[str]:
     return names
 
 
-def _named_rows(tree: ast.Module) -> Iterator[str]:
+def _named_rows(nodes: list[ast.AST]) -> Iterator[str]:
     """Yield the rows that code reads by their names, as in `METHODS["TaylorSeer"]`."""
     tables = {table.rpartition(".")[2] for table in ROWS}
-    for node in ast.walk(tree):
+    for node in nodes:
         if (
             isinstance(node, ast.Subscript)
             and isinstance(node.value, ast.Name)
@@ -235,10 +237,10 @@ def _named_rows(tree: ast.Module) -> Iterator[str]:
             yield node.slice.value
 
 
-def _beside(module: str, tree: ast.Module) -> Iterator[Path]:
+def _beside(module: str, nodes: list[ast.AST]) -> Iterator[Path]:
     """Yield the files beside a module that it names, such as a style sheet."""
     path = _file(module)
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = node.value
             if re.fullmatch(r"[a-z][\w-]*\.\w+", name) and name != path.name:
@@ -250,9 +252,9 @@ def _beside(module: str, tree: ast.Module) -> Iterator[Path]:
 # ---- What a module imports
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
+def _imported(nodes: list[ast.AST]) -> Iterator[str]:
     """Yield the project's modules that are run by a module's imports."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield from _run_by(alias.name)
