@@ -124,7 +124,7 @@ def test_any_method_with_plans_can_be_asked_for_quality(config):
 def test_a_quality_needs_prompts_to_judge_by(config):
     config["methods"] = {"d": {"method": "EigenCache-design", "psnr": 40}}
     config["calibration"]["num_prompts"] = 1
-    with pytest.raises(ConfigError, match=r"methods\.d\.psnr: prompts to judge the psnr by"):
+    with pytest.raises(ConfigError, match=r"methods\.d\.psnr: psnr: state two prompts"):
         experiment(config)
     config["methods"] = {"d": {"method": "FORA", "psnr": 40}}  # a formula is not fitted
     experiment(config)
