@@ -18,13 +18,12 @@ from hypothesis import strategies as st
 
 from eigencache import kernel as kernels
 from eigencache import plan as plans
-from eigencache import trajectory
 from eigencache._files import read_arrays, write_arrays
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import KernelError
 from eigencache.methods import METHODS
 from eigencache.plan import PlanError
-from eigencache.trajectory import Trajectory, TrajectoryError
+from reproduction import trajectory
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.models.check import FetchError, verified
@@ -32,6 +31,7 @@ from reproduction.provenance import facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.tables.tables import read_table
+from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6

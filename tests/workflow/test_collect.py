@@ -20,13 +20,13 @@ from eigencache.plan import PlanError
 from eigencache.predictors import Taylor
 from eigencache.runtime._taps import fingerprint, full_features
 from eigencache.schedules import Steps
-from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.figures import trajectory as figure
 from reproduction.figures._common import save
 from reproduction.models import pipeline
 from reproduction.stages import collect as stage
+from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16}

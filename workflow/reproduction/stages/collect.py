@@ -13,8 +13,8 @@ from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import TAPS
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tensors
-from eigencache.trajectory import Trajectory
 from reproduction.models.pipeline import add_pipeline, loaded
+from reproduction.trajectory import Trajectory
 
 WHOLE = "whole"  # features as they are
 
