@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from eigencache.commands.score import FolderError, model_folders, pair
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
+from eigencache.metrics.folders import FolderError, model_folders, pair
 from eigencache.metrics.images import load_image
 
 ROOT = Path(__file__).parents[2]
