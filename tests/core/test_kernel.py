@@ -181,6 +181,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
+        ({"runs": '"many"'}, "one run"),
         ({"runs": "many"}, "not a valid kernel"),
         ({"runs": "0"}, "one run"),
         ({"runs": "1", "source": '{"a": 1}'}, "`source` must be text to text"),
@@ -191,7 +192,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     path = tmp_path / "odd.safetensors"
     arrays = {"sums/a": np.eye(STEPS), "timesteps": TIMESTEPS}
-    rest = {"tap": "output", "features": "full", "normalisation": "cosine"}
+    rest = {"tap": '"output"', "features": '"full"', "normalisation": '"cosine"'}
     files.write_arrays(
         path, arrays, "eigencache-kernel-1", rest | {"model": "null", "source": "{}"} | metadata
     )
