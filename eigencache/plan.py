@@ -245,16 +245,6 @@ class Plan(Record):
         return export_scheduler(self, folder, scheduler)
 
 
-def remembered(source: Mapping[str, str], name: str) -> str | None:
-    """Return an entry of a plan's or kernel's source, such as "dtype"; None if it is missing.
-
-    Args:
-        source: of a plan or a kernel.
-        name: of an entry that `calibration.Calibration.source` makes.
-    """
-    return source.get(name, source.get(f"kernel {name}"))
-
-
 def _check(
     full: np.ndarray, weights: np.ndarray, timesteps: np.ndarray, streams: tuple[str, ...]
 ) -> None:

@@ -1,7 +1,6 @@
 """From a pipeline and prompts to a plan, in one call."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from eigencache.calibration._calibration import Calibration, kind_of
@@ -100,8 +99,7 @@ def plan_with(
     used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
 
     def open_loop(budget: int) -> Plan:
-        plan = method.plan(budget, used.timesteps, used, tap=tap, **options)
-        return replace(plan, **calibration.belongs)  # methods without a kernel do not know
+        return method.plan(budget, used.timesteps, used, tap=tap, **options)
 
     if full_steps is not None:
         return open_loop(full_steps)

@@ -107,7 +107,7 @@ class Calibration:
         )  # fmt: skip
 
 
-def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> Kind:
+def kind_of(method: Method, tap: str | None, options: Mapping[str, Any]) -> Kind:
     """Return the kind of kernel that a method wants with these options."""
     use = method.parts(1, **options).use
     if use is None:

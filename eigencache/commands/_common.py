@@ -10,7 +10,7 @@ from typing import Any
 from eigencache._checks import fixed
 from eigencache.commands.prompts import read_calls
 from eigencache.kernel import Kernel
-from eigencache.plan import Plan, remembered
+from eigencache.plan import Plan
 
 # Short flags for what many pipelines take: flag, argument of the call, type, help.
 SHORT = (
@@ -21,8 +21,6 @@ SHORT = (
     ("--max-sequence-length", "max_sequence_length", int, "most tokens for the long text encoder"),
 )
 DTYPES = ("float32", "bfloat16", "float16")
-# What a plan keeps of its kernel's calibration (`calibration.Calibration.source`).
-KEPT = ("dtype", "seed")
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -93,13 +91,13 @@ def add_method(parser: argparse.ArgumentParser, default: str | None = "EigenCach
     )  # fmt: skip
 
 
-def parsed_options(pairs: Iterable[str]) -> dict[str, object]:
+def parsed_options(pairs: Iterable[str]) -> dict[str, Any]:
     """Return options from NAME=VALUE; a value is read as JSON, or else is the text itself.
 
     Raises:
         ValueError: there is no `=`, or a name occurs twice.
     """
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
@@ -182,7 +180,7 @@ def dtype_of(arguments: argparse.Namespace, source: Mapping[str, str] | None = N
     """Return the dtype of a command line, of a kernel or plan, or of the device."""
     from eigencache._device import default_device
 
-    stated = getattr(arguments, "dtype", None) or remembered(source or {}, "dtype")
+    stated = getattr(arguments, "dtype", None) or (source or {}).get("dtype")
     return stated or ("bfloat16" if default_device() == "cuda" else "float32")
 
 

@@ -6,11 +6,9 @@ its plans on the model, and so does --psnr with any method: state the --model an
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from eigencache.commands._common import (
-    KEPT,
     add_method,
     add_model,
     call_arguments,
@@ -22,7 +20,7 @@ from eigencache.commands._common import (
 )
 from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
-from eigencache.plan import Plan, remembered
+from eigencache.plan import Plan
 from eigencache.sharing import load_kernel
 
 EXAMPLES = """\
@@ -71,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         plan = _with_model(arguments, method, kernel, options)
     else:
         plan = method.plan(full_steps, kernel.timesteps, kernel, arguments.tap, **options)
-    remembering(plan, kernel).save(arguments.out)
+    plan.save(arguments.out)
     told = [f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}", plan.predictions]
     print("; ".join(filter(None, told)))
 
@@ -108,14 +106,4 @@ def _with_model(
     return plan_with(
         calibration, method, arguments.full_steps, psnr=arguments.psnr, options=options,
         tap=arguments.tap, kernel=kernel,
-    )  # fmt: skip
-
-
-def remembering(plan: Plan, kernel: Kernel) -> Plan:
-    """Return the plan with what the kernel says of its calibration, also if it needed no kernel."""
-    kept = {k: kernel.source[k] for k in KEPT if k in kernel.source}
-    missing = {k: text for k, text in kept.items() if remembered(plan.source, k) is None}
-    return replace(
-        plan, source={**plan.source, **missing}, arguments=kernel.arguments,
-        scheduler=kernel.scheduler, pipeline=kernel.pipeline,
     )  # fmt: skip

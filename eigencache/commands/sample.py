@@ -37,7 +37,7 @@ from eigencache.commands._common import (
 from eigencache.commands.prompts import described, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import method_of
-from eigencache.plan import Plan, PlanError, remembered
+from eigencache.plan import Plan, PlanError
 from eigencache.sharing import load_plan
 
 EXAMPLES = """\
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
         "model": arguments.model,
         "pipeline": arguments.pipeline,
         "arguments": shared,
-        "dtype": arguments.dtype or remembered(source, "dtype"),
+        "dtype": arguments.dtype or source.get("dtype"),
         "seed": arguments.seed,
         **request,
     }
@@ -214,9 +214,9 @@ def _plan_of(
         return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps))
     method = method_of(arguments.method)
     options = parsed_options(arguments.options)
-    if arguments.interval:
-        return method.at_interval(arguments.interval, timesteps, kernel, arguments.tap, **options)
-    return method.plan(arguments.full_steps, timesteps, kernel, arguments.tap, **options)
+    return method.plan(
+        arguments.full_steps, timesteps, kernel, arguments.tap, every=arguments.interval, **options
+    )
 
 
 def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: str) -> None:

@@ -152,7 +152,7 @@ def test_a_method_that_needs_no_kernel_takes_one_line(tmp_path, made):
     sample(tmp_path / "a", *HICACHE, "--interval", 3)
     (row, _) = records(tmp_path / "a")
     timesteps = Plan.load(made / "plan.safetensors").timesteps
-    expected = METHODS["HiCache"].at_interval(3, timesteps, order=2, scale=0.6)
+    expected = METHODS["HiCache"].plan(None, timesteps, every=3, order=2, scale=0.6)
     assert (row["plan"], row["full_steps"]) == (expected.digest, 4)
     assert list(expected.full_steps) == [0, 1, 2, 5]
     sample(tmp_path / "b", *HICACHE, "--full-steps", 4)
