@@ -438,12 +438,9 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
     Raises:
         ValueError: the pipeline has no scheduler, or a cache is enabled.
     """
-    driver = Driver(pipe, Policy(), CacheStats())
-    driver.attach()
-    try:
-        yield driver.stats  # type: ignore[misc]
-    finally:
-        driver.detach()
+    stats = CacheStats()
+    with Driver(pipe, Policy(), stats):
+        yield stats
 
 
 @contextlib.contextmanager

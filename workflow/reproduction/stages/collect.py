@@ -52,13 +52,13 @@ def collect(
         chosen({"output": None}, patterns)
     with recording(pipe, [tap], keep, matching) as recorder:
         latent_only(pipe, call, seed)
-    found, count = {}, len(recorder.timesteps)
+    found, count = {}, len(recorder.moments)
     for name, record in records.items():
         calls = len(record) // count
         parts = zip(*record, strict=True)
         found |= _named(name, [_joined(np.stack(part), calls) for part in parts])
     return Trajectory(
-        found, np.array(recorder.timesteps), recorder.sigmas, tap, text_of(call), seed,
+        found, recorder.timesteps, recorder.sigmas, tap, text_of(call), seed,
         fingerprint(network_of(pipe)),
     )  # fmt: skip
 

@@ -130,7 +130,7 @@ def full_run(
         if (tap, name) not in followed:
             there = {label: plan for label, plan in forecasting.items() if plan.tap == tap}
             followed[tap, name] = OpenLoop(name, there, anchor_device)
-        followed[tap, name](len(recorder.timesteps), feature)
+        followed[tap, name](len(recorder.moments), feature)
 
     taps = {plan.tap for plan in forecasting.values()}
     with recording(pipe, taps, keep) as recorder, following(pipe, latents):
