@@ -99,11 +99,11 @@ class Calibration:
         )  # fmt: skip
         return [replace(kernel, **self.belongs) for kernel in kernels]
 
-    def judge(self, count: int) -> Judge:
-        """Return what judges plans by the last so many calls."""
+    def judge(self, count: int, runs: Simulator | None = None) -> Judge:
+        """Return what judges plans by the last so many calls, of which `runs` may be the runs."""
         return Judge(
             self.pipe, [self.arguments | dict(call) for call in self.calls[-count:]],
-            self.seeds[-count:],
+            self.seeds[-count:], runs.recorded() if runs else None,
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,20 @@ from eigencache._upstream import progress_bar_of
 
 # The arguments of one call of a pipeline.
 Call = Mapping[str, Any]
+
+
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: the last.
+        repeats: whether the pipeline took that step once more (`StepCall.repeats`).
+        result: what the scheduler's `step` returned.
+    """
+
+    step: int
+    repeats: bool
+    result: Any
 
 
 def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
@@ -65,6 +79,12 @@ def seeded(seed: int) -> Iterator[None]:
     with forked():
         torch.manual_seed(seed)
         yield
+
+
+def generator_states() -> list[torch.Tensor]:
+    """Return where torch's own generators are."""
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_devices]
 
 
 def takes(pipe: Any, name: str) -> bool:

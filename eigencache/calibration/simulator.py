@@ -11,13 +11,21 @@ import copy
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from eigencache._upstream import WeakTensorKeyDictionary
-from eigencache.calibration._calls import Stop, quiet, sample_of, seeded
+from eigencache.calibration._calls import (
+    Ending,
+    Stop,
+    generator_states,
+    quiet,
+    sample_of,
+    seeded,
+)
 from eigencache.calibration.recording import (
     Passes,
     Recorder,
@@ -32,7 +40,7 @@ from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Policy, StepCall
 from eigencache.runtime._hooks import forecast
-from eigencache.runtime._taps import fingerprint, network_of
+from eigencache.runtime._taps import fingerprint, map_tensors, network_of
 
 
 @dataclass
@@ -51,6 +59,10 @@ class Batch:
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
         copies: how many copies there are.
+        calls: the positions of the calls among all.
+        ending: of the full run.
+        alike: whether each image is as if its call were made alone: nothing drew from torch's own
+            generators, or there is but one call.
     """
 
     arguments: dict[str, Any]
@@ -65,6 +77,9 @@ class Batch:
         default_factory=WeakTensorKeyDictionary
     )
     copies: int = 0
+    calls: Sequence[int] = ()
+    ending: Any = None
+    alike: bool = True
 
 
 class Gap(NamedTuple):
@@ -165,6 +180,8 @@ class Simulator:
                 )
             batch.samples, batch.timesteps = record.samples, record.moments
             batch.copies, batch.passes = record.copies, record.passes
+            batch.ending = record.ending
+            batch.alike = len(batch.calls) == 1 or not record.drew
             self.grams += record.grams()
 
     def __len__(self) -> int:
@@ -191,6 +208,19 @@ class Simulator:
             for gram in self.grams
         ]  # fmt: skip
         return evenly(runs)
+
+    def recorded(self) -> list[Ending | None]:
+        """Return how the full run of each call ended, in the order of the calls.
+
+        It is None where the call would have other noise if it were made alone.
+        """
+        found: dict[int, Ending | None] = dict.fromkeys(i for b in self.batches for i in b.calls)
+        for batch in filter(lambda batch: batch.alike, self.batches):
+            for k, call in enumerate(batch.calls):
+                one = slice(k, k + 1) if len(batch.calls) > 1 else slice(None)
+                result = map_tensors(itemgetter(one), batch.ending.result)
+                found[call] = batch.ending._replace(result=result)
+        return [found[call] for call in sorted(found)]
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:
         """Return the mean over images of -10 log10 of the mean square error of final latents."""
@@ -289,7 +319,9 @@ class Simulator:
             among(names, passes[0]) == among(names, passes[1])
         )
         with quiet(self.pipe), driver, seeded(batch.seeds[0]), contextlib.suppress(Stop):
+            before = generator_states()
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
+            policy.drew = not all(map(torch.equal, before, generator_states()))
         policy.done()
         self.computed += policy.computed * len(batch.seeds)
         if policy.index == 0:
@@ -304,7 +336,8 @@ class _Simulated(Policy):
     def __init__(self) -> None:
         super().__init__()
         self.computed = self.index = self.copies = 0
-        self.final: Any = None
+        self.ending: Any = None
+        self.drew = True  # whether anything drew from torch's own generators
 
     def given(self, call: StepCall) -> None:
         super().given(call)
@@ -312,8 +345,13 @@ class _Simulated(Policy):
         self.computed += call.computed
 
     def moved(self, call: StepCall, result: Any) -> Any:
-        self.final = sample_of(result)
+        self.ending = Ending(call.index, call.repeats, result)
         return result
+
+    @property
+    def final(self) -> torch.Tensor:
+        """The latents after the last step."""
+        return sample_of(self.ending.result)
 
     def sibling(self) -> Policy:
         return _Copy(self)
@@ -492,7 +530,7 @@ def _batch(
     own = merged[0]
     if len(chunk) > 1:  # pipelines want as many negative prompts as prompts
         own = {k: [m[k] for m in merged] if _is_prompt(k, v) else v for k, v in own.items()}
-    return Batch(own, [seeds[i] for i in chunk])
+    return Batch(own, [seeds[i] for i in chunk], calls=chunk)
 
 
 def _is_prompt(name: str, value: Any) -> bool:
