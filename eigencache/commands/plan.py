@@ -11,10 +11,10 @@ from pathlib import Path
 from eigencache.commands._common import (
     add_method,
     add_model,
+    at_least,
     call_arguments,
     calls_from,
     check_file,
-    dtype_of,
     loaded,
     parsed_options,
 )
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     wish = parser.add_mutually_exclusive_group(required=True)
     wish.add_argument(
-        "--full-steps", type=int, metavar="N", help="how many steps are computed in full"
+        "--full-steps", type=at_least(1), metavar="N", help="how many steps are computed in full"
     )
     wish.add_argument("--psnr", type=float, metavar="DB", help="or a quality in dB to reach")
     parser.add_argument(
@@ -101,7 +101,7 @@ def _with_model(
     from eigencache.calibration import Calibration, plan_with
     from eigencache.commands.prompts import opened
 
-    pipe = loaded(arguments, calls, shared, dtype_of(arguments, kernel.source))
+    pipe = loaded(arguments, calls, shared, kernel.source.get("dtype"))
     calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
         calibration, method, arguments.full_steps, psnr=arguments.psnr, options=options,

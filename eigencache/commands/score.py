@@ -5,13 +5,12 @@ Everything is checked before anything is scored. The models of metrics are expec
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from eigencache.commands._common import check_file
+from eigencache.commands._common import at_least, check_file, named
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics import METRICS
-from eigencache.metrics.folders import REFERENCE, FolderError, model_folders, pair
+from eigencache.metrics.folders import REFERENCE, model_folders, pair
 
 EXAMPLES = """\
 examples:
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", nargs="*", action="extend", default=[], metavar="NAME=DIR",
         help="folder of a metric's model, if it is not models/NAME",
     )  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; by default 1")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads; by default 1")
     parser.add_argument("--out", required=True, metavar="FILE.csv", help="one row per image")
 
 
@@ -61,12 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    if arguments.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     check_file(Path(arguments.out))
-    prompts, folders = read_prompts(arguments.prompts), _named(arguments.images, "--images")
+    folders = named(arguments.images, "--images", "NAME=DIR")
+    models = named(arguments.model, "--model", "NAME=DIR")
+    prompts = read_prompts(arguments.prompts)
     records = pair(arguments.reference, folders, prompts)
-    models = model_folders(arguments.metrics, arguments.clip, _named(arguments.model, "--model"))
+    needed = model_folders(arguments.metrics, arguments.clip, models)
 
     import torch  # not before everything that can be wrong is checked
 
@@ -78,7 +77,7 @@ def _score(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False
-    scorers = Scorers(models, default_device())
+    scorers = Scorers(needed, default_device())
     of_reference = records["run"] == REFERENCE
     scores = score_records(records[~of_reference], records[of_reference], scorers)
     names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
@@ -93,16 +92,3 @@ def _score(arguments: argparse.Namespace) -> None:
             table.drop(columns="reference").to_csv(part, index=False)
     means = scores.groupby("run", sort=False)[list(scorers.images)].mean()
     print(means.to_string(float_format="{:.4f}".format))
-
-
-def _named(options: Sequence[str], what: str) -> dict[str, str]:
-    """Return what options `NAME=DIR` say."""
-    named = {}
-    for option in options:
-        name, sign, folder = option.partition("=")
-        if not (name and sign and folder):
-            raise FolderError(f"{what} {option}: write NAME=DIR")
-        if name in named or name == REFERENCE:
-            raise FolderError(f"{what} {option}: the name {name!r} is taken")
-        named[name] = folder
-    return named

@@ -30,6 +30,8 @@ def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> 
     """
     import pandas as pd
 
+    if REFERENCE in folders:
+        raise FolderError(f"--images {REFERENCE}: the name is taken by --reference")
     known, rows = _images(reference), []
     if len(known) != len(prompts):
         raise FolderError(

@@ -65,7 +65,7 @@ def test_folders_are_scored_as_the_metrics_score_their_images(folders):
     ("arguments", "message"),
     [
         (["--images", "one"], "write NAME=DIR"),
-        (["--images", "x=one", "x=two"], "the name 'x' is taken"),
+        (["--images", "x=one", "x=two"], "--images x: stated twice"),
         (["--images", "x=none"], "none: no such folder"),
         (["--images", "x=one", "--metrics", "psnr", "st_lpips_alex"],
          "models/ST-LPIPS-alex: no such folder"),
