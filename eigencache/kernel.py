@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.polynomial import chebyshev
@@ -308,6 +308,27 @@ def spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray
     return read
 
 
+class Kind(NamedTuple):
+    """Which kernel: its tap, features and normalisation, and of how many runs (None: all).
+
+    As text it is TAP.FEATURES.NORMALISATION, followed by .RUNS if that is set.
+    """
+
+    tap: str
+    features: str
+    normalisation: str
+    runs: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Kind":
+        """Read what `str` returned."""
+        tap, features, normalisation, *runs = name.split(".")
+        return cls(tap, features, normalisation, *map(int, runs))
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in self if part is not None)
+
+
 @dataclass(frozen=True)
 class KernelUse:
     """Which calibrated kernel a method needs, and how it is changed before use.
@@ -342,11 +363,9 @@ class KernelUse:
             raise ValueError(f"shared must be true or false, got {self.shared!r}")
         check_range("smooth", self.smooth, 0, 1)
 
-    @property
-    def kind(self) -> str:
-        """The name of the calibrated kernel: FEATURES.NORMALISATION, followed by .RUNS if set."""
-        runs = [] if self.runs is None else [str(self.runs)]
-        return ".".join([self.features, self.normalisation, *runs])
+    def kind(self, tap: str) -> Kind:
+        """Return which kernel is to be calibrated, at a tap."""
+        return Kind(tap, self.features, self.normalisation, self.runs)
 
     def of(self, kernel: Kernel) -> Kernel:
         """Return the kernel in the form that the method needs.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
-from eigencache.calibration.recording import Kind, record_kernels
+from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.kernel import Kernel
+from eigencache.kernel import Kernel, Kind
 from eigencache.runtime._policies import is_guidance
 
 if TYPE_CHECKING:
@@ -112,4 +112,4 @@ def kind_of(method: Method, tap: str | None, options: Mapping[str, Any]) -> Kind
     use = method.parts(1, **options).use
     if use is None:
         return OUTPUT
-    return Kind(tap or method.tap, use.features, use.normalisation, use.runs)
+    return use.kind(tap or method.tap)

@@ -87,21 +87,24 @@ def generator_states() -> list[torch.Tensor]:
     return [torch.get_rng_state(), *on_devices]
 
 
-def takes(pipe: Any, name: str) -> bool:
-    """Return whether a pipeline can be called with an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
-
-
 def output_as(pipe: Any, kind: str) -> dict[str, str]:
     """Return the argument that asks a pipeline for a kind of output, or none if it takes none."""
-    return {"output_type": kind} if takes(pipe, "output_type") else {}
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return {"output_type": kind} if "output_type" in takes else {}
 
 
-def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Call a pipeline, and let it leave out decoding if it can."""
-    latent = output_as(pipe, "latent")
+def called(pipe: Any, call: Mapping[str, Any], seed: int, kind: str = "latent") -> Any:
+    """Return what a pipeline makes in a call, by default without decoding it if it can.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        call: its arguments, which may state another `output_type`.
+        seed: of the noise, which is drawn on the CPU, so that it is the same on every device.
+        kind: of output.
+    """
+    noise = torch.Generator("cpu").manual_seed(seed)
     with seeded(seed):
-        return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
+        return pipe(**{**output_as(pipe, kind), **call}, generator=noise)
 
 
 def sample_of(result: Any) -> torch.Tensor:

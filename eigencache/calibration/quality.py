@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration._calls import Ending, output_as, quiet, seeded
+from eigencache.calibration._calls import Ending, called, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 from eigencache.runtime._driver import Driver, Policy, StepCall
@@ -82,9 +82,7 @@ class _Replay(Policy):
 
 def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
     """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
-    kind = output_as(pipe, "np")
-    with seeded(seed):
-        made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
+    made = called(pipe, call, seed, "np")
     for name in ("images", "frames"):
         if hasattr(made, name):
             found = getattr(made, name)

@@ -5,14 +5,14 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration._calls import Stop, forked, latent_only, quiet, sample_of
-from eigencache.kernel import Kernel
+from eigencache.calibration._calls import Stop, called, forked, quiet, sample_of
+from eigencache.kernel import Kernel, Kind
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tapped, watching
@@ -200,7 +200,7 @@ def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
     """
     recorder = _First()
     with quiet(pipe), Driver(pipe, recorder), contextlib.suppress(Stop):
-        latent_only(pipe, call, seed=0)
+        called(pipe, call, seed=0)
     return recorder.timesteps
 
 
@@ -211,21 +211,6 @@ class _First(Recorder):
         if timesteps is not None:
             self.moments = timesteps.tolist()
             raise Stop
-
-
-class Kind(NamedTuple):
-    """Which kernel: its tap, features and normalisation, and of how many runs (None: all)."""
-
-    tap: str
-    features: str
-    normalisation: str
-    runs: int | None = None
-
-    @classmethod
-    def of(cls, name: str) -> "Kind":
-        """Read TAP.FEATURES.NORMALISATION or that and .RUNS."""
-        tap, features, normalisation, *runs = name.split(".")
-        return cls(tap, features, normalisation, *map(int, runs))
 
 
 def record_kernels(
@@ -258,7 +243,7 @@ def record_kernels(
                     streams.setdefault(stream, []).append(FEATURES[features](feature).cpu())
 
         with recording(pipe, {tap for tap, _ in kept}, keep) as recorder:
-            latent_only(pipe, call, seed)
+            called(pipe, call, seed)
         timesteps = recorder.timesteps
         for i, kind in enumerate(kinds):
             if kind not in used:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from eigencache._device import default_device
 from eigencache._upstream import device_of, parts_needed
-from eigencache.calibration._calls import output_as, quiet, seeded
+from eigencache.calibration._calls import called, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 from eigencache.sharing import is_hub_id
@@ -160,19 +160,15 @@ def sample(
     Args:
         pipe: from `load_pipeline`, without a cache.
         call: the arguments of the pipeline's call: the prompt, `num_inference_steps` ...
-        seed: of the noise, from `image_seed`. The noise is drawn on the CPU, so that it is the
-            same on every device.
+        seed: of the noise, from `image_seed`.
         plan: what to sample by; None computes every step.
         anchor_device: where a cache keeps features; by default where they are made.
     """
     device = device_of(pipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    kind = output_as(pipe, "pil")
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
-        noise = torch.Generator("cpu").manual_seed(seed)
-        with seeded(seed):
-            made = pipe(**{**kind, **call}, generator=noise)
+        made = called(pipe, call, seed, "pil")
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()

@@ -224,11 +224,8 @@ class Simulator:
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:
         """Return the mean over images of -10 log10 of the mean square error of final latents."""
-        return float(-10 * np.log10(np.maximum(self.squares(final), 1e-30)).mean())
-
-    def squares(self, final: Sequence[torch.Tensor]) -> np.ndarray:
-        """Return the mean square error of each image's final latents, float64 `[N]`."""
-        return np.square(self.errors(final)).mean(1)
+        squares = np.square(self.errors(final)).mean(1)
+        return float(-10 * np.log10(np.maximum(squares, 1e-30)).mean())
 
     def errors(self, final: Sequence[torch.Tensor]) -> np.ndarray:
         """Return final latents less those of the full runs, float64 `[N, D]`."""
@@ -249,10 +246,7 @@ class Simulator:
         Returns:
             The final latents of each batch, and the features of all full steps.
         """
-        follows = []
-        for i, batch in enumerate(self.batches):
-            follows.append(_Follow(batch, full, weights, [f[i] for f in features]))
-            self._call(batch, follows[-1])
+        follows = self._follow(full, weights, features)
         return [follow.final for follow in follows], _by_step([f.features for f in follows])
 
     def growth(
@@ -269,11 +263,7 @@ class Simulator:
             share: by how much, of their size.
             final: where `run` ends otherwise.
         """
-        follows = []
-        for i, batch in enumerate(self.batches):
-            known = [f[i] for f in features]
-            follows.append(_Follow(batch, full, weights, known, push=(step, share)))
-            self._call(batch, follows[-1])
+        follows = self._follow(full, weights, features, push=(step, share))
         pairs = zip((f.final for f in follows), final, strict=True)
         moved = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
         pushed = sum(follow.pushed for follow in follows)
@@ -298,15 +288,20 @@ class Simulator:
         step = int(np.flatnonzero(full)[k])
         later = np.flatnonzero(full[step + 1 :])
         end = step + 1 + int(later[0]) if len(later) else len(full)
-        made, gaps = [], []
-        for i, batch in enumerate(self.batches):
-            stop = (step, end, batch.samples[end], anchors)
-            follow = _Follow(batch, full, weights, [f[i] for f in features], stop=stop)
-            self._call(batch, follow)
-            made.append(follow.features)
-            gaps += [follow.gap] if follow.gap else []
+        follows = self._follow(full, weights, features, stop=(step, end, anchors))
+        gaps = [follow.gap for follow in follows if follow.gap]
         summed = Gap(*map(sum, zip(*gaps, strict=True))) if gaps else None  # type: ignore[arg-type]
-        return _by_step(made), summed
+        return _by_step([follow.features for follow in follows]), summed
+
+    def _follow(
+        self, full: np.ndarray, weights: np.ndarray, features: Features, **options: Any
+    ) -> list["_Follow"]:
+        """Sample every batch by full steps and weights."""
+        follows = []
+        for i, batch in enumerate(self.batches):
+            follows.append(_Follow(batch, full, weights, [f[i] for f in features], **options))
+            self._call(batch, follows[-1])
+        return follows
 
     def _call(self, batch: Batch, policy: "_Simulated") -> None:
         """Call the pipeline under a policy; what encodes prompts runs once for each batch."""
@@ -416,7 +411,7 @@ class _Follow(_Simulated):
 
     def __init__(
         self, batch: Batch, full: np.ndarray, weights: np.ndarray, features: list[torch.Tensor],
-        push: tuple[int, float] | None = None, stop: tuple | None = None,
+        push: tuple[int, float] | None = None, stop: tuple[int, int, int | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if batch.copies:  # a sampling that was stopped may have missed its last step's
@@ -480,9 +475,7 @@ class _Follow(_Simulated):
         anchors = [int(a) for a in row.nonzero()[0]]
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
-    def _fit(
-        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None
-    ) -> Gap:
+    def _fit(self, call: StepCall, step: int, end: int, anchors: int | None) -> Gap:
         stepper = Stepper(call, self.batch.timesteps)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
@@ -495,7 +488,7 @@ class _Follow(_Simulated):
         used = self.features[-anchors:] if anchors else self.features
         root = torch.from_numpy(np.sqrt(self.batch.shares)).to(base.device)[:, None]
         basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
-        error = (target.to(base.device).double() - base.double()).flatten(1)
+        error = (self.batch.samples[end].to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
 

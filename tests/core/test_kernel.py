@@ -11,7 +11,7 @@ import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache import _files as files
-from eigencache.kernel import Kernel, KernelError, KernelUse
+from eigencache.kernel import Kernel, KernelError, KernelUse, Kind
 
 STEPS = 6
 TIMESTEPS = flow_timesteps(STEPS)
@@ -486,7 +486,8 @@ def test_a_kernel_of_another_kind_is_refused(options, message):
     ],
 )
 def test_a_kind_names_what_must_be_calibrated_and_no_more(options, kind):
-    assert KernelUse(**options).kind == kind
+    made = KernelUse(**options).kind("output")
+    assert str(made) == f"output.{kind}" and Kind.of(str(made)) == made
 
 
 @pytest.mark.parametrize(

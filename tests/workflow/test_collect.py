@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
@@ -56,7 +56,7 @@ def test_features_are_those_that_calibration_sees(pipe, blocks):
         recorded.setdefault(name, []).append(full_features(feature))
 
     with recording(pipe, ["blocks"], keep):
-        latent_only(pipe, CALL, 5)
+        called(pipe, CALL, 5)
     for name, steps in recorded.items():
         parts = [blocks.features[f"{name}.{part}"] for part in ("image", "text")]
         ours = np.concatenate([part.reshape(4, -1) for part in parts], 1)
@@ -80,7 +80,7 @@ def test_output_is_what_moves_the_latents(pipe):
         lambda module, args, kwargs: latents.append(kwargs["hidden_states"][0].numpy()),
         with_kwargs=True,
     )
-    latent_only(pipe, CALL, 5)
+    called(pipe, CALL, 5)
     hook.remove()
     moved = np.diff(made.sigmas)[:, None, None] * made.features["output"]
     np.testing.assert_allclose(np.diff(latents, axis=0), moved[:-1], atol=1e-5)

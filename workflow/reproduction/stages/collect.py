@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls, text_of
@@ -51,7 +51,7 @@ def collect(
     if tap == "output":
         chosen({"output": None}, patterns)
     with recording(pipe, [tap], keep, matching) as recorder:
-        latent_only(pipe, call, seed)
+        called(pipe, call, seed)
     found, count = {}, len(recorder.moments)
     for name, record in records.items():
         calls = len(record) // count
