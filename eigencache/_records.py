@@ -27,7 +27,8 @@ class Record:
     Attributes:
         FORMAT: what its files state.
         ERROR: what is raised where a field or a file is wrong.
-        ARRAYS: the dtypes of the fields that are arrays, or mappings of names to arrays.
+        ARRAYS: the fields that are arrays, or mappings of names to arrays, and their dtypes; None
+            keeps the dtype.
         ENCODED: of fields that JSON cannot hold, a function that makes what it can, and its
             inverse.
     """
@@ -89,15 +90,13 @@ class Record:
         del metadata["format"]
         try:
             found: dict[str, Any] = {}
-            for name, array in arrays.items():
-                field, slash, key = name.partition("/")
-                if slash:
-                    found.setdefault(field, {})[key] = array
-                else:
-                    found[field] = array
             for name, text in metadata.items():
-                found[name] = cls._coding(name)[1](json.loads(text))
-            return cls(**found)
+                value = json.loads(text)
+                if name in cls.ARRAYS:
+                    found[name] = {key: arrays.pop(f"{name}/{key}") for key in value}
+                else:
+                    found[name] = cls._coding(name)[1](value)
+            return cls(**arrays, **found)
         except (
             AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError
         ) as error:  # fmt: skip
@@ -115,6 +114,7 @@ class Record:
             if name not in self.ARRAYS:
                 metadata[name] = json.dumps(self._coding(name)[0](value), sort_keys=True)
             elif isinstance(value, Mapping):
+                metadata[name] = json.dumps(list(value))  # in their order, which arrays lose
                 arrays |= {f"{name}/{key}": array for key, array in value.items()}
             elif value is not None:
                 arrays[name] = value

@@ -192,7 +192,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     path = tmp_path / "odd.safetensors"
     arrays = {"sums/a": np.eye(STEPS), "timesteps": TIMESTEPS}
-    rest = {"tap": '"output"', "features": '"full"', "normalisation": '"cosine"'}
+    rest = {"sums": '["a"]', "tap": '"output"', "features": '"full"', "normalisation": '"cosine"'}
     files.write_arrays(
         path, arrays, "eigencache-kernel-1", rest | {"model": "null", "source": "{}"} | metadata
     )

@@ -42,7 +42,7 @@ class Trajectory(Record):
     FORMAT: ClassVar[str] = "eigencache-trajectory-1"
     ERROR: ClassVar[type[ValueError]] = TrajectoryError
     ARRAYS: ClassVar[Mapping] = {
-        "features": np.float32, "timesteps": np.float64, "sigmas": np.float64
+        "features": None, "timesteps": np.float64, "sigmas": np.float64
     }  # fmt: skip
 
     def __post_init__(self) -> None:
