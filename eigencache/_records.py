@@ -24,13 +24,16 @@ class Record:
 
     A subclass checks what is particular to it in `__post_init__`, after that of this class.
 
-    Attributes:
+    Class attributes:
         FORMAT: what its files state.
         ERROR: what is raised where a field or a file is wrong.
         ARRAYS: the fields that are arrays, or mappings of names to arrays, and their dtypes; None
             keeps the dtype.
         ENCODED: of fields that JSON cannot hold, a function that makes what it can, and its
             inverse.
+
+    Raises:
+        PlanError, KernelError: the `ERROR` of the class: a field is of the wrong type.
     """
 
     FORMAT: ClassVar[str]

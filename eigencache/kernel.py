@@ -364,7 +364,11 @@ class KernelUse:
         check_range("smooth", self.smooth, 0, 1)
 
     def kind(self, tap: str) -> Kind:
-        """Return which kernel is to be calibrated, at a tap."""
+        """Return which kernel is to be calibrated.
+
+        Args:
+            tap: where features are taken.
+        """
         return Kind(tap, self.features, self.normalisation, self.runs)
 
     def of(self, kernel: Kernel) -> Kernel:
