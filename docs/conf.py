@@ -28,7 +28,7 @@ suppress_warnings = ["config.cache"]
 highlight_language = "none"
 
 autodoc_default_options = {
-    "members": True, "member-order": "bysource", "inherited-members": "ValueError,UserWarning",
+    "members": True, "member-order": "bysource", "inherited-members": "BaseException, OfOrder",
 }  # fmt: skip
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
