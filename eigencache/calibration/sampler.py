@@ -72,8 +72,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
     chosen = name or str(index.get("_class_name"))
     made = getattr(diffusers, chosen, None)
     if not (isinstance(made, type) and issubclass(made, DiffusionPipeline)):
-        near = difflib.get_close_matches(chosen, [n for n in dir(diffusers) if "Pipeline" in n], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = _hint(chosen, [name for name in dir(diffusers) if "Pipeline" in name])
         raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}")
     lacking = sorted(parts_needed(made) - {*index})
     if lacking:
@@ -112,9 +111,13 @@ def check_arguments(
         if name in ("num_images_per_prompt", "num_videos_per_prompt"):
             raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
         if name not in parameters and not open_ended:
-            near = difflib.get_close_matches(name, [*parameters][1:], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = _hint(name, [*parameters][1:])
             raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def load_pipeline(

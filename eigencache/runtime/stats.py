@@ -37,7 +37,6 @@ class CacheStats:
         self.plan = plan
         self.predicted_psnr = plan.predicted_psnr if plan else math.nan
         self.predicted_error = plan.predicted_error if plan else math.nan
-        self._predictions = plan.predictions if plan else ""
         self._first: float | torch.Event | None = None
         self._loop: Span | None = None
         self._device = torch.device("cpu")
@@ -114,7 +113,9 @@ class CacheStats:
         if self.plan is not None and "built in" in self.plan.source:
             full, kind = int(self.plan.full.sum()), self.plan.source["built in"]
             told.append(f"built-in plan: {full} of {len(self.plan)} steps in full, for {kind}")
-        return "; ".join(filter(None, [*told, self._predictions]))
+        if self.plan is not None:
+            told.append(self.plan.predictions)
+        return "; ".join(filter(None, told))
 
     def __repr__(self) -> str:
         """Return the counts, as a call of the class would look."""
