@@ -258,7 +258,7 @@ def method_of(name: str) -> Method:
 
 def check_wish(
     method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any], prompts: int | None = None,
 ) -> None:  # fmt: skip
     """Validate what is asked of a method before any work; raise a ValueError if it is wrong.
 
@@ -268,6 +268,7 @@ def check_wish(
         psnr: the quality in dB, or None.
         tap: where features are to be taken, or None.
         options: of the method.
+        prompts: how many there are to calibrate on; None if the plan is made from a kernel alone.
     """
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
@@ -282,7 +283,11 @@ def check_wish(
         )
     if method.closed_loop and tap not in (None, method.tap):
         raise ValueError(f"tap: the closed loop is for {method.tap!r}, not for {tap!r}")
-    method.parts(full_steps or FEWEST, **options)
+    loop = method.parts(full_steps or FEWEST, **options).closed_loop
+    if prompts is not None and loop:
+        loop.judges(prompts)
+    if prompts is not None and psnr is not None and prompts < 2:
+        raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
 
 
 def make_plan(

@@ -64,14 +64,9 @@ def calibrate(
         PlanError: the pipeline does not step a scheduler as diffusers' pipelines do.
     """
     chosen, options = method_of(method), dict(options or {})
-    check_wish(chosen, full_steps, psnr, tap, options)
     calls = calls_of(prompts)
+    check_wish(chosen, full_steps, psnr, tap, options, len(calls))
     check_arguments(pipe, calls, arguments)
-    loop = chosen.parts(1, **options).closed_loop
-    if loop:
-        loop.judges(len(calls))
-    if psnr is not None and len(calls) < 2:
-        raise ValueError("psnr: prompts to judge by and others are needed; state two at least")
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
 

@@ -219,7 +219,7 @@ class Simulator:
             for k, call in enumerate(batch.calls):
                 one = slice(k, k + 1) if len(batch.calls) > 1 else slice(None)
                 result = map_tensors(itemgetter(one), batch.ending.result)
-                found[call] = batch.ending._replace(result=result)
+                found[call] = Ending(batch.ending.step, batch.ending.repeats, result)
         return [found[call] for call in sorted(found)]
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:

@@ -94,9 +94,8 @@ def _with_model(
             "kernels do not; calibrate again"
         )
     calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
-    loop = method.parts(1, **options).closed_loop
-    if loop:
-        loop.judges(len(calls))
+    tap, psnr = arguments.tap, arguments.psnr
+    check_wish(method, arguments.full_steps, psnr, tap, options, len(calls))
 
     from eigencache.calibration import Calibration, plan_with
     from eigencache.commands.prompts import opened
@@ -104,6 +103,6 @@ def _with_model(
     pipe = loaded(arguments, calls, shared, kernel.source.get("dtype"))
     calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
-        calibration, method, arguments.full_steps, psnr=arguments.psnr, options=options,
-        tap=arguments.tap, kernel=kernel,
+        calibration, method, arguments.full_steps, psnr=psnr, options=options, tap=tap,
+        kernel=kernel,
     )  # fmt: skip

@@ -304,6 +304,10 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["plan", "--full-steps", 4, "--method", "EigenCache"], "state --model and --prompts"),
         (["plan", "--full-steps", 4, "--method", "EigenCache-published"], "calibrate one of that"),
         (["plan", "--psnr", 50, "--method", "FORA"], "an interval does not give"),
+        (
+            ["plan", "--psnr", 50, "--model", MODEL, "--prompts", EVALUATION, "--num-prompts", 1],
+            "prompts to judge by and others are needed",
+        ),
         (["calibrate", "--model", ROOT], "model_index.json.*FLUX.1-dev.*snakemake models/NAME"),
         (["calibrate", "--prompts", "none.txt"], "no such prompt file"),
         (["calibrate", "--option", "runs=9"], "runs=9: there are only 1 prompts"),
