@@ -27,7 +27,9 @@ myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 highlight_language = "none"
 
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_default_options = {
+    "members": True, "member-order": "bysource", "inherited-members": "BaseException, OfOrder",
+}  # fmt: skip
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

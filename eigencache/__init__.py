@@ -27,8 +27,6 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.runtime import enable_cache as enable_cache
     from eigencache.runtime.stats import CacheStats as CacheStats
     from eigencache.sharing import load_plan as load_plan
-    from eigencache.trajectory import Trajectory as Trajectory
-    from eigencache.trajectory import TrajectoryError as TrajectoryError
 
 _HOMES = {
     "CacheStats": "runtime.stats",
@@ -38,8 +36,6 @@ _HOMES = {
     "Method": "methods",
     "Plan": "plan",
     "PlanError": "plan",
-    "Trajectory": "trajectory",
-    "TrajectoryError": "trajectory",
     "cached": "runtime",
     "calibrate": "calibration",
     "disable_cache": "runtime",

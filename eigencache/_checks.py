@@ -1,10 +1,7 @@
-"""Checks of options: each raises a ValueError that names the option; and copies of dataclasses."""
+"""Checks of options: each raises a ValueError that names the option."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from functools import partial
-from types import MappingProxyType
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
@@ -72,13 +69,6 @@ def fixed(arguments: Mapping) -> dict:
 
 def _is_range(value: object) -> TypeGuard[Sequence[float]]:
     return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_finite, value))
-
-
-def rebuilt(value: Any) -> partial:
-    """Return what makes a dataclass again when it is called, and can be pickled."""
-    found = {f.name: getattr(value, f.name) for f in fields(value)}
-    plain = {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in found.items()}
-    return partial(value.__class__, **plain)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

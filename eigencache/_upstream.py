@@ -34,8 +34,6 @@ __all__ = [
 COMPILED = "_compiled_call_impl"
 # Where accelerate's hooks put the `forward` that they wrap.
 WRAPPED = "_old_forward"
-# The operation that attention on a CPU is, which torch's counter of operations does not know.
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 # Blocks whose attention is over the text first and then the image.
 TEXT_FIRST = (FluxTransformerBlock, FluxSingleTransformerBlock)
 

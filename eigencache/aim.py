@@ -103,14 +103,14 @@ class Aim:
         planned, _ = self.targets(steps, matrix, sizes)
         moved = np.zeros(len(steps))
         for i, (step, end) in enumerate(pairwise([*steps, len(full)])):
-            gap = np.arange(step + 1, end)
+            gap = slice(step + 1, end)
             moved[i] += sizes[step]
             reach = sizes[gap].sum()
             # Where a scheduler does not look at the outputs of a gap, nothing can be done there.
             if np.abs(reach) > LEAST * np.abs(sizes[gap]).sum():
-                owed = planned[i] - moved - sizes[gap] @ weights[np.ix_(gap, steps)]
-                weights[np.ix_(gap, steps)] += owed / reach
-            moved += sizes[gap] @ weights[np.ix_(gap, steps)]
+                owed = planned[i] - moved - sizes[gap] @ weights[gap, steps]
+                weights[gap, steps] += owed / reach
+            moved += sizes[gap] @ weights[gap, steps]
         return weights
 
     def steps(

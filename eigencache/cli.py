@@ -49,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the subcommand that the command line states; the exit status is 0, or 1 on faults."""
     arguments = parser().parse_args()
-    arguments.line = sys.argv[1:]
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

@@ -71,7 +71,7 @@ def _checked(plan: Plan, text: str, pipe: Any, call: Mapping[str, Any]) -> str:
         PlanError: the scheduler's result is another, or the pipeline cannot be run with it.
     """
     from eigencache.calibration import check_arguments
-    from eigencache.calibration._calls import latent_only, quiet
+    from eigencache.calibration._calls import called, quiet
     from eigencache.runtime import cached
 
     name, call = type(pipe).__name__, {**fixed(plan.arguments), **call}
@@ -80,14 +80,14 @@ def _checked(plan: Plan, text: str, pipe: Any, call: Mapping[str, Any]) -> str:
 
     def planned() -> list[Any]:
         with cached(pipe, plan):
-            return _values(latent_only(pipe, call, seed=0))
+            return _values(called(pipe, call, seed=0))
 
     try:
         with quiet(pipe):
             expected = planned()
             try:
                 pipe.scheduler = _class_in(text).from_config(before.config)
-                found = _values(latent_only(pipe, call, seed=0))
+                found = _values(called(pipe, call, seed=0))
             except Exception as error:
                 raise PlanError(
                     f"{name} does not run with the exported scheduler ({error}): use the plan with "

@@ -1,20 +1,16 @@
 """The kernel: how similar a model's features are at any two sampler steps, by calibration."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_arguments, check_range, check_source, check_whole, rebuilt
-from eigencache._files import read_arrays, write_arrays
+from eigencache._checks import check_range, check_whole
+from eigencache._records import Record
 
-FORMAT = "eigencache-kernel-1"
 NORMALISATIONS = ("second-moment", "cosine")
 # The names of `eigencache.runtime._taps.FEATURES`, which needs torch.
 FEATURES = ("full", "stride-8", "token-mean")
@@ -33,7 +29,7 @@ class KernelError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Kernel:
+class Kernel(Record):
     """Second-moment matrices over the `T` sampler steps, one for each tapped stream.
 
     With `f_s` the feature at step `s` as a vector of `D` numbers, the matrix of a stream is
@@ -81,38 +77,25 @@ class Kernel:
     scheduler: str | None = None
     pipeline: str | None = None
 
+    FORMAT: ClassVar[str] = "eigencache-kernel-1"
+    ERROR: ClassVar[type[ValueError]] = KernelError
+    ARRAYS: ClassVar[Mapping] = dict.fromkeys(("sums", "timesteps", "step_sizes"), np.float64)
+
     def __post_init__(self) -> None:
-        timesteps = np.array(self.timesteps, np.float64)
-        if self.step_sizes is not None:
-            sizes = np.array(self.step_sizes, np.float64)
-            sizes.setflags(write=False)
-            object.__setattr__(self, "step_sizes", sizes)
+        super().__post_init__()
         object.__setattr__(self, "switches", tuple(int(step) for step in self.switches))
-        sums = {name: np.array(matrix, np.float64) for name, matrix in self.sums.items()}
-        for array in (timesteps, *sums.values()):
-            array.setflags(write=False)
-        object.__setattr__(self, "timesteps", timesteps)
-        object.__setattr__(self, "sums", MappingProxyType(sums))
-        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
-        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
-        self._check()
-
-    def __reduce__(self) -> tuple:
-        """Pickle and copy by the arguments, since read-only mappings can be neither."""
-        return rebuilt(self), ()
-
-    def _check(self) -> None:
         if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
             raise KernelError("`timesteps` must be a vector of finite numbers")
-        check_source(self.source, KernelError)
-        check_arguments(self.arguments, KernelError)
         steps, sizes = len(self.timesteps), self.step_sizes
         if sizes is not None and (sizes.shape != (steps,) or not np.isfinite(sizes).all()):
             raise KernelError(f"`step_sizes` must be {steps} finite numbers")
         if not all(0 <= step < steps for step in self.switches):
             raise KernelError(f"`switches` {self.switches} are not all among {steps} steps")
-        if not self.sums or self.runs < 1:
-            raise KernelError("a kernel needs at least one stream and one run")
+        if not self.sums or not isinstance(self.runs, int) or self.runs < 1:
+            raise KernelError(
+                f"a kernel needs at least one stream and one run, got {self.runs!r} runs of "
+                f"{len(self.sums)} streams"
+            )
         if self.runs >= 2**53:
             raise KernelError(f"a kernel of {self.runs} runs: more than a float64 can count")
         if self.normalisation not in NORMALISATIONS:
@@ -306,67 +289,6 @@ class Kernel:
             self, sums=sums, timesteps=new, step_sizes=sizes, switches=tuple(sorted(switches - {0}))
         )
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the kernel as safetensors: `timesteps`, one sum per stream, and its metadata.
-
-        Args:
-            path: of the file, which is whole or absent.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        metadata = {
-            "runs": str(self.runs),
-            "tap": self.tap,
-            "features": self.features,
-            "normalisation": self.normalisation,
-            "model": json.dumps(self.model),
-            "source": json.dumps(dict(self.source), sort_keys=True),
-            "switches": json.dumps(self.switches),
-            "arguments": json.dumps(dict(self.arguments), sort_keys=True),
-            "scheduler": json.dumps(self.scheduler),
-            "pipeline": json.dumps(self.pipeline),
-        }
-        arrays = {f"sums/{name}": matrix for name, matrix in self.sums.items()}
-        if self.step_sizes is not None:
-            arrays["step_sizes"] = self.step_sizes
-        write_arrays(path, arrays | {"timesteps": self.timesteps}, FORMAT, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Kernel":
-        """Read a kernel that `save` wrote.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            KernelError: the file is truncated, is not a kernel, or holds an invalid one.
-        """
-        arrays, metadata = read_arrays(path, FORMAT, KernelError)
-        try:
-            return cls(
-                {
-                    name.removeprefix("sums/"): matrix
-                    for name, matrix in arrays.items()
-                    if name.startswith("sums/")
-                },
-                int(metadata["runs"]),
-                arrays["timesteps"],
-                tap=metadata["tap"],
-                features=metadata["features"],
-                normalisation=metadata["normalisation"],
-                model=json.loads(metadata["model"]),
-                source=json.loads(metadata["source"]),
-                step_sizes=arrays.get("step_sizes"),
-                switches=json.loads(metadata.get("switches", "[]")),
-                arguments=json.loads(metadata.get("arguments", "{}")),
-                scheduler=json.loads(metadata.get("scheduler", "null")),
-                pipeline=json.loads(metadata.get("pipeline", "null")),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise KernelError(f"{path}: not a valid kernel: {error}; calibrate again") from error
-
 
 def spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return natural cubic splines through `values` `[K, D]` at `knots`, read at `new`: `[N, D]`.
@@ -397,6 +319,27 @@ def spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray
         beyond = new < x[0] if low else new > x[-1]
         read[beyond] += (new - inside)[beyond, None] * ends[low]
     return read
+
+
+class Kind(NamedTuple):
+    """Which kernel: its tap, features and normalisation, and of how many runs (None: all).
+
+    As text it is TAP.FEATURES.NORMALISATION, followed by .RUNS if that is set.
+    """
+
+    tap: str
+    features: str
+    normalisation: str
+    runs: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Kind":
+        """Read what `str` returned."""
+        tap, features, normalisation, *runs = name.split(".")
+        return cls(tap, features, normalisation, *map(int, runs))
+
+    def __str__(self) -> str:
+        return ".".join(str(part) for part in self if part is not None)
 
 
 @dataclass(frozen=True)
@@ -433,11 +376,13 @@ class KernelUse:
             raise ValueError(f"shared must be true or false, got {self.shared!r}")
         check_range("smooth", self.smooth, 0, 1)
 
-    @property
-    def kind(self) -> str:
-        """The name of the calibrated kernel: FEATURES.NORMALISATION, followed by .RUNS if set."""
-        runs = [] if self.runs is None else [str(self.runs)]
-        return ".".join([self.features, self.normalisation, *runs])
+    def kind(self, tap: str) -> Kind:
+        """Return which kernel is to be calibrated.
+
+        Args:
+            tap: where features are taken.
+        """
+        return Kind(tap, self.features, self.normalisation, self.runs)
 
     def of(self, kernel: Kernel) -> Kernel:
         """Return the kernel in the form that the method needs.

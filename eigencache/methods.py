@@ -125,20 +125,25 @@ class Method:
         """The names of the options that the method reads."""
         return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
 
-    def parts(self, full_steps: int, **options: object) -> Parts:
+    def parts(
+        self, full_steps: int | None, every: int | None = None, **options: object
+    ) -> Parts:  # fmt: skip
         """Return the parts of the method.
 
         Args:
-            full_steps: the budget.
+            full_steps: the budget; None for an interval.
+            every: the interval, of methods that have one.
             options: values for some of the names in `options`; the others keep their defaults.
 
         Raises:
-            ValueError: an option is unknown or out of range.
+            ValueError: an option is unknown or out of range, or the method has no interval.
         """
+        if every is not None and self.schedule is not Interval:
+            raise ValueError("this method has no interval: state how many steps are full")
         unknown = sorted(set(options) - set(self.options))
         if unknown:
             raise ValueError(f"unknown options {unknown}; allowed are {list(self.options)}")
-        options = {**self.defaults, **options, "full_steps": full_steps}
+        options = {**self.defaults, **options, "full_steps": full_steps, "every": every}
 
         def made(kind: type | None) -> Any:
             names = {f.name for f in fields(kind)} if kind else ()
@@ -153,13 +158,13 @@ class Method:
         )  # fmt: skip
 
     def plan(
-        self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
-        tap: str | None = None, **options: Any,
+        self, full_steps: int | None, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, *, every: int | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps.
 
         Args:
-            full_steps, timesteps, kernel, tap, options: as for `open_loop`.
+            full_steps, timesteps, kernel, tap, every, options: as for `open_loop`.
 
         Raises:
             ValueError: as `open_loop` says; or the method's plans are fitted with the network in
@@ -171,19 +176,21 @@ class Method:
                 "plans of this method are fitted with the network in the loop: make them with "
                 "eigencache.calibrate, or take EigenCache-design for a plan in open loop"
             )
-        return self.open_loop(full_steps, timesteps, kernel, tap, **options)
+        return self.open_loop(full_steps, timesteps, kernel, tap, every=every, **options)
 
     def open_loop(
-        self, full_steps: int, timesteps: ArrayLike, kernel: Kernel | None = None,
-        tap: str | None = None, **options: Any,
+        self, full_steps: int | None, timesteps: ArrayLike, kernel: Kernel | None = None,
+        tap: str | None = None, *, every: int | None = None, **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
 
         Args:
-            full_steps: the budget.
+            full_steps: the budget; None if `every` is stated.
             timesteps: float `[T]`, the sampler's.
-            kernel: of the kind that the method needs, if `needs_kernel`.
+            kernel: of the kind that the method needs, if `needs_kernel`. Otherwise the plan keeps
+                only what it says of its calibration.
             tap: where features are taken; by default the method's own.
+            every: or one full step in every so many, after the first few.
             options: values for some of the names in `options`; the others keep their defaults.
 
         Raises:
@@ -191,30 +198,19 @@ class Method:
             PlanError: a kernel is missing, or was made at another tap.
             KernelError: the kernel is not of the kind that the method needs.
         """
-        parts = self.parts(full_steps, **options)
-        return self._made(parts, parts.schedule, timesteps, kernel, tap)
+        parts = self.parts(full_steps, every, **options)
+        if parts.use and kernel:
+            kernel = parts.use.of(kernel)
+        tap, kept = tap or self.tap, tuple[int, ...]()
+        if kernel and kernel.switches and tap == kernel.tap == "output":
+            kept = kernel.at(timesteps).switches
+        plan = make_plan(
+            parts.schedule, parts.predictor, timesteps, kernel, tap=tap, aim=parts.aim,
+            gate=parts.gate, refresh=parts.refresh, kept=kept,
+        )  # fmt: skip
+        return replace(plan, method=self.name)
 
-    def at_interval(
-        self, every: int, timesteps: ArrayLike, kernel: Kernel | None = None,
-        tap: str | None = None, **options: Any,
-    ) -> Plan:  # fmt: skip
-        """Return the plan with one full step in every `every`, after the first few.
-
-        Args:
-            every: the interval in steps.
-            timesteps, kernel, tap, options: as for `open_loop`.
-
-        Raises:
-            ValueError: the method has no interval, or as `open_loop` says.
-            PlanError, KernelError: as `open_loop` says.
-        """
-        parts = self.parts(1, **options)
-        if not isinstance(parts.schedule, Interval):
-            raise ValueError("this method has no interval: state how many steps are full")
-        schedule = replace(parts.schedule, full_steps=None, every=every)
-        return self._made(parts, schedule, timesteps, kernel, tap)
-
-    def budgets(self, steps: int, **options: object) -> list[int]:
+    def budgets(self, steps: int, **options: Any) -> list[int]:
         """Return the numbers of full steps to choose from for a quality, ascending.
 
         Args:
@@ -224,21 +220,6 @@ class Method:
         schedule = self.parts(FEWEST, **options).schedule
         found = schedule.budgets(steps) if isinstance(schedule, Interval) else range(steps)
         return [count for count in found if FEWEST <= count < steps]
-
-    def _made(
-        self, parts: Parts, schedule: Schedule, timesteps: ArrayLike, kernel: Kernel | None,
-        tap: str | None,
-    ) -> Plan:  # fmt: skip
-        if parts.use and kernel:
-            kernel = parts.use.of(kernel)
-        tap, kept = tap or self.tap, tuple[int, ...]()
-        if kernel and kernel.switches and tap == kernel.tap == "output":
-            kept = kernel.at(timesteps).switches
-        plan = make_plan(
-            schedule, parts.predictor, timesteps, kernel, tap=tap,
-            aim=parts.aim, gate=parts.gate, refresh=parts.refresh, kept=kept,
-        )  # fmt: skip
-        return replace(plan, method=self.name)
 
     @property
     def _kinds(self) -> list[type]:
@@ -299,7 +280,7 @@ def method_of(name: str) -> Method:
 
 def check_wish(
     method: Method, full_steps: int | None, psnr: float | None, tap: str | None,
-    options: Mapping[str, object],
+    options: Mapping[str, Any], prompts: int | None = None,
 ) -> None:  # fmt: skip
     """Validate what is asked of a method before any work; raise a ValueError if it is wrong.
 
@@ -309,6 +290,7 @@ def check_wish(
         psnr: the quality in dB, or None.
         tap: where features are to be taken, or None.
         options: of the method.
+        prompts: how many there are to calibrate on; None if the plan is made from a kernel alone.
     """
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
@@ -318,23 +300,10 @@ def check_wish(
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
     if method.closed_loop and tap not in (None, method.tap):
         raise ValueError(f"tap: the closed loop works at {method.tap!r}, not at {tap!r}")
-    method.parts(full_steps or FEWEST, **options)
-
-
-def check_prompts(
-    method: Method, count: int, psnr: float | None, options: Mapping[str, object]
-) -> None:
-    """Raise a ValueError if a plan needs more calibration prompts than `count`.
-
-    Args:
-        method: the method.
-        count: how many there are.
-        psnr, options: as for `check_wish`.
-    """
-    loop = method.parts(FEWEST, **options).closed_loop
-    if loop:
-        loop.judges(count)
-    elif psnr is not None and method.needs_kernel and count < 2:
+    loop = method.parts(full_steps or FEWEST, **options).closed_loop
+    if prompts is not None and loop:
+        loop.judges(prompts)
+    elif prompts is not None and psnr is not None and method.needs_kernel and prompts < 2:
         raise ValueError("psnr: state two prompts or more, to calibrate on and to judge by")
 
 
@@ -375,7 +344,8 @@ def make_plan(
         schedule: which steps are full; see `eigencache.schedules`.
         predictor: how the others are forecast; see `eigencache.predictors`.
         timesteps: float `[T]`, the sampler's (`pipe.scheduler.timesteps` after a run).
-        kernel: needed if `schedule.kernel` or `predictor.kernel` is True.
+        kernel: needed if `schedule.kernel` or `predictor.kernel` is True. Otherwise the plan keeps
+            only what it says of its calibration.
         tap: where features are taken; by default the kernel's tap, or else "output".
         aim: how the plan makes up for its errors, at tap "output": it moves the full steps of the
             schedule and corrects the forecasts. By default it does not.
@@ -391,34 +361,33 @@ def make_plan(
         ValueError: the schedule cannot meet its budget.
     """
     timesteps = np.asarray(timesteps, np.float64)
-    uses_kernel = schedule.kernel or predictor.kernel
-    if uses_kernel and kernel is None:
+    used = kernel if schedule.kernel or predictor.kernel else None
+    if (schedule.kernel or predictor.kernel) and kernel is None:
         raise PlanError(f"{schedule} with {predictor} needs a kernel: calibrate one first")
-    kernel = kernel if uses_kernel else None
-    tap = tap or (kernel.tap if kernel else "output")
-    if kernel:
-        if kernel.tap != tap:
-            raise PlanError(f"the kernel was calibrated at tap {kernel.tap!r}, not at {tap!r}")
-        kernel = kernel.at(timesteps)
-    full = holding(schedule.full(timesteps, predictor, kernel if schedule.kernel else None), kept)
+    tap = tap or (used.tap if used else "output")
+    if used:
+        if used.tap != tap:
+            raise PlanError(f"the kernel was calibrated at tap {used.tap!r}, not at {tap!r}")
+        used = used.at(timesteps)
+    full = holding(schedule.full(timesteps, predictor, used if schedule.kernel else None), kept)
     streams: tuple[str, ...] = ()
-    if aim and (tap != "output" or kernel is None):
+    if aim and (tap != "output" or used is None):
         raise PlanError(f"an aim is for latents: it needs a kernel at tap 'output', not {tap!r}")
-    if aim and kernel and len(kernel.streams) > 1:
-        raise PlanError(f"an aim is for one stream, and the kernel has {list(kernel.streams)}")
-    if aim and kernel:
+    if aim and used and len(used.streams) > 1:
+        raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
+    if aim and used:
         start = np.flatnonzero(full).tolist()
-        steps = aim.steps(start, kernel.matrix(), kernel.sizes, (*kept, *kernel.switches))
+        steps = aim.steps(start, used.matrix(), used.sizes, (*kept, *used.switches))
         full = np.isin(np.arange(len(full)), steps)
-    if kernel and predictor.kernel and len(kernel.streams) > 1:
-        streams = kernel.streams
-        matrices = [kernel.matrix(stream) for stream in streams]
+    if used and predictor.kernel and len(used.streams) > 1:
+        streams = used.streams
+        matrices = [used.matrix(stream) for stream in streams]
         weights = np.stack([fill(full, predictor, timesteps, matrix) for matrix in matrices])
     else:
-        matrix = kernel.matrix() if kernel and predictor.kernel else None
+        matrix = used.matrix() if used and predictor.kernel else None
         weights = fill(full, predictor, timesteps, matrix)
-    if aim and kernel:
-        weights = aim.weights(full, weights, kernel.matrix(), kernel.sizes)
+    if aim and used:
+        weights = aim.weights(full, weights, used.matrix(), used.sizes)
     if gate:
         if tap != "delta":
             raise PlanError(f"a gate chooses between the halves of tap 'delta'; {tap!r} has none")
@@ -427,12 +396,12 @@ def make_plan(
         "schedule": schedule, "predictor": predictor, "aim": aim, "gate": gate, "refresh": refresh,
     }  # fmt: skip
     source = {name: str(part) for name, part in parts.items() if part}
-    if kernel:
-        source |= {"kernel": f"{kernel.features} {kernel.normalisation}, {kernel.runs} runs"}
-        source |= {f"kernel {name}": text for name, text in kernel.source.items()}
     belongs: dict[str, Any] = {}
     if kernel:
-        names = ("model", "arguments", "scheduler", "pipeline")
-        belongs = {name: getattr(kernel, name) for name in names}
+        source |= kernel.source
+        belongs = {name: getattr(kernel, name) for name in ("arguments", "scheduler", "pipeline")}
+    if used:
+        source["kernel"] = f"{used.features} {used.normalisation}, {used.runs} runs"
+        belongs["model"] = used.model
     plan = Plan(full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs)
-    return with_predicted_error(plan, kernel) if kernel else plan
+    return with_predicted_error(plan, used) if used else plan

@@ -6,20 +6,17 @@ depend only on which steps are full. Token-wise methods also recompute some toke
 is part of the plan. See `eigencache.methods` for the table.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
-from eigencache._checks import check_arguments, check_source, rebuilt
-from eigencache._files import contents_hash, read_arrays, write_arrays
+from eigencache._records import Record
 from eigencache.tokens import Rule, described, rule_of
 
 if TYPE_CHECKING:
@@ -27,18 +24,11 @@ if TYPE_CHECKING:
 
     from eigencache.kernel import Kernel
 
-FORMAT = "eigencache-plan-1"
 # Where features can be taken; `eigencache.runtime._taps` finds the modules.
 TAPS = ("output", "hidden", "blocks", "delta", "modules")
 # Runs without a plan: every step in full, and the same sampler with fewer steps.
 FULL, FEWER_STEPS = "full", "fewer-steps"
 BASELINES = (FULL, FEWER_STEPS)
-# Plans of earlier versions have their predictions in `source`, under these names.
-_EARLIER = {"predicted psnr": "predicted_psnr", "predicted error": "predicted_error"}
-# Fields that files of earlier versions lack.
-_STATED = (
-    "method", "predicted_psnr", "predicted_error", "arguments", "scheduler", "pipeline",
-)  # fmt: skip
 
 
 class PlanError(ValueError):
@@ -50,7 +40,7 @@ class PlanWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(Record):
     """Which of `T` sampler steps are full, and the weights that forecast the others.
 
     Attributes:
@@ -95,22 +85,18 @@ class Plan:
     scheduler: str | None = None
     pipeline: str | None = None
 
+    FORMAT: ClassVar[str] = "eigencache-plan-1"
+    ERROR: ClassVar[type[ValueError]] = PlanError
+    ARRAYS: ClassVar[Mapping] = {"full": bool, "weights": np.float64, "timesteps": np.float64}
+    ENCODED: ClassVar[Mapping] = {"refresh": (described, rule_of)}
+
     def __post_init__(self) -> None:
-        full = _frozen(self.full, bool)
-        weights = _frozen(self.weights, np.float64)
-        timesteps = _frozen(self.timesteps, np.float64)
-        object.__setattr__(self, "full", full)
-        object.__setattr__(self, "weights", weights)
-        object.__setattr__(self, "timesteps", timesteps)
+        super().__post_init__()
         object.__setattr__(self, "streams", tuple(self.streams))
-        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
         if self.tap not in TAPS:
             raise PlanError(f"unknown tap {self.tap!r}; there are {TAPS}")
         if self.refresh and self.tap != "modules":
             raise PlanError(f"tokens are recomputed at tap 'modules' only, not at {self.tap!r}")
-        check_source(self.source, PlanError)
-        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
-        check_arguments(self.arguments, PlanError)
         for name in ("predicted_psnr", "predicted_error"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -119,10 +105,7 @@ class Plan:
                 object.__setattr__(self, name, float(value))
             except OverflowError as error:
                 raise PlanError(f"`{name}` is too large a number") from error
-        for name in ("model", "method", "scheduler", "pipeline"):
-            if not isinstance(getattr(self, name), str | None):
-                raise PlanError(f"`{name}` must be text or None, got {getattr(self, name)!r}")
-        _check(full, weights, timesteps, self.streams)
+        _check(self.full, self.weights, self.timesteps, self.streams)
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""
@@ -136,10 +119,6 @@ class Plan:
         if not math.isnan(self.predicted_psnr):
             told.append(f"predicted_psnr={self.predicted_psnr:.1f}")
         return f"{type(self).__name__}({', '.join(told)})"
-
-    def __reduce__(self) -> tuple:
-        """Pickle and copy by the arguments, since read-only mappings can be neither."""
-        return rebuilt(self), ()
 
     @property
     def predictions(self) -> str:
@@ -216,17 +195,6 @@ class Plan:
             predicted_psnr=math.nan, predicted_error=math.nan,
         )  # fmt: skip
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the plan as safetensors: `full`, `weights`, `timesteps`, and its metadata.
-
-        Args:
-            path: of the file, which is whole or absent.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        write_arrays(path, *self._contents())
-
     def push_to_hub(
         self, repo: str, *, kernel: "Kernel | None" = None, model: str | None = None,
         scores: str | os.PathLike | None = None, private: bool | None = None,
@@ -286,77 +254,6 @@ class Plan:
         from eigencache.export import export_scheduler
 
         return export_scheduler(self, folder, scheduler, pipe, call)
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of the plan's contents, 64 hexadecimal digits; its file states the same."""
-        arrays, format, metadata = self._contents()
-        return contents_hash(arrays, metadata | {"format": format})
-
-    def _contents(self) -> tuple[dict[str, np.ndarray], str, dict[str, str]]:
-        """Return the arrays, the format and the metadata of the plan's file."""
-        metadata = {name: _json(getattr(self, name)) for name in _STATED}
-        metadata |= {
-            "tap": self.tap,
-            "streams": json.dumps(self.streams),
-            "model": json.dumps(self.model),
-            "source": json.dumps(dict(self.source), sort_keys=True),
-            "refresh": json.dumps(described(self.refresh)),
-        }
-        arrays = {"full": self.full, "weights": self.weights, "timesteps": self.timesteps}
-        return arrays, FORMAT, metadata
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Plan":
-        """Read a plan that `save` wrote.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            PlanError: the file is truncated, is not a plan, or holds an invalid one.
-        """
-        arrays, metadata = read_arrays(path, FORMAT, PlanError)
-        try:
-            source = json.loads(metadata["source"])
-            stated: dict[str, Any] = {
-                new: float(source.pop(old)) for old, new in _EARLIER.items() if old in source
-            }
-            stated |= {name: json.loads(metadata[name]) for name in _STATED if name in metadata}
-            stated |= arrays
-            return cls(
-                tap=metadata["tap"],
-                streams=json.loads(metadata["streams"]),
-                model=json.loads(metadata["model"]),
-                source=source,
-                refresh=rule_of(json.loads(metadata.get("refresh", "null"))),
-                **stated,
-            )
-        except (
-            AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError
-        ) as error:  # fmt: skip
-            raise PlanError(f"{path}: not a valid plan: {error}; make it again") from error
-
-
-def remembered(source: Mapping[str, str], name: str) -> str | None:
-    """Return an entry of a plan's or kernel's source, such as "dtype"; None if it is missing.
-
-    Args:
-        source: of a plan or a kernel.
-        name: of an entry that `calibration.Calibration.source` makes.
-    """
-    return source.get(name, source.get(f"kernel {name}"))
-
-
-def _json(value: Any) -> str:
-    return json.dumps(dict(value) if isinstance(value, Mapping) else value, sort_keys=True)
-
-
-def _frozen(values: ArrayLike, dtype: DTypeLike) -> np.ndarray:
-    array = np.array(values, dtype)
-    array.setflags(write=False)
-    return array
 
 
 def _check(

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 
 from eigencache.kernel import Kernel
-from eigencache.plan import Plan, PlanError, remembered
+from eigencache.plan import Plan, PlanError
 
 PLAN, KERNEL, CARD = "plan.safetensors", "kernel.safetensors", "README.md"
 PACKAGES = ("eigencache", "diffusers", "torch")  # whose versions a card states
@@ -137,7 +137,7 @@ def card(
         "budget": f"{len(plan.full_steps)} full steps: {', '.join(map(str, plan.full_steps))}",
         "tap": plan.tap,
         "arguments": call,
-        "dtype": remembered(plan.source, "dtype"),
+        "dtype": plan.source.get("dtype"),
         "method": plan.method,
         "predicted PSNR": predicted,
         "measured PSNR": _measured(scores) if scores is not None else None,

@@ -26,12 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.peers.contestant import Contestant, Study
 from benchmarks.peers.sampling import STEPS, Arguments, Case, call, cases_of, middle
-from eigencache._flops import CPU_ATTENTION
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
 from reproduction.experiment import Experiment
+from reproduction.flops import CPU_ATTENTION
 from reproduction.tables.tables import write_table
 
 BATCH = 16  # images sampled together for quality; time is measured one by one

@@ -1,7 +1,6 @@
 """From a pipeline and prompts to a plan, in one call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from eigencache.calibration._calibration import Calibration, kind_of
@@ -10,7 +9,7 @@ from eigencache.calibration._closed_loop import ClosedLoopMaker
 from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.calibration.sampler import check_arguments
 from eigencache.kernel import Kernel
-from eigencache.methods import Method, check_prompts, check_wish, method_of
+from eigencache.methods import Method, check_wish, method_of
 from eigencache.plan import Plan
 
 # How many calibration prompts judge plans that are not fitted in closed loop, at most.
@@ -66,10 +65,9 @@ def calibrate(
         PlanError: the pipeline does not step a scheduler as diffusers' pipelines do.
     """
     chosen, options = method_of(method), dict(options or {})
-    check_wish(chosen, full_steps, psnr, tap, options)
     calls = calls_of(prompts)
+    check_wish(chosen, full_steps, psnr, tap, options, len(calls))
     check_arguments(pipe, calls, arguments)
-    check_prompts(chosen, len(calls), psnr, options)
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
 
@@ -98,8 +96,7 @@ def plan_with(
     used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
 
     def open_loop(budget: int) -> Plan:
-        plan = method.plan(budget, used.timesteps, used, tap=tap, **options)
-        return replace(plan, **calibration.belongs)  # methods without a kernel do not know
+        return method.plan(budget, used.timesteps, used, tap=tap, **options)
 
     if full_steps is not None:
         return open_loop(full_steps)

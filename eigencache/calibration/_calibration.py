@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
-from eigencache.calibration.recording import Kind, record_kernels
+from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.kernel import Kernel
+from eigencache.kernel import Kernel, Kind
 from eigencache.runtime._policies import is_guidance
 
 if TYPE_CHECKING:
@@ -99,17 +99,17 @@ class Calibration:
         )  # fmt: skip
         return [replace(kernel, **self.belongs) for kernel in kernels]
 
-    def judge(self, count: int) -> Judge:
-        """Return what judges plans by the last so many calls."""
+    def judge(self, count: int, runs: Simulator | None = None) -> Judge:
+        """Return what judges plans by the last so many calls, of which `runs` may be the runs."""
         return Judge(
             self.pipe, [self.arguments | dict(call) for call in self.calls[-count:]],
-            self.seeds[-count:],
+            self.seeds[-count:], runs.recorded() if runs else None,
         )  # fmt: skip
 
 
-def kind_of(method: Method, tap: str | None, options: Mapping[str, object]) -> Kind:
+def kind_of(method: Method, tap: str | None, options: Mapping[str, Any]) -> Kind:
     """Return the kind of kernel that a method wants with these options."""
     use = method.parts(1, **options).use
     if use is None:
         return OUTPUT
-    return Kind(tap or method.tap, use.features, use.normalisation, use.runs)
+    return use.kind(tap or method.tap)

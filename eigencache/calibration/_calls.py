@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,20 @@ from eigencache._upstream import progress_bar_of
 
 # The arguments of one call of a pipeline.
 Call = Mapping[str, Any]
+
+
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: the last.
+        repeats: whether the pipeline took that step once more (`StepCall.repeats`).
+        result: what the scheduler's `step` returned.
+    """
+
+    step: int
+    repeats: bool
+    result: Any
 
 
 def calls_of(prompts: Sequence[str | Call]) -> list[Call]:
@@ -67,21 +81,30 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def takes(pipe: Any, name: str) -> bool:
-    """Return whether a pipeline can be called with an argument of that name."""
-    return name in inspect.signature(type(pipe).__call__).parameters
+def generator_states() -> list[torch.Tensor]:
+    """Return where torch's own generators are."""
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *on_devices]
 
 
 def output_as(pipe: Any, kind: str) -> dict[str, str]:
     """Return the argument that asks a pipeline for a kind of output, or none if it takes none."""
-    return {"output_type": kind} if takes(pipe, "output_type") else {}
+    takes = inspect.signature(type(pipe).__call__).parameters
+    return {"output_type": kind} if "output_type" in takes else {}
 
 
-def latent_only(pipe: Any, arguments: Mapping[str, Any], seed: int) -> Any:
-    """Call a pipeline, and let it leave out decoding if it can."""
-    latent = output_as(pipe, "latent")
+def called(pipe: Any, call: Mapping[str, Any], seed: int, kind: str = "latent") -> Any:
+    """Return what a pipeline makes in a call, by default without decoding it if it can.
+
+    Args:
+        pipe: a pipeline of diffusers.
+        call: its arguments, which may state another `output_type`.
+        seed: of the noise, which is drawn on the CPU, so that it is the same on every device.
+        kind: of output.
+    """
+    noise = torch.Generator("cpu").manual_seed(seed)
     with seeded(seed):
-        return pipe(**arguments, **latent, generator=torch.Generator("cpu").manual_seed(seed))
+        return pipe(**{**output_as(pipe, kind), **call}, generator=noise)
 
 
 def pictures_of(made: Any) -> Any:

@@ -40,7 +40,7 @@ class ClosedLoopMaker:
         self.runs = calibration.simulator(range(count - held_out), loop.batch)
         self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
         self.kernel = kernel or calibration.kernel_of(self.runs)
-        self.judge = calibration.judge(held_out)
+        self.judge = calibration.judge(held_out, self.held_out)
 
     def plan(self, full_steps: int) -> Plan:
         """Return the plan of a budget, fitted, with its predicted PSNR.

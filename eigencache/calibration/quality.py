@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration._calls import output_as, pictures_of, quiet, seeded
+from eigencache.calibration._calls import Ending, called, pictures_of, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached
+from eigencache.runtime._driver import Driver, Policy, StepCall
+from eigencache.runtime._taps import map_tensors
 
 # Each try for a quality has a third more full steps than the last.
 GROWTH = 4 / 3
@@ -24,10 +26,16 @@ class Judge:
         pipe: a pipeline of diffusers.
         calls: the arguments of calls that no plan was fitted on.
         seeds: of the noise of each.
+        recorded: of each call, how its full run ended (`Simulator.recorded`), which is then only
+            decoded; None where it is to be made.
     """
 
-    def __init__(self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> None:
+    def __init__(
+        self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
+        recorded: Sequence[Ending | None] | None = None,
+    ) -> None:  # fmt: skip
         self.pipe, self.calls = pipe, list(zip(calls, seeds, strict=True))
+        self.recorded = recorded or [None] * len(self.calls)
 
     def psnr(self, plan: Plan) -> float:
         """Return the mean over calls of the PSNR in dB of 8-bit images to those of full runs.
@@ -46,19 +54,39 @@ class Judge:
 
     @cached_property
     def _full(self) -> list:
-        return self._images()
+        found, shapes = [], dict[tuple[str, int], Any]()
+        for (call, seed), ending in zip(self.calls, self.recorded, strict=True):
+            driver = Driver(self.pipe, Policy() if ending is None else _Replay(ending))
+            driver.shapes = shapes
+            with quiet(self.pipe), driver:
+                found.append(pixels_of(self.pipe, call, seed))
+        return found
 
     def _images(self) -> list:
         with quiet(self.pipe):
             return [pixels_of(self.pipe, call, seed) for call, seed in self.calls]
 
 
+class _Replay(Policy):
+    """Ends a pipeline's run as a recorded one has; after the first step no network runs."""
+
+    def __init__(self, ending: Ending) -> None:
+        self.ending = ending
+
+    def computes(self, step: int) -> bool:
+        return step == 0  # something besides may happen there
+
+    def moved(self, call: StepCall, result: Any) -> Any:
+        last = (call.index, call.repeats) == self.ending[:2]
+        return map_tensors(torch.clone, self.ending.result) if last else result
+
+    def sibling(self) -> Policy:
+        return Policy()
+
+
 def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | None:
     """Return what a pipeline makes, uint8 `[..., H, W, 3]`; None if it is no picture."""
-    kind = output_as(pipe, "np")
-    with seeded(seed):
-        made = pipe(**{**kind, **call}, generator=torch.Generator("cpu").manual_seed(seed))
-    found = pictures_of(made)
+    found = pictures_of(called(pipe, call, seed, "np"))
     if found is None:
         return None
     levels = np.asarray(found[0] if isinstance(found, list) else found)

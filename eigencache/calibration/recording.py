@@ -1,42 +1,48 @@
 """Recording: the features of full runs, and the kernels that they sum up to."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration._calls import Stop, latent_only, quiet
-from eigencache.calibration.simulator import Passes, Stepper, shares_of, switches_of
-from eigencache.kernel import Kernel
-from eigencache.runtime._driver import Driver, Policy, StepCall
+from eigencache.calibration._calls import Stop, called, forked, quiet, sample_of
+from eigencache.kernel import Kernel, Kind
+from eigencache.plan import PlanError
+from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tapped, watching
 
 Streams = Mapping[str, Stream]
+Passes = tuple[Pass, ...]  # the calls of networks at a step
+# How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
+# more than single precision, in which many schedulers step, rounds away.
+_PROBE = 2**-6
+# What a call of `step` hands on to the next, beside the latents.
+_CARRIED = ("generator", "old_pred_original_sample", "timestep_back")
 
 
 class Recorder(Policy):
-    """Lets a pipeline run in full, and hands on what its scheduler is given.
+    """Lets a pipeline run in full, and keeps what is known of its scheduler's steps.
 
     Args:
         keep: called with each output; by default nothing is kept.
 
     Attributes:
-        timesteps: of the steps so far.
+        moments: the timesteps of the steps so far, as the pipeline passes them.
         sigmas: float64, the scheduler's noise levels; empty where it has none.
         passes: of each step so far, which networks were called how often.
     """
 
     def __init__(self, keep: Callable | None = None) -> None:
         self.keep = keep
-        self.timesteps: list[float] = []
         self.sigmas = np.empty(0)
         self.passes: list[Passes] = []
-        self.moments: list[Any] = []  # the timesteps as the pipeline passes them
+        self.moments: list[Any] = []
         self.stepper: Stepper | None = None
 
     def given(self, call: StepCall) -> None:
@@ -49,18 +55,109 @@ class Recorder(Policy):
             self.keep(call.output)
         self.passes.append(call.passes)
         self.moments.append(call.timestep)
-        self.timesteps.append(float(torch.as_tensor(call.timestep).flatten()[0]))
 
-    def of_sampler(self) -> dict[str, Any]:
-        """Return what a kernel of the output says of the sampler: `step_sizes` and `switches`."""
+    @property
+    def timesteps(self) -> np.ndarray:
+        """The timesteps of the steps so far, float64 `[T]`."""
+        return np.array([float(torch.as_tensor(t).flatten()[0]) for t in self.moments])
+
+    def step_sizes(self) -> np.ndarray:
+        """Return what `Stepper.step_sizes` says of the run."""
         assert self.stepper is not None, "a run was recorded"
-        return {
-            "step_sizes": self.stepper.step_sizes(len(self.timesteps)),
-            "switches": switches_of(self.passes),
-        }
+        return self.stepper.step_sizes(len(self.moments))
 
     def sibling(self) -> Policy:
         return Policy()
+
+
+class Stepper:
+    """A scheduler as it is before a step, to see where outputs would lead.
+
+    Args:
+        call: of the step.
+        timesteps: of all steps, as the pipeline passes them.
+    """
+
+    def __init__(self, call: StepCall, timesteps: Sequence[Any]) -> None:
+        self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
+        self.timesteps = timesteps
+        self.arguments = call.again(None, None, None)
+        self.generator = self.arguments.get("generator")
+        if self.generator is not None:  # as it is now
+            self.generator = map_generators(self.generator, _clone)
+
+    def end(self, sample: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the latents after as many steps as there are outputs.
+
+        Noise that the scheduler adds is the same at every call.
+        """
+        scheduler, arguments = copy.deepcopy(self.scheduler), dict(self.arguments)
+        if self.generator is not None:
+            arguments["generator"] = map_generators(self.generator, _clone)
+        timesteps = self.timesteps[self.call.index :]
+        with forked():
+            for timestep, output in zip(timesteps, outputs, strict=False):
+                given = self.call.again(output, timestep, sample)
+                kept = {k: v for k, v in arguments.items() if k in _CARRIED}
+                result = type(scheduler).step(scheduler, **given | kept)
+                sample = sample_of(result)
+                if "old_pred_original_sample" in arguments:  # CogVideoX's DPM
+                    arguments |= {
+                        "old_pred_original_sample": result[1], "timestep_back": timestep,
+                    }  # fmt: skip
+        return sample
+
+    def step_sizes(self, count: int) -> np.ndarray:
+        """Return by how much the final latents move per unit of each step's output, float64 `[T]`.
+
+        All steps at once: the latents are `T` numbers, and number `s` sees the output of step `s`.
+
+        Args:
+            count: the number of steps; the scheduler is at the first.
+
+        Raises:
+            PlanError: the scheduler does not answer with finite numbers.
+        """
+        if isinstance(self.generator, list):
+            self.generator = self.generator[0]
+        device = self.call.sample.device
+        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64, device=device)
+        nudges = _PROBE * torch.eye(count, dtype=torch.float64, device=device)
+        nudges = nudges.reshape(count, 1, count, 1, 1)
+        moved = self.end(nothing, list(nudges)) - self.end(nothing, [nothing] * count)
+        sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
+        if not np.isfinite(sizes).all():
+            raise PlanError(
+                f"{type(self.scheduler).__name__}: how outputs move the latents cannot be told"
+            )
+        return sizes
+
+
+def map_generators(generator: Any, function: Any) -> Any:
+    """Return `function` of a generator, or of each in a list."""
+    return [function(g) for g in generator] if isinstance(generator, list) else function(generator)
+
+
+def _clone(generator: torch.Generator) -> torch.Generator:
+    clone = torch.Generator(generator.device)
+    clone.set_state(generator.get_state())
+    return clone
+
+
+def denoisers_of(passes: Sequence[Passes]) -> set[str]:
+    """Return the networks that are called after the first step, by name."""
+    return {name for step in passes[1:] for name, *_ in step}
+
+
+def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
+    """Return the steps at which networks are called otherwise than at the step before."""
+    found = [among(denoisers_of(passes), step) for step in passes]
+    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
+
+
+def among(names: set[str], passes: Passes) -> Passes:
+    """Return the calls of these networks, among those of a step."""
+    return tuple(part for part in passes if part[0] in names)
 
 
 @contextlib.contextmanager
@@ -88,9 +185,7 @@ def recording(
         outputs = partial(keep, "output", "output") if "output" in taps else None
         recorder = Recorder(outputs)
         stack.enter_context(quiet(pipe))
-        driver = Driver(pipe, recorder)
-        driver.attach()
-        stack.callback(driver.detach)
+        stack.enter_context(Driver(pipe, recorder))
         yield recorder
 
 
@@ -104,16 +199,9 @@ def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
         call: its arguments.
     """
     recorder = _First()
-    driver = Driver(pipe, recorder)
-    driver.attach()
-    try:
-        with quiet(pipe):
-            latent_only(pipe, call, seed=0)
-    except Stop:
-        pass
-    finally:
-        driver.detach()
-    return np.array(recorder.timesteps)
+    with quiet(pipe), Driver(pipe, recorder), contextlib.suppress(Stop):
+        called(pipe, call, seed=0)
+    return recorder.timesteps
 
 
 class _First(Recorder):
@@ -121,23 +209,8 @@ class _First(Recorder):
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
         if timesteps is not None:
-            self.timesteps = timesteps.tolist()
+            self.moments = timesteps.tolist()
             raise Stop
-
-
-class Kind(NamedTuple):
-    """Which kernel: its tap, features and normalisation, and of how many runs (None: all)."""
-
-    tap: str
-    features: str
-    normalisation: str
-    runs: int | None = None
-
-    @classmethod
-    def of(cls, name: str) -> "Kind":
-        """Read TAP.FEATURES.NORMALISATION or that and .RUNS."""
-        tap, features, normalisation, *runs = name.split(".")
-        return cls(tap, features, normalisation, *map(int, runs))
 
 
 def record_kernels(
@@ -170,8 +243,8 @@ def record_kernels(
                     streams.setdefault(stream, []).append(FEATURES[features](feature).cpu())
 
         with recording(pipe, {tap for tap, _ in kept}, keep) as recorder:
-            latent_only(pipe, call, seed)
-        timesteps = np.array(recorder.timesteps)
+            called(pipe, call, seed)
+        timesteps = recorder.timesteps
         for i, kind in enumerate(kinds):
             if kind not in used:
                 continue
@@ -179,7 +252,10 @@ def record_kernels(
                 name: torch.stack(rows).reshape(len(timesteps), -1).numpy()
                 for name, rows in kept[kind[:2]].items()
             }
-            sampler = recorder.of_sampler() if kind.tap == "output" else {}
+            sampler: dict[str, Any] = {}
+            if kind.tap == "output":
+                sampler["step_sizes"] = recorder.step_sizes()
+                sampler["switches"] = switches_of(recorder.passes)
             kernel = Kernel.of_run(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
                 model=model, source=source or {}, **sampler,
@@ -188,17 +264,29 @@ def record_kernels(
                 outputs.setdefault(i, []).append(kernel)
             else:
                 kernels[i] = kernels[i] + kernel if i in kernels else kernel
-    kernels |= {i: _evenly(runs) for i, runs in outputs.items()}
+    kernels |= {i: evenly(runs) for i, runs in outputs.items()}
     return [kernels[i] for i in range(len(kinds))]
 
 
-def _evenly(runs: Sequence[Kernel]) -> Kernel:
-    """Return the kernel of runs that weigh as in `Simulator.kernel`."""
+def evenly(runs: Sequence[Kernel]) -> Kernel:
+    """Return the kernel of runs at the output tap, each weighed by its share (`shares_of`)."""
     sizes = runs[0].step_sizes
-    assert sizes is not None  # the recorder knows its scheduler
+    assert sizes is not None, "a recorder knows its scheduler"
     shares = shares_of([run.matrix() for run in runs], sizes)
     weighed = [
         replace(run, sums={name: share * matrix for name, matrix in run.sums.items()})
         for run, share in zip(runs, shares, strict=True)
     ]
     return sum(weighed[1:], weighed[0])
+
+
+def shares_of(grams: Sequence[np.ndarray], step_sizes: np.ndarray) -> np.ndarray:
+    """Return how much each run weighs, float64 `[N]`: see `Simulator`."""
+    moved = [
+        np.square(step_sizes[1:]) @ (np.diag(g)[1:] - 2 * np.diag(g, 1) + np.diag(g)[:-1])
+        for g in grams
+    ]
+    if not min(moved) > 0:  # outputs that never move weigh nothing anyway
+        return np.ones(len(grams))
+    shares = 1 / np.array(moved)
+    return shares / shares.mean()

@@ -16,7 +16,7 @@ from PIL import Image
 
 from eigencache._device import default_device
 from eigencache._upstream import device_of, parts_needed
-from eigencache.calibration._calls import output_as, pictures_of, quiet, seeded
+from eigencache.calibration._calls import called, pictures_of, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 from eigencache.sharing import is_hub_id
@@ -72,8 +72,7 @@ def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[Di
     chosen = name or str(index.get("_class_name"))
     made = getattr(diffusers, chosen, None)
     if not (isinstance(made, type) and issubclass(made, DiffusionPipeline)):
-        near = difflib.get_close_matches(chosen, [n for n in dir(diffusers) if "Pipeline" in n], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = _hint(chosen, [name for name in dir(diffusers) if "Pipeline" in name])
         raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {chosen!r}{hint}")
     lacking = sorted(parts_needed(made) - {*index})
     if lacking:
@@ -112,9 +111,13 @@ def check_arguments(
         if name in ("num_images_per_prompt", "num_videos_per_prompt"):
             raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
         if name not in parameters and not open_ended:
-            near = difflib.get_close_matches(name, [*parameters][1:], 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = _hint(name, [*parameters][1:])
             raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def load_pipeline(
@@ -160,19 +163,15 @@ def sample(
     Args:
         pipe: from `load_pipeline`, without a cache.
         call: the arguments of the pipeline's call: the prompt, `num_inference_steps` ...
-        seed: of the noise, from `image_seed`. The noise is drawn on the CPU, so that it is the
-            same on every device.
+        seed: of the noise, from `image_seed`.
         plan: what to sample by; None computes every step.
         anchor_device: where a cache keeps features; by default where they are made.
     """
     device = device_of(pipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    kind = output_as(pipe, "pil")
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
-        noise = torch.Generator("cpu").manual_seed(seed)
-        with seeded(seed):
-            made = pipe(**{**kind, **call}, generator=noise)
+        made = called(pipe, call, seed, "pil")
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         decoded = stats.since_loop()

@@ -6,28 +6,41 @@ calls again with other full steps and weights, and hands the outputs that are kn
 scheduler, so that the networks run only from where the sampling departs from an earlier one.
 """
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from eigencache._upstream import WeakTensorKeyDictionary
-from eigencache.calibration._calls import Stop, forked, quiet, sample_of, seeded
+from eigencache.calibration._calls import (
+    Ending,
+    Stop,
+    generator_states,
+    quiet,
+    sample_of,
+    seeded,
+)
+from eigencache.calibration.recording import (
+    Passes,
+    Recorder,
+    Stepper,
+    among,
+    denoisers_of,
+    evenly,
+    shares_of,
+    switches_of,
+)
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
-from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
+from eigencache.runtime._driver import Driver, Policy, StepCall
 from eigencache.runtime._hooks import forecast
-from eigencache.runtime._taps import fingerprint, network_of
-
-# How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
-# more than single precision, in which many schedulers step, rounds away.
-_PROBE = 2**-6
-# What a call of `step` hands on to the next, beside the latents.
-_CARRIED = ("generator", "old_pred_original_sample", "timestep_back")
+from eigencache.runtime._taps import fingerprint, map_tensors, network_of
 
 
 @dataclass
@@ -46,6 +59,10 @@ class Batch:
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
         copies: how many copies there are.
+        calls: the positions of the calls among all.
+        ending: of the full run.
+        alike: whether each image is as if its call were made alone: nothing drew from torch's own
+            generators, or there is but one call.
     """
 
     arguments: dict[str, Any]
@@ -60,6 +77,9 @@ class Batch:
         default_factory=WeakTensorKeyDictionary
     )
     copies: int = 0
+    calls: Sequence[int] = ()
+    ending: Any = None
+    alike: bool = True
 
 
 class Gap(NamedTuple):
@@ -78,7 +98,6 @@ class Gap(NamedTuple):
     toward: np.ndarray
 
 
-Passes = tuple[Pass, ...]  # the calls of networks at a step
 Features = tuple[list[torch.Tensor], ...]  # of each full step so far, one tensor a batch
 
 
@@ -150,7 +169,7 @@ class Simulator:
             self._call(batch, record)
             if len(chunks[index]) > 1 and len(record.samples[0]) != len(batch.seeds):
                 raise ValueError(f"its latents are of {len(record.samples[0])} images")
-            timesteps = np.array([float(torch.as_tensor(t).flatten()[0]) for t in record.timesteps])
+            timesteps = record.timesteps
             if index == 0:
                 self.timesteps, self.step_sizes = timesteps, record.step_sizes()
             elif not np.array_equal(timesteps, self.timesteps):
@@ -159,8 +178,10 @@ class Simulator:
                     f"and {_few(self.timesteps)}): calibrate on calls of the same number of steps, "
                     "strength and size"
                 )
-            batch.samples, batch.timesteps = record.samples, record.timesteps
+            batch.samples, batch.timesteps = record.samples, record.moments
             batch.copies, batch.passes = record.copies, record.passes
+            batch.ending = record.ending
+            batch.alike = len(batch.calls) == 1 or not record.drew
             self.grams += record.grams()
 
     def __len__(self) -> int:
@@ -178,19 +199,33 @@ class Simulator:
         Args:
             source: where it comes from.
         """
-        return Kernel(
-            {"output": np.tensordot(self.shares, self.grams, 1)}, len(self.grams),
-            self.timesteps, "output", model=fingerprint(network_of(self.pipe)), source=source or {},
-            step_sizes=self.step_sizes, switches=self.switches,
-        )  # fmt: skip
+        runs = [
+            Kernel(
+                {"output": gram}, 1, self.timesteps, "output", source=source or {},
+                model=fingerprint(network_of(self.pipe)), step_sizes=self.step_sizes,
+                switches=self.switches,
+            )
+            for gram in self.grams
+        ]  # fmt: skip
+        return evenly(runs)
+
+    def recorded(self) -> list[Ending | None]:
+        """Return how the full run of each call ended, in the order of the calls.
+
+        It is None where the call would have other noise if it were made alone.
+        """
+        found: dict[int, Ending | None] = dict.fromkeys(i for b in self.batches for i in b.calls)
+        for batch in filter(lambda batch: batch.alike, self.batches):
+            for k, call in enumerate(batch.calls):
+                one = slice(k, k + 1) if len(batch.calls) > 1 else slice(None)
+                result = map_tensors(itemgetter(one), batch.ending.result)
+                found[call] = Ending(batch.ending.step, batch.ending.repeats, result)
+        return [found[call] for call in sorted(found)]
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:
         """Return the mean over images of -10 log10 of the mean square error of final latents."""
-        return float(-10 * np.log10(np.maximum(self.squares(final), 1e-30)).mean())
-
-    def squares(self, final: Sequence[torch.Tensor]) -> np.ndarray:
-        """Return the mean square error of each image's final latents, float64 `[N]`."""
-        return np.square(self.errors(final)).mean(1)
+        squares = np.square(self.errors(final)).mean(1)
+        return float(-10 * np.log10(np.maximum(squares, 1e-30)).mean())
 
     def errors(self, final: Sequence[torch.Tensor]) -> np.ndarray:
         """Return final latents less those of the full runs, float64 `[N, D]`."""
@@ -211,10 +246,7 @@ class Simulator:
         Returns:
             The final latents of each batch, and the features of all full steps.
         """
-        follows = []
-        for i, batch in enumerate(self.batches):
-            follows.append(_Follow(batch, full, weights, [f[i] for f in features]))
-            self._call(batch, follows[-1])
+        follows = self._follow(full, weights, features)
         return [follow.final for follow in follows], _by_step([f.features for f in follows])
 
     def growth(
@@ -231,11 +263,7 @@ class Simulator:
             share: by how much, of their size.
             final: where `run` ends otherwise.
         """
-        follows = []
-        for i, batch in enumerate(self.batches):
-            known = [f[i] for f in features]
-            follows.append(_Follow(batch, full, weights, known, push=(step, share)))
-            self._call(batch, follows[-1])
+        follows = self._follow(full, weights, features, push=(step, share))
         pairs = zip((f.final for f in follows), final, strict=True)
         moved = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
         pushed = sum(follow.pushed for follow in follows)
@@ -260,15 +288,20 @@ class Simulator:
         step = int(np.flatnonzero(full)[k])
         later = np.flatnonzero(full[step + 1 :])
         end = step + 1 + int(later[0]) if len(later) else len(full)
-        made, gaps = [], []
-        for i, batch in enumerate(self.batches):
-            stop = (step, end, batch.samples[end], anchors)
-            follow = _Follow(batch, full, weights, [f[i] for f in features], stop=stop)
-            self._call(batch, follow)
-            made.append(follow.features)
-            gaps += [follow.gap] if follow.gap else []
+        follows = self._follow(full, weights, features, stop=(step, end, anchors))
+        gaps = [follow.gap for follow in follows if follow.gap]
         summed = Gap(*map(sum, zip(*gaps, strict=True))) if gaps else None  # type: ignore[arg-type]
-        return _by_step(made), summed
+        return _by_step([follow.features for follow in follows]), summed
+
+    def _follow(
+        self, full: np.ndarray, weights: np.ndarray, features: Features, **options: Any
+    ) -> list["_Follow"]:
+        """Sample every batch by full steps and weights."""
+        follows = []
+        for i, batch in enumerate(self.batches):
+            follows.append(_Follow(batch, full, weights, [f[i] for f in features], **options))
+            self._call(batch, follows[-1])
+        return follows
 
     def _call(self, batch: Batch, policy: "_Simulated") -> None:
         """Call the pipeline under a policy; what encodes prompts runs once for each batch."""
@@ -278,17 +311,13 @@ class Simulator:
         names, passes = denoisers_of(batch.passes), batch.passes
         driver.denoisers = names or None  # not known in the full run
         policy.begins_alike = len(passes) > 1 and (
-            _among(names, passes[0]) == _among(names, passes[1])
+            among(names, passes[0]) == among(names, passes[1])
         )
-        driver.attach()
-        try:
-            with quiet(self.pipe), seeded(batch.seeds[0]):
-                self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
-        except Stop:
-            pass
-        finally:
-            driver.detach()
-            policy.done()
+        with quiet(self.pipe), driver, seeded(batch.seeds[0]), contextlib.suppress(Stop):
+            before = generator_states()
+            self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
+            policy.drew = not all(map(torch.equal, before, generator_states()))
+        policy.done()
         self.computed += policy.computed * len(batch.seeds)
         if policy.index == 0:
             raise PlanError(f"{type(self.pipe).__name__} never called its scheduler's step")
@@ -300,16 +329,24 @@ class _Simulated(Policy):
     begins_alike = False  # whether the first step calls the networks as the second does
 
     def __init__(self) -> None:
+        super().__init__()
         self.computed = self.index = self.copies = 0
-        self.final: Any = None
+        self.ending: Any = None
+        self.drew = True  # whether anything drew from torch's own generators
 
     def given(self, call: StepCall) -> None:
+        super().given(call)
         self.index = call.index + 1
         self.computed += call.computed
 
     def moved(self, call: StepCall, result: Any) -> Any:
-        self.final = sample_of(result)
+        self.ending = Ending(call.index, call.repeats, result)
         return result
+
+    @property
+    def final(self) -> torch.Tensor:
+        """The latents after the last step."""
+        return sample_of(self.ending.result)
 
     def sibling(self) -> Policy:
         return _Copy(self)
@@ -339,23 +376,18 @@ class _Copy(Policy):
         return _Copy(self.original)
 
 
-class _Record(_Simulated):
+class _Record(_Simulated, Recorder):
     """Keeps what the scheduler was given and gave back at every step of a full run."""
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
-        self.timesteps: list[Any] = []
-        self.passes: list[Passes] = []
 
     def given(self, call: StepCall) -> None:
         super().given(call)
         if call.index == 0:
-            self.first = Stepper(call, self.timesteps)
             self.samples.append(call.sample.clone())
-        self.passes.append(call.passes)
-        self.timesteps.append(call.timestep)
         self.outputs.append(call.output.clone())
 
     def moved(self, call: StepCall, result: Any) -> Any:
@@ -363,10 +395,6 @@ class _Record(_Simulated):
             self.samples.pop()
         self.samples.append(sample_of(result).clone())
         return super().moved(call, result)
-
-    def step_sizes(self) -> np.ndarray:
-        """Return what `Stepper.step_sizes` says of the run."""
-        return self.first.step_sizes(len(self.timesteps))
 
     def grams(self) -> list[np.ndarray]:
         """Return the mean products of outputs at any two steps, float64 `[T, T]`, by image."""
@@ -383,7 +411,7 @@ class _Follow(_Simulated):
 
     def __init__(
         self, batch: Batch, full: np.ndarray, weights: np.ndarray, features: list[torch.Tensor],
-        push: tuple[int, float] | None = None, stop: tuple | None = None,
+        push: tuple[int, float] | None = None, stop: tuple[int, int, int | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if batch.copies:  # a sampling that was stopped may have missed its last step's
@@ -447,9 +475,7 @@ class _Follow(_Simulated):
         anchors = [int(a) for a in row.nonzero()[0]]
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
-    def _fit(
-        self, call: StepCall, step: int, end: int, target: torch.Tensor, anchors: int | None
-    ) -> Gap:
+    def _fit(self, call: StepCall, step: int, end: int, anchors: int | None) -> Gap:
         stepper = Stepper(call, self.batch.timesteps)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
@@ -462,99 +488,9 @@ class _Follow(_Simulated):
         used = self.features[-anchors:] if anchors else self.features
         root = torch.from_numpy(np.sqrt(self.batch.shares)).to(base.device)[:, None]
         basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
-        error = (target.to(base.device).double() - base.double()).flatten(1)
+        error = (self.batch.samples[end].to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
-
-
-class Stepper:
-    """A scheduler as it is before a step, to see where outputs would lead.
-
-    Args:
-        call: of the step.
-        timesteps: of all steps, as the pipeline passes them.
-    """
-
-    def __init__(self, call: StepCall, timesteps: Sequence[Any]) -> None:
-        self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
-        self.timesteps = timesteps
-        self.arguments = call.again(None, None, None)
-        self.generator = self.arguments.get("generator")
-        if self.generator is not None:  # as it is now
-            self.generator = map_generators(self.generator, _clone)
-
-    def end(self, sample: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the latents after as many steps as there are outputs.
-
-        Noise that the scheduler adds is the same at every call.
-        """
-        scheduler, arguments = copy.deepcopy(self.scheduler), dict(self.arguments)
-        if self.generator is not None:
-            arguments["generator"] = map_generators(self.generator, _clone)
-        timesteps = self.timesteps[self.call.index :]
-        with forked():
-            for timestep, output in zip(timesteps, outputs, strict=False):
-                given = self.call.again(output, timestep, sample)
-                kept = {k: v for k, v in arguments.items() if k in _CARRIED}
-                result = type(scheduler).step(scheduler, **given | kept)
-                sample = sample_of(result)
-                if "old_pred_original_sample" in arguments:  # CogVideoX's DPM
-                    arguments |= {
-                        "old_pred_original_sample": result[1], "timestep_back": timestep,
-                    }  # fmt: skip
-        return sample
-
-    def step_sizes(self, count: int) -> np.ndarray:
-        """Return by how much the final latents move per unit of each step's output, float64 `[T]`.
-
-        All steps at once: the latents are `T` numbers, and number `s` sees the output of step `s`.
-
-        Args:
-            count: the number of steps; the scheduler is at the first.
-
-        Raises:
-            PlanError: the scheduler does not answer with finite numbers.
-        """
-        if isinstance(self.generator, list):
-            self.generator = self.generator[0]
-        device = self.call.sample.device
-        nothing = torch.zeros(1, count, 1, 1, dtype=torch.float64, device=device)
-        nudges = _PROBE * torch.eye(count, dtype=torch.float64, device=device)
-        nudges = nudges.reshape(count, 1, count, 1, 1)
-        moved = self.end(nothing, list(nudges)) - self.end(nothing, [nothing] * count)
-        sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
-        if not np.isfinite(sizes).all():
-            raise PlanError(
-                f"{type(self.scheduler).__name__}: its outputs do not move the latents by finite "
-                "amounts, so no plan can be designed for it; choose another scheduler"
-            )
-        return sizes
-
-
-def map_generators(generator: Any, function: Any) -> Any:
-    """Return `function` of a generator, or of each in a list."""
-    return [function(g) for g in generator] if isinstance(generator, list) else function(generator)
-
-
-def _clone(generator: torch.Generator) -> torch.Generator:
-    clone = torch.Generator(generator.device)
-    clone.set_state(generator.get_state())
-    return clone
-
-
-def denoisers_of(passes: Sequence[Passes]) -> set[str]:
-    """Return the networks that are called after the first step, by name."""
-    return {name for step in passes[1:] for name, *_ in step}
-
-
-def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
-    """Return the steps at which networks are called otherwise than at the step before."""
-    found = [_among(denoisers_of(passes), step) for step in passes]
-    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
-
-
-def _among(names: set[str], passes: Passes) -> Passes:
-    return tuple(part for part in passes if part[0] in names)
 
 
 def with_sample(result: Any, sample: torch.Tensor) -> Any:
@@ -579,18 +515,6 @@ def _by_step(features: list[list[torch.Tensor]]) -> Features:
     return tuple(list(part) for part in zip(*features, strict=True))
 
 
-def shares_of(grams: Sequence[np.ndarray], step_sizes: np.ndarray) -> np.ndarray:
-    """Return how much each run weighs, float64 `[N]`: see `Simulator`."""
-    moved = [
-        np.square(step_sizes[1:]) @ (np.diag(g)[1:] - 2 * np.diag(g, 1) + np.diag(g)[:-1])
-        for g in grams
-    ]
-    if not min(moved) > 0:  # outputs that never move weigh nothing anyway
-        return np.ones(len(grams))
-    shares = 1 / np.array(moved)
-    return shares / shares.mean()
-
-
 def _batch(
     calls: Sequence[Mapping[str, Any]], seeds: Sequence[int], arguments: Mapping[str, Any],
     chunk: Sequence[int],
@@ -599,7 +523,7 @@ def _batch(
     own = merged[0]
     if len(chunk) > 1:  # pipelines want as many negative prompts as prompts
         own = {k: [m[k] for m in merged] if _is_prompt(k, v) else v for k, v in own.items()}
-    return Batch(own, [seeds[i] for i in chunk])
+    return Batch(own, [seeds[i] for i in chunk], calls=chunk)
 
 
 def _is_prompt(name: str, value: Any) -> bool:

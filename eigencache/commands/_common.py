@@ -3,26 +3,42 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from eigencache._checks import fixed
-from eigencache.commands.prompts import read_calls
+from eigencache.commands.prompts import json_or_text, read_calls
 from eigencache.kernel import Kernel
-from eigencache.plan import Plan, remembered
+from eigencache.plan import Plan
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def at_least(low: int, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """Return the `type` of a flag whose number must not be below `low`."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
+        return value
+
+    number.__name__ = kind.__name__  # argparse says "invalid int value"
+    return number
+
 
 # Short flags for what many pipelines take: flag, argument of the call, type, help.
 SHORT = (
-    ("--steps", "num_inference_steps", int, "sampler steps of an image"),
-    ("--height", "height", int, "height of images in pixels"),
-    ("--width", "width", int, "width of images in pixels"),
-    ("--guidance-scale", "guidance_scale", float, "scale of the pipeline's guidance"),
-    ("--max-sequence-length", "max_sequence_length", int, "most tokens for the long text encoder"),
-)
-DTYPES = ("float32", "bfloat16", "float16")
-# What a plan keeps of its kernel's calibration (`calibration.Calibration.source`).
-KEPT = ("dtype", "seed")
+    ("--steps", "num_inference_steps", at_least(1), "sampler steps of an image"),
+    ("--height", "height", at_least(1), "height of images in pixels"),
+    ("--width", "width", at_least(1), "width of images in pixels"),
+    ("--guidance-scale", "guidance_scale", at_least(0, float), "scale of the pipeline's guidance"),
+    (
+        "--max-sequence-length", "max_sequence_length", at_least(1),
+        "most tokens for the long text encoder",
+    ),
+)  # fmt: skip
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -43,13 +59,14 @@ def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "the pipeline's call: prompt, negative_prompt, image (a path from the file's folder) ...",
     )  # fmt: skip
     parser.add_argument(
-        "--num-prompts", type=int, metavar="N", help="use the first N prompts; by default all"
-    )
+        "--num-prompts", type=at_least(1), metavar="N",
+        help="use the first N prompts; by default all",
+    )  # fmt: skip
     parser.add_argument(
         "--low-memory", action="store_true", help="the pipeline's models take turns on the GPU"
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N",
+        "--threads", type=at_least(1), metavar="N",
         help="CPU threads; changing the number may change the last bits of an image",
     )  # fmt: skip
 
@@ -93,24 +110,30 @@ def add_method(parser: argparse.ArgumentParser, default: str | None = "EigenCach
     )  # fmt: skip
 
 
-def parsed_options(pairs: Iterable[str]) -> dict[str, object]:
-    """Return options from NAME=VALUE; a value is read as JSON, or else is the text itself.
+def named(pairs: Iterable[str], flag: str, form: str = "NAME=VALUE") -> dict[str, str]:
+    """Return the values that a flag states by name.
 
     Raises:
         ValueError: there is no `=`, or a name occurs twice.
     """
-    options: dict[str, object] = {}
+    found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--option {pair}: write NAME=VALUE")
-        if name in options:
-            raise ValueError(f"--option {name}: stated twice")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
+        if not (name and equals and value):
+            raise ValueError(f"{flag} {pair}: write {form}")
+        if name in found:
+            raise ValueError(f"{flag} {name}: stated twice")
+        found[name] = value
+    return found
+
+
+def parsed_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Return a method's options from NAME=VALUE; a value is read as JSON, or is text.
+
+    Raises:
+        ValueError: as `named` says.
+    """
+    return {name: json_or_text(value) for name, value in named(pairs, "--option").items()}
 
 
 def call_arguments(
@@ -123,8 +146,7 @@ def call_arguments(
         made: a plan or kernel, whose arguments hold where the command line states none.
 
     Raises:
-        ValueError: --arguments is no JSON object, an argument is stated twice, or a number is out
-            of range.
+        ValueError: --arguments is no JSON object, or an argument is stated twice.
     """
     kept = fixed(made.arguments) if made else {}
     stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
@@ -132,8 +154,6 @@ def call_arguments(
         value = getattr(arguments, name, None)
         if value is None:
             continue
-        if value < 0 or (value == 0 and name != "guidance_scale"):
-            raise ValueError(f"{flag} must be above 0, got {value}")
         if name in stated:
             raise ValueError(f"{flag}: --arguments states {name} too")
         stated[name] = value
@@ -151,14 +171,11 @@ def _object(text: str, what: str) -> dict[str, Any]:
 
 
 def calls_from(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return each prompt's own arguments of a command line with `add_model`, and check its numbers.
+    """Return each prompt's own arguments of a command line with `add_model`.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or faulty, or a number is out of range.
+        FileNotFoundError, ValueError: the file is missing or faulty.
     """
-    for flag, value in (("--num-prompts", arguments.num_prompts), ("--threads", arguments.threads)):
-        if value is not None and value < 1:
-            raise ValueError(f"{flag} must be at least 1, got {value}")
     return read_calls(arguments.prompts, arguments.num_prompts)
 
 
@@ -178,17 +195,9 @@ def check_folder(folder: Path) -> None:
         raise PermissionError(f"--out: no permission to write into {there}")
 
 
-def dtype_of(arguments: argparse.Namespace, source: Mapping[str, str] | None = None) -> str:
-    """Return the dtype of a command line, of a kernel or plan, or of the device."""
-    from eigencache._device import default_device
-
-    stated = getattr(arguments, "dtype", None) or remembered(source or {}, "dtype")
-    return stated or ("bfloat16" if default_device() == "cuda" else "float32")
-
-
 def loaded(
     arguments: argparse.Namespace, calls: Sequence[Mapping[str, Any]], shared: Mapping[str, Any],
-    dtype: str,
+    dtype: str | None,
 ) -> Any:  # fmt: skip
     """Return the pipeline of a command line, after checking that it can be called so.
 
@@ -196,7 +205,7 @@ def loaded(
         arguments: of a command line with `add_model`.
         calls: the arguments that are each call's own.
         shared: those of all calls.
-        dtype: of the weights.
+        dtype: of the weights; None for bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
         OSError: there is no such model, or one of its files is missing or unreadable.
@@ -204,12 +213,14 @@ def loaded(
     """
     import torch
 
+    from eigencache._device import default_device
     from eigencache.calibration import check_arguments
     from eigencache.calibration.sampler import load_pipeline, pipeline_class
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     check_arguments(pipeline_class(arguments.model, arguments.pipeline), calls, shared)
+    dtype = dtype or ("bfloat16" if default_device() == "cuda" else "float32")
     return load_pipeline(
         arguments.model, dtype, low_memory=arguments.low_memory, pipeline=arguments.pipeline
     )

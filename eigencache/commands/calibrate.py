@@ -12,10 +12,10 @@ from eigencache.commands._common import (
     add_call,
     add_method,
     add_model,
+    at_least,
     call_arguments,
     calls_from,
     check_file,
-    dtype_of,
     loaded,
     parsed_options,
 )
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_method(parser)
     parser.add_argument(
-        "--seed", type=int, default=7,
+        "--seed", type=at_least(0), default=7,
         help="seed of the calibration noise; by default %(default)s. Judge the result by another",
     )  # fmt: skip
     parser.add_argument(
@@ -57,14 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
     calls, shared = calls_from(arguments), call_arguments(arguments)
     if use and use.runs is not None and use.runs > len(calls):
         raise ValueError(f"runs={use.runs}: there are only {len(calls)} prompts")
-    if arguments.seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
     check_file(arguments.out)
 
     from eigencache.calibration import Calibration, kind_of
     from eigencache.commands.prompts import opened
 
-    pipe = loaded(arguments, calls, shared, dtype_of(arguments))
+    pipe = loaded(arguments, calls, shared, arguments.dtype)
     calibration = Calibration(pipe, [opened(call) for call in calls], shared, arguments.seed)
     kernel = calibration.kernel(kind_of(method, arguments.tap, options), method.needs_kernel)
     kernel.save(arguments.out)

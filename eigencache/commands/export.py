@@ -17,7 +17,6 @@ from eigencache.commands._common import (
     call_arguments,
     calls_from,
     check_folder,
-    dtype_of,
     loaded,
 )
 from eigencache.commands.prompts import opened
@@ -82,5 +81,6 @@ def _checked(plan: Plan, arguments: argparse.Namespace) -> Path:
     if not arguments.model:
         raise ValueError("--prompts: state the --model to sample the first of them with")
     calls, shared = calls_from(arguments), call_arguments(arguments, plan)
-    pipe = loaded(arguments, calls[:1], shared, dtype_of(arguments, plan.source))
+    dtype = arguments.dtype or plan.source.get("dtype")
+    pipe = loaded(arguments, calls[:1], shared, dtype)
     return plan.export_scheduler(arguments.out, pipe=pipe, **{**shared, **opened(calls[0])})

@@ -6,23 +6,21 @@ its plans on the model, and so does --psnr with any method: state the --model an
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from eigencache.commands._common import (
-    KEPT,
     add_method,
     add_model,
+    at_least,
     call_arguments,
     calls_from,
     check_file,
-    dtype_of,
     loaded,
     parsed_options,
 )
 from eigencache.kernel import Kernel
-from eigencache.methods import Method, check_prompts, check_wish, method_of
-from eigencache.plan import Plan, remembered
+from eigencache.methods import Method, check_wish, method_of
+from eigencache.plan import Plan
 from eigencache.sharing import load_kernel
 
 EXAMPLES = """\
@@ -49,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     wish = parser.add_mutually_exclusive_group(required=True)
     wish.add_argument(
-        "--full-steps", type=int, metavar="N", help="how many steps are computed in full"
+        "--full-steps", type=at_least(1), metavar="N", help="how many steps are computed in full"
     )
     wish.add_argument("--psnr", type=float, metavar="DB", help="or a quality in dB to reach")
     parser.add_argument(
@@ -71,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         plan = _with_model(arguments, method, kernel, options)
     else:
         plan = method.plan(full_steps, kernel.timesteps, kernel, arguments.tap, **options)
-    remembering(plan, kernel).save(arguments.out)
+    plan.save(arguments.out)
     told = [f"{arguments.out}: full steps {list(plan.full_steps)} of {steps}", plan.predictions]
     print("; ".join(filter(None, told)))
 
@@ -96,24 +94,15 @@ def _with_model(
             "kernels of older versions do not; calibrate again"
         )
     calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
-    check_prompts(method, len(calls), arguments.psnr, options)
+    tap, psnr = arguments.tap, arguments.psnr
+    check_wish(method, arguments.full_steps, psnr, tap, options, len(calls))
 
     from eigencache.calibration import Calibration, plan_with
     from eigencache.commands.prompts import opened
 
-    pipe = loaded(arguments, calls, shared, dtype_of(arguments, kernel.source))
+    pipe = loaded(arguments, calls, shared, kernel.source.get("dtype"))
     calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
-        calibration, method, arguments.full_steps, psnr=arguments.psnr, options=options,
-        tap=arguments.tap, kernel=kernel,
-    )  # fmt: skip
-
-
-def remembering(plan: Plan, kernel: Kernel) -> Plan:
-    """Return the plan with what the kernel says of its calibration, also if it needed no kernel."""
-    kept = {k: kernel.source[k] for k in KEPT if k in kernel.source}
-    missing = {k: text for k, text in kept.items() if remembered(plan.source, k) is None}
-    return replace(
-        plan, source={**plan.source, **missing}, arguments=kernel.arguments,
-        scheduler=kernel.scheduler, pipeline=kernel.pipeline,
+        calibration, method, arguments.full_steps, psnr=psnr, options=options, tap=tap,
+        kernel=kernel,
     )  # fmt: skip

@@ -154,9 +154,12 @@ def _table(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _value(name: str, cell: str) -> Any:
     """Return a cell's value: text in a prompt or an image's name, else what it is as JSON."""
-    if "prompt" in name or "image" in name:
-        return cell
+    return cell if "prompt" in name or "image" in name else json_or_text(cell)
+
+
+def json_or_text(text: str) -> Any:
+    """Return what a text is as JSON, or the text itself if it is none."""
     try:
-        return json.loads(cell)
+        return json.loads(text)
     except ValueError:
-        return cell
+        return text

@@ -12,12 +12,11 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eigencache._checks import agrees, span
 from eigencache._files import replacing
@@ -27,17 +26,17 @@ from eigencache.commands._common import (
     add_call,
     add_method,
     add_model,
+    at_least,
     call_arguments,
     calls_from,
     check_folder,
-    dtype_of,
     loaded,
     parsed_options,
 )
 from eigencache.commands.prompts import described, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import method_of
-from eigencache.plan import Plan, PlanError, remembered
+from eigencache.plan import Plan, PlanError
 from eigencache.sharing import load_plan
 
 EXAMPLES = """\
@@ -76,27 +75,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     method = parser.add_argument_group("a method in place of a plan")
     add_method(method, default=None)  # type: ignore[arg-type]
-    method.add_argument(
-        "--full-steps",
-        type=int,
-        metavar="N",
+    budget = method.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--full-steps", type=at_least(1), metavar="N",
         help="how many steps are computed in full; without a method or kernel, by a built-in plan",
-    )
-    method.add_argument(
-        "--psnr", type=float, metavar="DB",
-        help="in place of all these, by a built-in plan: a quality in dB to reach; a probe of the "
-        "first prompt, with other noise, finds how many full steps it takes",
     )  # fmt: skip
-    method.add_argument(
-        "--interval", type=int, metavar="N", help="or: one full step in every N, after the first"
-    )
+    budget.add_argument(
+        "--psnr", type=float, metavar="DB",
+        help="or, by a built-in plan: a quality in dB to reach; a probe of the first prompt, with "
+        "other noise, finds how many full steps it takes",
+    )  # fmt: skip
+    budget.add_argument(
+        "--interval", type=at_least(1), metavar="N",
+        help="or: one full step in every N, after the first",
+    )  # fmt: skip
     method.add_argument(
         "--kernel", type=Path, metavar="FILE",
         help="of `eigencache calibrate`, for methods that need one; of any number of steps",
     )  # fmt: skip
     parser.add_argument(
-        "--seed", type=int, default=2026, help="seed of the images' noise; by default %(default)s"
-    )
+        "--seed", type=at_least(0), default=2026,
+        help="seed of the images' noise; by default %(default)s",
+    )  # fmt: skip
     parser.add_argument(
         "--anchor-device", metavar="DEVICE",
         help="where the cache keeps features, such as cpu; by default where they are made",
@@ -110,61 +110,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="make only the images of this run that OUT lacks"
     )
-    parser.add_argument("--shard", help=argparse.SUPPRESS)  # INDEX/COUNT, of a process of --gpus
     add_call(
         parser, "the arguments of the plan or kernel apply; where it has none, the pipeline's own "
         "defaults",
     )  # fmt: skip
 
 
+class Job(NamedTuple):
+    """What a command line asks for, as every process that samples needs it.
+
+    Attributes:
+        arguments: of the command line.
+        plan: that is stated, if any.
+        kernel: that is stated, if any.
+        calls: each prompt's own arguments.
+        shared: those of all prompts.
+        dtype: of the weights; None for that of the device.
+        about: what tells the images of this run from those of others, the hash of all as "run".
+    """
+
+    arguments: argparse.Namespace
+    plan: Plan | None
+    kernel: Kernel | None
+    calls: Sequence[Mapping[str, Any]]
+    shared: Mapping[str, Any]
+    dtype: str | None
+    about: Mapping[str, Any]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Sample and write the images, and say what the cache did."""
-    if arguments.seed < 0:
-        raise ValueError(f"--seed must be at least 0, got {arguments.seed}")
+    out, devices = arguments.out, _devices(arguments.gpus)
+    job = _job(arguments)
+    check_folder(out)
+    known = _gathered(out)
+    _refuse_strangers(arguments, known, job)
+    todo = _missing(out, known, job)
+    if devices and todo:
+        _on_devices(job, todo, devices[: len(todo)])
+    elif todo:
+        _sample(job, todo, out / RECORDS)
+    rows = _gathered(out)
+    made = [row for row in rows if row["prompt_index"] in set(todo)]
+    seconds = f", {statistics.median(r['seconds'] for r in made):.3g} s each" if made else ""
+    full = sorted({row["full_steps"] for row in rows})
+    print(
+        f"{out}: {len(rows)} images, {len(made)} of them new{seconds}; "
+        f"{' or '.join(map(str, full))} steps computed in full"
+    )
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    """Return what a command line asks for; nothing of it needs torch.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file is faulty, flags do not go together, or an option is out of range.
+    """
     plan = load_plan(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
-    request = _request(arguments, plan, kernel)
-    calls, origin = calls_from(arguments), plan or kernel
-    source, shared = origin.source if origin else {}, call_arguments(arguments, origin)
+    request, origin = _request(arguments, plan, kernel), plan or kernel
+    calls, shared = calls_from(arguments), call_arguments(arguments, origin)
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
     steps, wanted = shared.get(STEPS), arguments.full_steps or 0
     if isinstance(steps, int) and wanted > 2 * steps:  # Heun's schedulers take two for one
         raise ValueError(f"--full-steps {wanted}: an image takes {steps} steps only")
+    dtype = arguments.dtype or (origin.source.get("dtype") if origin else None)
     about = {
         "model": arguments.model,
         "pipeline": arguments.pipeline,
         "arguments": shared,
-        "dtype": arguments.dtype or remembered(source, "dtype"),
+        "dtype": dtype,
         "seed": arguments.seed,
         **request,
     }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    devices = _devices(arguments.gpus, len(calls))
-    if arguments.shard:
-        index, count = map(int, arguments.shard.split("/"))
-        todo = [i for i in _missing(arguments.out, calls, digest) if i % count == index]
-        path = arguments.out / f"records.{index}.jsonl"
-        _sample(arguments, plan, kernel, calls, shared, source, todo, about | {"run": digest}, path)
-        return
-    check_folder(arguments.out)
-    known = _gathered(arguments.out)
-    _refuse_strangers(arguments, known, digest, len(calls))
-    todo = _missing(arguments.out, calls, digest)
-    if devices and todo:
-        _on_devices(arguments, devices)
-    else:
-        path = arguments.out / RECORDS
-        _sample(arguments, plan, kernel, calls, shared, source, todo, about | {"run": digest}, path)
-    rows = _gathered(arguments.out)
-    made = [row for row in rows if row["prompt_index"] in set(todo)]
-    seconds = f", {statistics.median(r['seconds'] for r in made):.3g} s each" if made else ""
-    full = sorted({row["full_steps"] for row in rows})
-    print(
-        f"{arguments.out}: {len(rows)} images, {len(made)} of them new{seconds}; "
-        f"{' or '.join(map(str, full))} steps computed in full"
-    )
+    about["run"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return Job(arguments, plan, kernel, calls, shared, dtype, about)
 
 
 def _request(
@@ -175,8 +198,6 @@ def _request(
     Raises:
         ValueError: flags do not go together, or an option is unknown or out of range.
     """
-    budget = {k: getattr(arguments, k) for k in ("full_steps", "interval")}
-    budget = {k: value for k, value in budget.items() if value is not None}
     if arguments.method is None:
         built_in = _is_built_in(arguments) and plan is None and kernel is None
         if arguments.psnr is not None and not built_in:
@@ -197,12 +218,11 @@ def _request(
     if plan:
         raise ValueError("state either --plan or --method, not both")
     method, options = method_of(arguments.method), parsed_options(arguments.options)
-    if len(budget) != 1:
+    budget = {"full_steps": arguments.full_steps, "interval": arguments.interval}
+    budget = {name: value for name, value in budget.items() if value is not None}
+    if not budget:
         raise ValueError("--method: state either --full-steps or --interval")
-    for flag, value in budget.items():
-        if value < 1:
-            raise ValueError(f"--{flag.replace('_', '-')} must be at least 1, got {value}")
-    method.parts(arguments.full_steps or 1, **options)
+    method.parts(arguments.full_steps, arguments.interval, **options)
     if method.closed_loop:
         raise ValueError(
             f"{arguments.method}: its plans are fitted on calibration prompts; make one with "
@@ -213,11 +233,9 @@ def _request(
             f"{arguments.method} needs a kernel: make one with `eigencache calibrate --method "
             f"{arguments.method}` and state it by --kernel"
         )
-    if arguments.interval and not hasattr(method.schedule, "every"):
-        raise ValueError(f"--interval: {arguments.method} has no interval; state --full-steps")
     return {
         "method": arguments.method, "options": options, "tap": arguments.tap, **budget,
-        "kernel": hashlib.sha256(arguments.kernel.read_bytes()).hexdigest() if kernel else None,
+        "kernel": kernel.digest if kernel else None,
     }  # fmt: skip
 
 
@@ -226,12 +244,14 @@ def _is_built_in(arguments: argparse.Namespace) -> bool:
     return arguments.full_steps is not None or arguments.psnr is not None
 
 
-def _plan_of(
-    arguments: argparse.Namespace, kernel: Kernel | None, pipe: Any, call: Mapping[str, Any]
-) -> Plan:
-    """Return the plan of the method, for the timesteps that the pipeline takes in a call."""
+def _plan_of(job: Job, pipe: Any) -> Plan | None:
+    """Return the plan to sample by: one made now is for the timesteps of the first call."""
     from eigencache.calibration.recording import timesteps_of
+    from eigencache.commands.prompts import opened
 
+    arguments, call = job.arguments, {**job.shared, **opened(job.calls[0])}
+    if arguments.method is None and not _is_built_in(arguments):
+        return job.plan
     if arguments.psnr is not None:
         from eigencache.calibration.probe import probe
 
@@ -241,11 +261,10 @@ def _plan_of(
         from eigencache.runtime._built_in import built_in_plan
 
         return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps))
-    method = method_of(arguments.method)
-    options = parsed_options(arguments.options)
-    if arguments.interval:
-        return method.at_interval(arguments.interval, timesteps, kernel, arguments.tap, **options)
-    return method.plan(arguments.full_steps, timesteps, kernel, arguments.tap, **options)
+    return method_of(arguments.method).plan(
+        arguments.full_steps, timesteps, job.kernel, arguments.tap, every=arguments.interval,
+        **parsed_options(arguments.options),
+    )  # fmt: skip
 
 
 def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: str) -> None:
@@ -262,8 +281,8 @@ def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: str) -> Non
         print(f"{path}: made at {name} {span(value)}, called with {shared[name]}", file=sys.stderr)
 
 
-def _devices(wish: str | None, count: int) -> list[str]:
-    """Return the devices to share `count` prompts among; none: do all in this process.
+def _devices(wish: str | None) -> list[str]:
+    """Return the devices to share prompts among; none: do all in this process.
 
     Raises:
         ValueError: one is named twice, or the list is empty.
@@ -274,69 +293,55 @@ def _devices(wish: str | None, count: int) -> list[str]:
     gpus = [name for name in devices if name != "cpu"]
     if not all(devices) or len(set(gpus)) < len(gpus):
         raise ValueError(f"--gpus {wish}: write different devices with commas between, 0,1")
-    return devices[:count]
+    return devices
 
 
-def _on_devices(arguments: argparse.Namespace, devices: Sequence[str]) -> None:
-    """Run this command line once for each device, each with its share of the prompts.
+def _on_devices(job: Job, todo: Sequence[int], devices: Sequence[str]) -> None:
+    """Sample prompts in one process for each device.
 
     Raises:
         OSError: one of them failed; the others are ended.
     """
-    processes = []
-    for index, device in enumerate(devices):
-        chosen = {"EIGENCACHE_DEVICE": "cpu"} if device == "cpu" else {
-            "EIGENCACHE_DEVICE": "gpu", "CUDA_VISIBLE_DEVICES": device
-        }  # fmt: skip
-        line = [sys.executable, "-m", "eigencache.cli", *arguments.line]
-        line += ["--shard", f"{index}/{len(devices)}"]
-        processes.append(subprocess.Popen(line, env=os.environ | chosen))
-    failed = None
+    from torch import multiprocessing
+
     try:
-        waiting = dict(zip(processes, devices, strict=True))
-        while waiting and failed is None:
-            for process in list(waiting):
-                try:
-                    status = process.wait(0.1)
-                except subprocess.TimeoutExpired:
-                    continue
-                device = waiting.pop(process)
-                failed = device if status else failed
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if failed is not None:
+        multiprocessing.spawn(_share, (job, todo, devices), len(devices))
+    except (
+        multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException
+    ) as error:  # fmt: skip
+        why = str(error).strip().splitlines()[-1]
         raise OSError(
-            f"--gpus: sampling on device {failed} failed; its own error is above. The images made "
-            "so far are kept: run again with --resume"
-        )
+            f"--gpus: sampling on device {devices[error.error_index]} failed: {why}. The images "
+            "made so far are kept: run again with --resume"
+        ) from error
 
 
-def _sample(
-    arguments: argparse.Namespace, plan: Plan | None, kernel: Kernel | None,
-    calls: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], source: Mapping[str, str],
-    todo: Sequence[int], about: Mapping[str, Any], records: Path,
-) -> None:  # fmt: skip
+def _share(index: int, job: Job, todo: Sequence[int], devices: Sequence[str]) -> None:
+    """Sample the share of one device, in a process of its own that has not used torch yet."""
+    device = devices[index]
+    os.environ["EIGENCACHE_DEVICE"] = "cpu" if device == "cpu" else "gpu"
+    if device != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    _sample(job, todo[index :: len(devices)], job.arguments.out / f"records.{index}.jsonl")
+
+
+def _sample(job: Job, todo: Sequence[int], records: Path) -> None:
     """Sample prompts, write their images, and add a line to the records for each."""
-    if not todo:
-        return
     from tqdm import tqdm
 
     from eigencache._upstream import device_of
     from eigencache.calibration.sampler import image_seed, sample
     from eigencache.commands.prompts import opened
 
-    pipe = loaded(arguments, calls, shared, dtype_of(arguments, source))
-    if arguments.method or _is_built_in(arguments):
-        plan = _plan_of(arguments, kernel, pipe, {**shared, **opened(calls[0])})
+    arguments, calls = job.arguments, job.calls
+    pipe = loaded(arguments, calls, job.shared, job.dtype)
+    plan = _plan_of(job, pipe)
     names = ("eigencache", "torch", "diffusers", "transformers")
     versions = {"python": platform.python_version()} | {k: metadata.version(k) for k in names}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(todo, desc="sample", unit="image"):
         seed = image_seed(arguments.seed, index)
-        call = {**shared, **opened(calls[index])}
+        call = {**job.shared, **opened(calls[index])}
         made = sample(pipe, call, seed, plan, arguments.anchor_device)
         path = write_frames(made.frames, arguments.out / f"{index:05d}")
         row = {
@@ -354,7 +359,7 @@ def _sample(
             "method": plan.method if plan else "full",
             "device": str(device_of(pipe)),
             "versions": versions,
-            **{k: v for k, v in about.items() if k not in ("plan", "method")},
+            **{k: v for k, v in job.about.items() if k not in ("plan", "method")},
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "call": described(calls[index]),
         }
@@ -397,16 +402,13 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _refuse_strangers(
-    arguments: argparse.Namespace, rows: Iterable[Row], digest: str, count: int
-) -> None:
+def _refuse_strangers(arguments: argparse.Namespace, rows: Iterable[Row], job: Job) -> None:
     """Raise a ValueError if a folder holds what is not of this run, or anything without --resume.
 
     Args:
         arguments: of the command line.
         rows: of the folder's records.
-        digest: of this run.
-        count: of prompts.
+        job: this run.
     """
     out = arguments.out
     known = {row["image"]: row for row in rows}
@@ -417,25 +419,24 @@ def _refuse_strangers(
             f"{out}: holds images already, {len(images | known.keys())} of them; choose another "
             "folder, or state --resume to make those that this run still lacks"
         )
-    others = sorted(name for name, row in known.items() if row.get("run") != digest)
+    others = sorted(name for name, row in known.items() if row["run"] != job.about["run"])
     if others:
         raise ValueError(
             f"{out}: {len(others)} images are of another run, {others[0]} among them: its plan, "
             "model, arguments, dtype or seed differ; choose another folder"
         )
-    ours = {f"{index:05d}" for index in range(count)}
+    ours = {f"{index:05d}" for index in range(len(job.calls))}
     strays = sorted(name for name in images - known.keys() if name.removesuffix(".png") not in ours)
     if strays:
         raise ValueError(f"{out}: {strays[0]} is not of this run; choose another folder")
 
 
-def _missing(folder: Path, calls: Sequence[Mapping[str, Any]], digest: str) -> list[int]:
-    """Return the prompts whose image is not in a folder as this run has recorded it."""
+def _missing(folder: Path, rows: Iterable[Row], job: Job) -> list[int]:
+    """Return the prompts whose image is not in a folder as its records of this run say."""
     done = set()
-    for row in _rows(folder / RECORDS):
+    for row in rows:
         index, image = row["prompt_index"], folder / row["image"]
-        same = index < len(calls) and row["call"] == described(calls[index])
-        whole = image.exists() and hash_of_frames(image) == row["sha256"]
-        if same and whole and row["run"] == digest:
+        same = index < len(job.calls) and row["call"] == described(job.calls[index])
+        if same and image.exists() and hash_of_frames(image) == row["sha256"]:
             done.add(index)
-    return [index for index in range(len(calls)) if index not in done]
+    return [index for index in range(len(job.calls)) if index not in done]

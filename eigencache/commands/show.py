@@ -6,7 +6,6 @@ It is a file of `eigencache plan`, of `Plan.save` or of the workflow, or in a re
 import argparse
 import json
 
-from eigencache.plan import remembered
 from eigencache.sharing import load_plan
 
 EXAMPLES = """\
@@ -34,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         "arguments": json.dumps(dict(plan.arguments)) if plan.arguments else None,
         "pipeline": plan.pipeline,
         "scheduler": plan.scheduler,
-        "dtype": remembered(plan.source, "dtype"),
+        "dtype": plan.source.get("dtype"),
         "predicted": plan.predictions.replace("predicted ", "") or None,
         "schedule": plan.source.get("schedule"),
         "predictor": plan.source.get("predictor"),

@@ -55,11 +55,11 @@ from eigencache._upstream import (
 )
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import ATTACHED, DRIVER, Driver, Policy, check_no_cache
-from eigencache.runtime._hooks import HELD, Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._hooks import Call, State, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
-from eigencache.runtime._refreshing import refreshing_hooks
-from eigencache.runtime._taps import DENOISERS, Tapped, fingerprint, network_of, tapped, tensors
+from eigencache.runtime._refreshing import hooks_of
+from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tapped, tensors
 from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
@@ -90,9 +90,9 @@ class _StepHook(Hook):
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         check_no_cache("the transformer", module)
         self._advance(state, timestep)
+        self.inspection.stop()  # of a call that has raised
         full = self.is_full[state.step]
         state.begin(full)
-        self.inspection.stop()  # of a call that has raised
         if state.step == 0:
             self.inspection.begin()
         self.stats.begin(full, timestep.device)
@@ -306,10 +306,7 @@ def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[n
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
     found = tapped(transformer, plan.tap, bool(plan.refresh))
-    if plan.refresh:
-        pairs = refreshing_hooks(plan, transformer, found, call)
-    else:
-        pairs = _hooks(plan, found, call)
+    pairs = hooks_of(plan, transformer, found, call)
     _check_compiled(transformer, {module for module, _ in pairs})
     return pairs
 
@@ -317,18 +314,6 @@ def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[n
 def _register(pairs: list[tuple[nn.Module, Hook]]) -> None:
     for module, hook in pairs:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, STREAM_HOOK)
-
-
-def _hooks(plan: Plan, found: Tapped, call: Call) -> list[tuple[nn.Module, Hook]]:
-    """Return the modules to hook for a plan that recomputes no tokens, each with its hook."""
-    hooks = {
-        name: [StreamHook(plan, name, stream, i, call) for i in range(len(stream.modules))]
-        for name, stream in found.streams.items()
-    }
-    pairs: list[tuple[nn.Module, Hook]] = []
-    for name, stream in found.streams.items():
-        pairs += zip(stream.modules, hooks[name], strict=True)
-    return pairs + [(module, SilentHook(hooks[name][0])) for module, name in found.silent]
 
 
 def _check_compiled(transformer: nn.Module, hooked: set[nn.Module]) -> None:
@@ -385,7 +370,7 @@ def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
     else:
         hook = hook_of(model, _STEP_HOOK)
         states = hook.states.held() if isinstance(hook, _StepHook) else ()
-        kept = [[vars(state)[name] for name in HELD] for state in states]
+        kept = [state.held() for state in states]
     storages = [tensor.untyped_storage() for tensor in tensors(kept)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -450,12 +435,9 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
     Raises:
         ValueError: the pipeline has no scheduler, or a cache is enabled.
     """
-    driver = Driver(pipe, Policy(), CacheStats())
-    driver.attach()
-    try:
-        yield driver.stats  # type: ignore[misc]
-    finally:
-        driver.detach()
+    stats = CacheStats()
+    with Driver(pipe, Policy(), stats):
+        yield stats
 
 
 @contextlib.contextmanager

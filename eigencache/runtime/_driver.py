@@ -24,7 +24,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -304,7 +304,7 @@ def _method(scheduler: Any, name: str) -> types.MethodType:
 
 
 class Driver:
-    """Drives one pipeline by a policy while it is attached.
+    """Drives one pipeline by a policy while it is attached, as inside a `with` block of it.
 
     Args:
         pipe: a diffusers pipeline with a scheduler.
@@ -353,6 +353,13 @@ class Driver:
     def step(self) -> int:
         """The step that the pipeline is at; -1 between images."""
         return self.attachment.index
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.detach()
 
     def attach(self) -> None:
         """Put the driver between the pipeline and its scheduler and denoisers."""

@@ -11,9 +11,6 @@ from eigencache._upstream import BaseState, Hook
 from eigencache.plan import Plan, PlanError
 from eigencache.runtime._taps import Stream, map_tensors, tensors
 
-# The parts of a state that hold something of a sampling, and nothing of the next one.
-HELD = ("anchors", "devices", "passing", "silence", "seen", "refreshed", "sizes", "turns")
-
 
 @dataclass
 class State(BaseState):
@@ -59,10 +56,14 @@ class State(BaseState):
         turn = self.turns[hook] = self.turns.get(hook, 0) + 1
         return name if turn == 1 else f"{name}, call {turn}"
 
+    def held(self) -> list[Any]:
+        """Return all that is kept of the sampling."""
+        return [kept for kept in vars(self).values() if isinstance(kept, dict)]
+
     def reset(self) -> None:
         self.step = -1
-        for name in HELD:
-            getattr(self, name).clear()
+        for kept in self.held():
+            kept.clear()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import nn
 from eigencache._checks import agrees, span
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall
-from eigencache.runtime._hooks import HELD, Call, Needs, State, forecast
+from eigencache.runtime._hooks import Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
 
@@ -161,4 +161,4 @@ class InnerPolicy(PlanPolicy):
         self.states.clear()
 
     def held(self) -> Any:
-        return [[vars(state)[name] for name in HELD] for state in self.states.values()]
+        return [state.held() for state in self.states.values()]

@@ -1,4 +1,4 @@
-"""Hooks of the runtime that recompute some tokens at skipped steps (`eigencache.tokens`)."""
+"""The hooks of a plan, with those that recompute tokens at skipped steps (`eigencache.tokens`)."""
 
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from eigencache._upstream import Hook
 from eigencache.plan import Plan
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook, forecast
-from eigencache.runtime._taps import Mlp, Ports, Tapped, blocks_of
+from eigencache.runtime._taps import Mlp, Ports, Stream, Tapped, blocks_of
 from eigencache.tokens import Moment, Rule, attention_received
 
 _HIDDEN = "hidden"
@@ -131,33 +131,41 @@ def _received(
     return attention_received(query, key, scale or query.shape[-1] ** -0.5)
 
 
-def refreshing_hooks(
+def hooks_of(
     plan: Plan, transformer: nn.Module, found: Tapped, call: Call
 ) -> list[tuple[nn.Module, Hook]]:
-    """Return the modules to hook for a plan that recomputes tokens, each with its hook."""
-    rule = _rule(plan)
-    attentions = {mlp.attention for mlp in found.mlps.values()}
-    hooks: dict[str, StreamHook] = {}
+    """Return the modules to hook for a plan, each with its hook."""
+    hooks: dict[str, StreamHook] = {}  # the first of each stream
+    pairs: list[tuple[nn.Module, Hook]] = []
     for name, stream in found.streams.items():
-        mlp = found.mlps.get(name)
-        if mlp and (rule.text or not mlp.place.text):
-            hooks[name] = MlpHook(plan, mlp, name, stream, 0, call)
-        elif name in attentions and rule.observes == "attention":
-            hooks[name] = AttentionHook(plan, name, stream, 0, call)
+        for index, module in enumerate(stream.modules):
+            hook = _stream_hook(plan, found, name, stream, index, call)
+            hooks.setdefault(name, hook)
+            pairs.append((module, hook))
+    for module, name in found.silent:
+        fed = hooks[name]
+        if isinstance(fed, MlpHook):
+            silent = SilentHook(fed) if fed.inner else FeedingHook(fed)
+            fed.inner.append(silent)
         else:
-            hooks[name] = StreamHook(plan, name, stream, 0, call)
-    pairs: list[tuple[nn.Module, Hook]]
-    pairs = [(found.streams[name].modules[0], hook) for name, hook in hooks.items()]
-    for name, mlp in found.mlps.items():
-        kinds = (FeedingHook, SilentHook)[: len(mlp.fused)]
-        hook = hooks[name]
-        inner = [kind(hook) for kind in kinds]
-        if isinstance(hook, MlpHook):
-            hook.inner = inner
-        pairs += zip(mlp.fused, inner, strict=True)
-    if rule.observes == "hidden":
+            silent = SilentHook(fed)
+        pairs.append((module, silent))
+    if plan.refresh and plan.refresh.observes == "hidden":
         pairs.append((blocks_of(transformer)[-1][1], HiddenHook(plan, call)))
     return pairs
+
+
+def _stream_hook(
+    plan: Plan, found: Tapped, name: str, stream: Stream, index: int, call: Call
+) -> StreamHook:
+    """Return the hook of a module of a stream: what a token-wise rule wants there, if one does."""
+    rule, mlp = plan.refresh, found.mlps.get(name)
+    if rule and mlp and (rule.text or not mlp.place.text):
+        return MlpHook(plan, mlp, name, stream, index, call)
+    attends = any(mlp.attention == name for mlp in found.mlps.values())
+    if rule and attends and rule.observes == "attention":
+        return AttentionHook(plan, name, stream, index, call)
+    return StreamHook(plan, name, stream, index, call)
 
 
 def _rule(plan: Plan) -> Rule:

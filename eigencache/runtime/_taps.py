@@ -174,12 +174,10 @@ class Mlp:
     Attributes:
         place: where it is.
         attention: the stream of the attention of its block.
-        fused: of a fused block, the children that feed the projection: `proj_mlp`, `act_mlp`.
     """
 
     place: Place
     attention: str
-    fused: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,36 +201,6 @@ _AROUND = re.compile("norm|modul|embed|_mod$", re.IGNORECASE)
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # The children of a fused block that feed its projection.
 FUSED = ("attn", "proj_mlp", "act_mlp")
-
-
-def tap_output(transformer: nn.Module) -> Tapped:
-    """The whole stack's output: one stream; a skipped step runs nothing of the network."""
-    return Tapped({"output": Whole(transformer)})
-
-
-def tap_hidden(transformer: nn.Module) -> Tapped:
-    """The image's states after the last block: one stream; a skipped step runs no block."""
-    return Tapped({"hidden": Blocks([block for _, block in blocks_of(transformer)], False)})
-
-
-def tap_blocks(transformer: nn.Module) -> Tapped:
-    """What each block adds to the states: one stream a block."""
-    return Tapped({name: Blocks([block], True) for name, block in blocks_of(transformer)})
-
-
-def tap_delta(transformer: nn.Module) -> Tapped:
-    """What the front half of the blocks adds, and what the back half adds (Delta-DiT).
-
-    Raises:
-        ValueError: there is only one block.
-    """
-    blocks = [block for _, block in blocks_of(transformer)]
-    if len(blocks) < 2:
-        raise ValueError(
-            f"{type(transformer).__name__} has one block, which cannot be halved: use tap 'output'"
-        )
-    half = len(blocks) // 2
-    return Tapped({"front": Blocks(blocks[:half], True), "back": Blocks(blocks[half:], True)})
 
 
 def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
@@ -261,8 +229,7 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
             feeding = [part for part in FUSED if part in children]
             if refreshed:
                 parts, feeding = ["attn", "proj_out"], feeding[1:]
-                inner = tuple(children[part] for part in feeding)
-                mlps[stream] = Mlp(Place(False, True, depth), f"{name}.attn", inner)
+                mlps[stream] = Mlp(Place(False, True, depth), f"{name}.attn")
             silent += [(children[part], stream) for part in feeding]
         else:
             parts = [part for part, child in children.items() if _works(part, child)]
@@ -281,6 +248,12 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
 def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
     """Return what a tap speaks of in `transformer`.
 
+    output   the whole stack's output: one stream; a skipped step runs nothing of the network
+    hidden   the image's states after the last block: one stream; a skipped step runs no block
+    blocks   what each block adds to the states: one stream per block
+    delta    what the front half of the blocks adds, and what the back half adds (Delta-DiT)
+    modules  see `tap_modules`
+
     Args:
         transformer: of diffusers.
         tap: one of `eigencache.plan.TAPS`.
@@ -290,10 +263,23 @@ def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
         KeyError: there is no such tap.
         ValueError: the transformer does not have what the tap needs.
     """
+    if tap == "output":
+        return Tapped({"output": Whole(transformer)})
     if tap == "modules":
         return tap_modules(transformer, refreshed)
-    taps = {"output": tap_output, "hidden": tap_hidden, "blocks": tap_blocks, "delta": tap_delta}
-    return taps[tap](transformer)
+    named = blocks_of(transformer)
+    blocks = [block for _, block in named]
+    half = len(blocks) // 2
+    if tap == "delta" and not half:
+        raise ValueError(f"{type(transformer).__name__} has one block, which has no two halves")
+    streams: dict[str, Callable[[], dict[str, Stream]]] = {
+        "hidden": lambda: {"hidden": Blocks(blocks, False)},
+        "blocks": lambda: {name: Blocks([block], True) for name, block in named},
+        "delta": lambda: {
+            "front": Blocks(blocks[:half], True), "back": Blocks(blocks[half:], True)
+        },
+    }  # fmt: skip
+    return Tapped(streams[tap]())
 
 
 def blocks_of(transformer: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -122,7 +122,9 @@ class CacheStats:
         if self.plan is not None and "built in" in self.plan.source:
             full, kind = int(self.plan.full.sum()), self.plan.source["built in"]
             told.append(f"built-in plan: {full} of {len(self.plan)} steps in full, for {kind}")
-        return "; ".join(filter(None, [*told, self._predictions]))
+        if self.plan is not None:
+            told.append(self.plan.predictions)
+        return "; ".join(filter(None, told))
 
     def __repr__(self) -> str:
         """Return the counts, as a call of the class would look."""

@@ -16,15 +16,11 @@ from helpers import flow_timesteps, kernel_of, random_trajectories
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from eigencache import kernel as kernels
-from eigencache import plan as plans
-from eigencache import trajectory
 from eigencache._files import read_arrays, write_arrays
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import KernelError
 from eigencache.methods import METHODS
 from eigencache.plan import PlanError
-from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.models.check import FetchError, verified
@@ -32,6 +28,7 @@ from reproduction.provenance import facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
 from reproduction.tables.tables import read_table
+from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
 STEPS = 6
@@ -184,10 +181,10 @@ def trajectory_is_usable(trajectory):
 
 
 KINDS = [
-    (PLANS[0], plans.FORMAT, PlanError, plan_is_usable),
-    (PLANS[1], plans.FORMAT, PlanError, plan_is_usable),
-    (KERNEL, kernels.FORMAT, KernelError, kernel_is_usable),
-    (TRAJECTORY, trajectory.FORMAT, TrajectoryError, trajectory_is_usable),
+    (PLANS[0], PLANS[0].FORMAT, PlanError, plan_is_usable),
+    (PLANS[1], PLANS[1].FORMAT, PlanError, plan_is_usable),
+    (KERNEL, KERNEL.FORMAT, KernelError, kernel_is_usable),
+    (TRAJECTORY, TRAJECTORY.FORMAT, TrajectoryError, trajectory_is_usable),
 ]
 EVERY_KIND = pytest.mark.parametrize(
     ("thing", "format", "error", "usable"), KINDS, ids=["plan", "rule", "kernel", "trajectory"]

@@ -11,7 +11,7 @@ import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache import _files as files
-from eigencache.kernel import Kernel, KernelError, KernelUse
+from eigencache.kernel import Kernel, KernelError, KernelUse, Kind
 
 STEPS = 6
 TIMESTEPS = flow_timesteps(STEPS)
@@ -181,6 +181,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
+        ({"runs": '"many"'}, "one run"),
         ({"runs": "many"}, "not a valid kernel"),
         ({"runs": "0"}, "one run"),
         ({"runs": "1", "source": '{"a": 1}'}, "`source` must map text to text"),
@@ -191,7 +192,7 @@ def test_a_loaded_kernel_merges_with_one_in_memory(tmp_path):
 def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     path = tmp_path / "odd.safetensors"
     arrays = {"sums/a": np.eye(STEPS), "timesteps": TIMESTEPS}
-    rest = {"tap": "output", "features": "full", "normalisation": "cosine"}
+    rest = {"sums": '["a"]', "tap": '"output"', "features": '"full"', "normalisation": '"cosine"'}
     files.write_arrays(
         path, arrays, "eigencache-kernel-1", rest | {"model": "null", "source": "{}"} | metadata
     )
@@ -485,7 +486,8 @@ def test_a_kernel_of_another_kind_is_refused(options, message):
     ],
 )
 def test_a_kind_names_what_must_be_calibrated_and_no_more(options, kind):
-    assert KernelUse(**options).kind == kind
+    made = KernelUse(**options).kind("output")
+    assert str(made) == f"output.{kind}" and Kind.of(str(made)) == made
 
 
 @pytest.mark.parametrize(

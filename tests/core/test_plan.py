@@ -159,16 +159,16 @@ def without_a_format(path):
 
 def without_weights(path):
     plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
     del arrays["weights"]
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
 
 
 def without_its_tap(path):
     plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
     del metadata["tap"]
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
 
 
 def of_an_unknown_rule(path):
@@ -187,24 +187,24 @@ def of_a_bad_option(path):
 
 
 def respell(path, old, new):
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
     assert old in metadata["refresh"]
     metadata["refresh"] = metadata["refresh"].replace(old, new, 1)
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
 
 
 def of_a_prediction_that_is_no_number(path):
     plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
-    metadata["source"] = '{"predicted psnr": "many"}'
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
+    metadata["predicted_psnr"] = '"many"'
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
 
 
 def acausal(path):
     plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
     arrays["weights"] = arrays["weights"] + 1
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
 
 
 @pytest.mark.parametrize(
@@ -220,15 +220,6 @@ def test_a_spoilt_file_is_named(tmp_path, spoil):
     spoil(path)
     with pytest.raises(PlanError, match=r"spoilt\.safetensors"):
         Plan.load(path)
-
-
-def test_a_plan_saved_before_there_were_rules_recomputes_no_tokens(tmp_path):
-    path = tmp_path / "plan.safetensors"
-    plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
-    del metadata["refresh"]
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
-    assert Plan.load(path).refresh is None
 
 
 BELONGS = {
@@ -259,18 +250,6 @@ def test_any_prediction_is_saved(tmp_path, psnr):
     assert Plan.load(tmp_path / "plan.safetensors").predicted_psnr == psnr
 
 
-def test_a_plan_of_an_earlier_version_says_what_was_predicted(tmp_path):
-    path = tmp_path / "plan.safetensors"
-    source = {"predicted psnr": "31.250000", "predicted error": "0.015", "kernel": "x"}
-    plan(source=source).save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
-    metadata = {name: metadata[name] for name in ("tap", "streams", "model", "source", "refresh")}
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
-    found = Plan.load(path)
-    assert (found.predicted_psnr, found.predicted_error) == (31.25, 0.015)
-    assert found.source == {"kernel": "x"} and found.arguments == {}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -290,9 +269,9 @@ def test_a_field_of_another_kind_is_named(changes, message):
 def test_a_file_with_a_field_of_another_kind_is_named(tmp_path, field):
     path = tmp_path / "odd.safetensors"
     plan().save(path)
-    arrays, metadata = files.read_arrays(path, "eigencache-plan-1", PlanError)
+    arrays, metadata = files.read_arrays(path, Plan.FORMAT, PlanError)
     metadata[field] = "[1]"
-    files.write_arrays(path, arrays, "eigencache-plan-1", metadata)
+    files.write_arrays(path, arrays, Plan.FORMAT, metadata)
     with pytest.raises(PlanError, match=r"odd\.safetensors: not a valid plan"):
         Plan.load(path)
 

@@ -9,6 +9,7 @@ import pytest
 
 import eigencache
 from eigencache import predictors, schedules, tokens
+from eigencache._records import Record
 from eigencache.closed_loop import ClosedLoop
 from eigencache.kernel import KernelUse
 from eigencache.methods import METHODS, Gate
@@ -17,7 +18,7 @@ PROTOCOLS = (predictors.Predictor, schedules.Schedule, tokens.Rule)
 PARTS = [
     *(getattr(predictors, name) for name in predictors.__all__ if name != "Predictor"),
     *(getattr(schedules, name) for name in schedules.__all__ if name != "Schedule"),
-    *tokens.RULES.values(), Gate, ClosedLoop, KernelUse,
+    *tokens.RULES.values(), Gate, ClosedLoop, KernelUse, Record,
 ]  # fmt: skip
 PUBLIC = {name: getattr(eigencache, name) for name in eigencache.__all__ if name[0].isalpha()}
 del PUBLIC["METHODS"]

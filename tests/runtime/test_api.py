@@ -17,10 +17,10 @@ from torch import nn
 import eigencache
 from eigencache.calibration import Calibration, calibrate
 from eigencache.calibration.quality import Judge
-from eigencache.calibration.recording import Kind, record_kernels
+from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
-from eigencache.kernel import Kernel
+from eigencache.kernel import Kernel, Kind
 from eigencache.methods import METHODS, make_plan
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.predictors import Taylor

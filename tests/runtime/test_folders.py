@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from eigencache import cli
-from eigencache.commands.score import FolderError, model_folders, pair
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics._ssim import ssim
+from eigencache.metrics.folders import FolderError, model_folders, pair
 from eigencache.metrics.images import load_image
 from eigencache.metrics.statistics import mean_interval
 
@@ -43,7 +43,7 @@ def score(*arguments):
         cli.main()
 
 
-def test_folders_are_scored_as_the_metrics_score_their_images(folders):
+def test_folders_are_scored_as_the_metrics_score_their_images(folders, capsys):
     score(
         "--reference", "full", "--images", "x=one", "--images", "y=two", "--prompts",
         "prompts.txt",
@@ -58,8 +58,9 @@ def test_folders_are_scored_as_the_metrics_score_their_images(folders):
                   for f in ("full", {"x": "one", "y": "two"}[row.run])]  # fmt: skip
         assert (row.psnr, row.ssim) == pytest.approx((psnr(*images), ssim(*images)), rel=1e-12)
     assert [path.name for path in (folders / "out").iterdir()] == ["scores.csv"]
-    assert f"{table['psnr'][:3].mean():.2f} " in done.stdout
-    assert "No intervals: there are 3 images, and it takes 6 or more." in done.stdout
+    told = capsys.readouterr().out
+    assert f"{table['psnr'][:3].mean():.2f} " in told
+    assert "No intervals: there are 3 images, and it takes 6 or more." in told
 
 
 def test_enough_images_have_an_interval(tmp_path):
@@ -69,16 +70,16 @@ def test_enough_images_have_an_interval(tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(map(str, range(7))))
     line = "--reference full --images x=one --prompts prompts.txt --metrics psnr --out o.csv"
     done = score(tmp_path, *line.split())
-    assert "95% bootstrap intervals over 7 images" in done.stdout, done.stderr
+    assert "95% bootstrap intervals over 7 images" in told, done.stderr
     mean, low, high = mean_interval(pd.read_csv(tmp_path / "o.csv")["psnr"])
-    assert f"x {mean:.2f} [{low:.2f}, {high:.2f}]" in " ".join(done.stdout.split())
+    assert f"x {mean:.2f} [{low:.2f}, {high:.2f}]" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--images", "one"], "write NAME=DIR"),
-        (["--images", "x=one", "x=two"], "the name 'x' is taken"),
+        (["--images", "x=one", "x=two"], "--images x: stated twice"),
         (["--images", "x=none"], "none: no such folder"),
         (["--images", "x=one", "--metrics", "psnr", "st_lpips_alex"],
          "models/ST-LPIPS-alex: no such folder"),

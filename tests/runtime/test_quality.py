@@ -1,5 +1,7 @@
 """Plans for a quality: the cheapest is found, whatever the qualities, in few tries."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,13 @@ from helpers import flow_timesteps
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from eigencache.calibration import Calibration, calls_of
 from eigencache.calibration.quality import cheapest, psnr
+from eigencache.calibration.sampler import load_pipeline
 from eigencache.methods import FEWEST, METHODS
 from eigencache.plan import Plan
 
+MODEL = Path(__file__).parents[2] / "data/emoji-flux"
 TIMESTEPS = flow_timesteps(50)
 BUDGETS = range(FEWEST, 26)
 
@@ -88,3 +93,26 @@ def test_psnr_is_that_of_torchmetrics(noise):
 def test_psnr_of_equal_images_is_infinite():
     image = Image.new("RGB", (8, 8), (1, 2, 3))
     assert psnr(np.asarray(image), np.asarray(image)) == float("inf")
+
+
+@pytest.mark.parametrize("new_noise", [False, True], ids=["deterministic", "new noise"])
+def test_recorded_runs_are_only_decoded(new_noise):
+    """Where a batch has other noise than each of its calls alone, these are made again."""
+    pipe, steps, ran = load_pipeline(MODEL, "float32"), 5, []
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, stochastic_sampling=new_noise
+    )
+    pipe.transformer.x_embedder.register_forward_hook(lambda *_: ran.append(1))
+    arguments = {
+        "num_inference_steps": steps, "height": 64, "width": 64, "max_sequence_length": 16
+    }  # fmt: skip
+    calibration = Calibration(pipe, calls_of(["a red apple", "a green tree"]), arguments, 3)
+    runs = calibration.simulator(range(2), batch=2)
+    ran.clear()
+    expected = calibration.judge(2)._full
+    assert len(ran) == 2 * steps
+    ran.clear()
+    found = calibration.judge(2, runs)._full
+    assert len(ran) == 2 * (steps if new_noise else 1)  # of the first step
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from eigencache.calibration import Calibration
-from eigencache.calibration._calls import latent_only
-from eigencache.calibration.recording import Kind, recording, timesteps_of
+from eigencache.calibration._calls import called
+from eigencache.calibration.recording import recording, timesteps_of
 from eigencache.calibration.sampler import image_seed, load_pipeline, sample
 from eigencache.commands.prompts import read_calls
+from eigencache.kernel import Kind
 from eigencache.methods import METHODS
 from eigencache.plan import PlanError
 from reproduction.prompts import shard_indices
@@ -125,7 +126,7 @@ def test_kernel_is_that_of_the_recorded_features(pipe, kernels):
     for index, call in enumerate(read_calls(ROOT / "data/prompts/emoji-calibration.txt", 3)):
         outputs = []
         with recording(pipe, ["output"], lambda tap, name, x, kept=outputs: kept.append(x)):
-            latent_only(pipe, {**ARGUMENTS, **call}, image_seed(7, index))
+            called(pipe, {**ARGUMENTS, **call}, image_seed(7, index))
         features = torch.stack(outputs).flatten(1).double()
         grams.append(features @ features.T / features.shape[1])
     # A run weighs less the further its outputs move.

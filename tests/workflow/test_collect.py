@@ -12,7 +12,7 @@ import torch
 import yaml
 from helpers import snakemake
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
@@ -21,13 +21,13 @@ from eigencache.plan import PlanError
 from eigencache.predictors import Taylor
 from eigencache.runtime._taps import fingerprint, full_features
 from eigencache.schedules import Steps
-from eigencache.trajectory import Trajectory, TrajectoryError
 from reproduction.config import ConfigError
 from reproduction.experiment import Experiment
 from reproduction.figures import trajectory as figure
 from reproduction.figures._common import save
 from reproduction.models import pipeline
 from reproduction.stages import collect as stage
+from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16}
@@ -57,7 +57,7 @@ def test_features_are_those_that_calibration_sees(pipe, blocks):
         recorded.setdefault(name, []).append(full_features(feature))
 
     with recording(pipe, ["blocks"], keep):
-        latent_only(pipe, CALL, 5)
+        called(pipe, CALL, 5)
     for name, steps in recorded.items():
         parts = [blocks.features[f"{name}.{part}"] for part in ("image", "text")]
         ours = np.concatenate([part.reshape(4, -1) for part in parts], 1)
@@ -81,7 +81,7 @@ def test_output_is_what_moves_the_latents(pipe):
         lambda module, args, kwargs: latents.append(kwargs["hidden_states"][0].numpy()),
         with_kwargs=True,
     )
-    latent_only(pipe, CALL, 5)
+    called(pipe, CALL, 5)
     hook.remove()
     moved = np.diff(made.sigmas)[:, None, None] * made.features["output"]
     np.testing.assert_allclose(np.diff(latents, axis=0), moved[:-1], atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from helpers import faulty_texts, flow_timesteps, sampling, tiny_flux, tiny_pipeline
 from pipelines.zoo import ZOO
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording, timesteps_of
 from eigencache.methods import make_plan
 from eigencache.plan import TAPS
@@ -127,7 +127,7 @@ def test_what_a_run_held_is_what_its_plan_needs(tap):
         first.setdefault(name, 4 * len(full_features(feature)))
 
     with recording(pipe, [tap], keep):
-        latent_only(pipe, call, 0)
+        called(pipe, call, 0)
     silent = 4 * len(tapped(pipe.transformer, tap).silent) if tap == "modules" else 0
     assert found.cache_mb == (2 * sum(first.values()) + silent) / 1e6
     # Nothing of it stays behind.

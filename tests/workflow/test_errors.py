@@ -16,7 +16,7 @@ from helpers import (
     tiny_pipeline,
 )
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.design import forecast_errors, latents_errors
@@ -111,7 +111,7 @@ def features_of(pipe, tap, index):
             record.append(np.concatenate([part.numpy().ravel() for part in tensors(feature)]))
 
         with watching(stream, keep):
-            latent_only(pipe, call_of(index), image_seed(SEED, index))
+            called(pipe, call_of(index), image_seed(SEED, index))
     return {name: np.stack(record).astype(float) for name, record in found.items()}
 
 
@@ -178,9 +178,9 @@ def test_latents_of_full_steps_at_the_start_agree_to_the_last_bit(measured, plan
 @pytest.mark.parametrize("label", ["output", "modules", "gated", "tokens"])
 def test_the_last_latents_are_those_of_the_image(pipe, plans, measured, label):
     seed = image_seed(SEED, 0)
-    full = latent_only(pipe, call_of(0), seed).images
+    full = called(pipe, call_of(0), seed).images
     with cached(pipe, plans[label]):
-        ours = latent_only(pipe, call_of(0), seed).images
+        ours = called(pipe, call_of(0), seed).images
     expected = (ours - full).square().mean().sqrt().item()
     assert measured[label]["latents"][-1] == pytest.approx(expected, rel=1e-5)
 

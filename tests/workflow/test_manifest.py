@@ -17,7 +17,7 @@ from helpers import flow_timesteps, kernel_of, pythonpath, random_trajectories
 
 from eigencache._files import read_arrays, sha256, write_arrays
 from eigencache.kernel import Kernel
-from eigencache.plan import FORMAT, Plan, PlanError
+from eigencache.plan import Plan, PlanError
 from reproduction.provenance import code, facts, manifest, record
 from reproduction.provenance.manifest import ManifestError
 from reproduction.provenance.verify import verify
@@ -269,8 +269,8 @@ def test_every_flipped_bit_of_a_plan_or_kernel_is_noticed_without_a_manifest(
 
 def test_a_plan_without_the_hash_of_its_contents_is_refused(project, monkeypatch):
     make_plan(monkeypatch)
-    arrays, metadata = read_arrays(PLAN, FORMAT, PlanError)
-    write_arrays(PLAN, arrays, FORMAT, metadata)
+    arrays, metadata = read_arrays(PLAN, Plan.FORMAT, PlanError)
+    write_arrays(PLAN, arrays, Plan.FORMAT, metadata)
     Plan.load(PLAN)
     from safetensors.numpy import save_file
 

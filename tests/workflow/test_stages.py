@@ -492,7 +492,7 @@ def test_calibration_records_every_stream_at_every_step(tap):
     import torch
     from helpers import tiny_pipeline
 
-    from eigencache.calibration._calls import latent_only
+    from eigencache.calibration._calls import called
     from eigencache.calibration.recording import recording
 
     pipe, found, latents = tiny_pipeline(), {}, []
@@ -507,8 +507,8 @@ def test_calibration_records_every_stream_at_every_step(tap):
         return {}
 
     with recording(pipe, [tap], keep) as recorder:
-        latent_only(pipe, call | {"callback_on_step_end": after}, 0)
-    latent_only(pipe, call, 0)  # no longer recorded
+        called(pipe, call | {"callback_on_step_end": after}, 0)
+    called(pipe, call, 0)  # no longer recorded
     assert {len(features) for features in found.values()} == {5} == {len(recorder.timesteps)}
     if tap == "output":
         moved = latents[3] - latents[2]

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from eigencache.commands.prompts import described, images_of, read_calls
-from eigencache.methods import METHODS, check_prompts
+from eigencache.methods import FEWEST, METHODS, check_wish
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
 from reproduction.prompts import file_of, refuse_overlap
@@ -490,7 +490,10 @@ class Config(_Part):
                 continue
             parts = METHODS[spec.method].parts(1, **spec.options)
             try:
-                check_prompts(METHODS[spec.method], count, spec.psnr, spec.options)
+                check_wish(
+                    METHODS[spec.method], None if spec.psnr else FEWEST, spec.psnr, spec.tap,
+                    spec.options, count,
+                )  # fmt: skip
             except ValueError as error:
                 key = "held_out" if parts.closed_loop else "psnr"
                 raise fault(f"methods.{label}.{key}", str(error)) from error

@@ -171,7 +171,7 @@ class Experiment:
         if not method.needs_kernel:
             return OUTPUT_KERNEL
         use = method.parts(1, **self.config.methods[label].options).use
-        return f"{spec.get('tap', method.tap)}.{use.kind}"
+        return str(use.kind(spec.get("tap", method.tap)))
 
     def budgets(self, label: str) -> list[int]:
         """Return the budgets of a label's runs; none where it has one run, or a quality."""

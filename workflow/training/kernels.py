@@ -47,12 +47,8 @@ def traced(
         arguments: of the call.
     """
     policy = _Traced()
-    driver = Driver(pipe, policy)
-    driver.attach()
-    try:
+    with Driver(pipe, policy):
         pipe(**arguments, output_type="latent")
-    finally:
-        driver.detach()
     times = torch.tensor(policy.timesteps, dtype=torch.float64)
     samples, outputs = torch.stack(policy.samples), torch.stack(policy.outputs)
     scheduler = pipe.scheduler

@@ -28,7 +28,6 @@ from matplotlib.ticker import MaxNLocator
 
 from eigencache.design import residuals
 from eigencache.plan import Plan, PlanError
-from eigencache.trajectory import Trajectory
 from reproduction.figures._common import (
     INK,
     TWO_COLUMNS,
@@ -41,6 +40,7 @@ from reproduction.figures._common import (
     style,
     wrapped,
 )
+from reproduction.trajectory import Trajectory
 
 COLUMNS, PANEL, ERRORS = 4, 1.6, 2.3  # inches high: a panel with its title, and the lower part
 ALONE = 3.0  # inches high: the panel of an only stream

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from eigencache.calibration import Calibration
-from eigencache.calibration.recording import Kind
 from eigencache.commands.prompts import opened, read_calls
+from eigencache.kernel import Kind
 from reproduction.models.pipeline import add_pipeline, loaded
 
 

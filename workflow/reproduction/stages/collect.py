@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from eigencache.calibration._calls import latent_only
+from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import TAPS
 from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tensors
-from eigencache.trajectory import Trajectory
 from reproduction.models.pipeline import add_pipeline, loaded
+from reproduction.trajectory import Trajectory
 
 WHOLE = "whole"  # features as they are
 
@@ -51,14 +51,14 @@ def collect(
     if tap == "output":
         chosen({"output": None}, patterns)
     with recording(pipe, [tap], keep, matching) as recorder:
-        latent_only(pipe, call, seed)
-    found, count = {}, len(recorder.timesteps)
+        called(pipe, call, seed)
+    found, count = {}, len(recorder.moments)
     for name, record in records.items():
         calls = len(record) // count
         parts = zip(*record, strict=True)
         found |= _named(name, [_joined(np.stack(part), calls) for part in parts])
     return Trajectory(
-        found, np.array(recorder.timesteps), recorder.sigmas, tap, text_of(call), seed,
+        found, recorder.timesteps, recorder.sigmas, tap, text_of(call), seed,
         fingerprint(network_of(pipe)),
     )  # fmt: skip
 

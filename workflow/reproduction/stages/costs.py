@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from eigencache._upstream import device_of
-from eigencache.calibration._calls import latent_only, quiet
+from eigencache.calibration._calls import called, quiet
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls
@@ -60,7 +60,7 @@ def steps_of(
         torch.cuda.reset_peak_memory_stats(device)
     with quiet(pipe), cached(pipe, plan, anchor_device) if plan else watched(pipe) as stats:
         with following(pipe, lambda _: held.append(held_bytes(pipe))):
-            latent_only(pipe, call, seed)
+            called(pipe, call, seed)
         peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
         return Steps(stats.full_seconds, stats.skipped_seconds, max(held) / 1e6, peak)
 

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration._calls import latent_only, quiet, sample_of
+from eigencache.calibration._calls import called, quiet, sample_of
 from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls
@@ -130,11 +130,11 @@ def full_run(
         if (tap, name) not in followed:
             there = {label: plan for label, plan in forecasting.items() if plan.tap == tap}
             followed[tap, name] = OpenLoop(name, there, anchor_device)
-        followed[tap, name](len(recorder.timesteps), feature)
+        followed[tap, name](len(recorder.moments), feature)
 
     taps = {plan.tap for plan in forecasting.values()}
     with recording(pipe, taps, keep) as recorder, following(pipe, latents):
-        latent_only(pipe, call, seed)
+        called(pipe, call, seed)
     for plan in plans.values():
         plan.check_timesteps(recorder.timesteps)
     loops = list(followed.values())
@@ -172,7 +172,7 @@ def measured(
     for label, plan in plans.items():
         latents = Latents()
         with quiet(pipe), cached(pipe, plan, anchor_device), following(pipe, latents):
-            latent_only(pipe, call, seed)
+            called(pipe, call, seed)
         yield label, {FORECAST: forecasts[label], LATENTS: latents.less(full)}
 
 

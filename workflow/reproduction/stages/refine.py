@@ -13,7 +13,7 @@ from tqdm import tqdm
 from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with
 from eigencache.commands.prompts import opened, read_calls
 from eigencache.kernel import Kernel
-from eigencache.methods import METHODS, check_prompts
+from eigencache.methods import FEWEST, METHODS, check_wish
 from reproduction.models.pipeline import add_pipeline, loaded
 
 
@@ -22,7 +22,8 @@ def main(arguments: argparse.Namespace) -> None:
     method, kernel = METHODS[spec.pop("method")], Kernel.load(arguments.kernel)
     quality, tap = spec.pop("psnr", None), spec.pop("tap", None)
     calls = read_calls(arguments.prompts, arguments.num_prompts)
-    check_prompts(method, len(calls), quality, spec)  # before loading
+    budget = None if quality else FEWEST
+    check_wish(method, budget, quality, tap, spec, len(calls))  # before loading
     pipe = loaded(arguments, calls)
     calls = [opened(call) for call in calls]
     calibration = Calibration(pipe, calls, arguments.arguments, arguments.seed)

@@ -20,12 +20,12 @@ import torch
 from tqdm import tqdm
 
 from eigencache._checks import agrees, span
-from eigencache._flops import Meter
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache._upstream import device_of
 from eigencache.calibration.sampler import Sample, image_seed, sample
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import FEWER_STEPS, FULL, Plan, PlanError
+from reproduction.flops import Meter
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.prompts import shard_indices
 from reproduction.tables.tables import write_table

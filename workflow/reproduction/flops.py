@@ -14,13 +14,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from eigencache import _upstream
 from eigencache.plan import Plan
 from eigencache.runtime._driver import denoisers, may_denoise, shape_of
 
 # Attention on a CPU, which torch's table of operations lacks.
 CPU_ATTENTION = {
-    _upstream.CPU_ATTENTION: (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
     )
 }

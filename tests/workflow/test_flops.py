@@ -3,10 +3,11 @@
 import pytest
 import torch
 from helpers import arguments_of, tiny_pipeline
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from eigencache import METHODS, cached
-from eigencache._flops import CPU_ATTENTION, Meter
+from reproduction.flops import CPU_ATTENTION, Meter
 
 STEPS = 8
 PLANS = [
@@ -34,6 +35,21 @@ def counted(make) -> int:
 def timesteps_of(pipe):
     call(pipe)
     return pipe.scheduler.timesteps.double().numpy()
+
+
+def test_attention_on_a_cpu_is_one_operation():
+    """Torch does not document it: `CPU_ATTENTION`, by which operations of attention are counted."""
+    seen = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(getattr(function, "overloadpacket", None))
+            return function(*args, **kwargs or {})
+
+    tokens = torch.ones(1, 2, 4, 8)
+    with Watch(), torch.no_grad():
+        torch.nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+    assert CPU_ATTENTION.keys() <= seen
 
 
 def test_full_runs_cost_what_the_counter_says_and_are_not_changed():
@@ -74,7 +90,7 @@ def test_nothing_is_counted_while_an_image_is_made(monkeypatch):
     meter = Meter(pipe)
     call(pipe)
     meter.operations()
-    monkeypatch.setattr("eigencache._flops._counter", None)  # would raise if it were called
+    monkeypatch.setattr("reproduction.flops._counter", None)  # would raise if it were called
     call(pipe, seed=1)
     assert meter.operations() > 0
 

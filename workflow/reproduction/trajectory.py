@@ -1,15 +1,12 @@
 """Trajectories: the features of a network's streams at every sampler step of one full run."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from eigencache._files import read_arrays, write_arrays
-
-FORMAT = "eigencache-trajectory-1"
+from eigencache._records import Record
 
 
 class TrajectoryError(ValueError):
@@ -17,7 +14,7 @@ class TrajectoryError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Record):
     """The features of one full run of `T` sampler steps.
 
     Attributes:
@@ -42,7 +39,14 @@ class Trajectory:
     seed: int
     model: str
 
+    FORMAT: ClassVar[str] = "eigencache-trajectory-1"
+    ERROR: ClassVar[type[ValueError]] = TrajectoryError
+    ARRAYS: ClassVar[Mapping] = {
+        "features": None, "timesteps": np.float64, "sigmas": np.float64
+    }  # fmt: skip
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         steps = len(self.timesteps)
         if not self.features:
             raise TrajectoryError("a trajectory needs at least one stream")
@@ -55,48 +59,3 @@ class Trajectory:
                 raise TrajectoryError(f"stream {name!r}: {len(feature)} entries in {steps} steps")
             if not np.isfinite(feature).all():
                 raise TrajectoryError(f"stream {name!r}: not finite; the run diverged")
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the trajectory as safetensors: `timesteps`, `sigmas`, each stream, metadata.
-
-        Args:
-            path: of the file, which is whole or absent.
-
-        Raises:
-            OSError: it cannot be written.
-        """
-        metadata = {
-            "tap": self.tap,
-            "streams": json.dumps(list(self.features)),
-            "prompt": self.prompt,
-            "seed": str(self.seed),
-            "model": self.model,
-        }
-        arrays = {f"features/{name}": feature for name, feature in self.features.items()}
-        arrays |= {"timesteps": self.timesteps, "sigmas": self.sigmas}
-        write_arrays(path, arrays, FORMAT, metadata)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "Trajectory":
-        """Read a trajectory that `save` wrote.
-
-        Args:
-            path: of the file.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            TrajectoryError: the file is truncated, is no trajectory, or holds an invalid one.
-        """
-        arrays, metadata = read_arrays(path, FORMAT, TrajectoryError)
-        try:
-            return cls(
-                {n: arrays[f"features/{n}"] for n in json.loads(metadata["streams"])},
-                arrays["timesteps"],
-                arrays["sigmas"],
-                metadata["tap"],
-                metadata["prompt"],
-                int(metadata["seed"]),
-                metadata["model"],
-            )
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise TrajectoryError(f"{path}: not a valid trajectory: {error}") from error

@@ -1,0 +1,116 @@
+"""Folders of images, made here or elsewhere: paired with those of a reference, and scored.
+
+Images are paired by file name. In the order of their names they belong to the prompts.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eigencache._frames import frames_of
+from eigencache.metrics import CLIP, METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REFERENCE = "reference"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class FolderError(ValueError):
+    """Folders do not go together, or a model is missing; the message names what."""
+
+
+def pair(reference: str, folders: Mapping[str, str], prompts: Sequence[str]) -> "pd.DataFrame":
+    """Return `run, prompt_index, prompt, seed, image` of the reference and of all folders.
+
+    Raises:
+        FolderError: a file name is missing on either side, sizes differ, or there are not as many
+            images as prompts; the message names them.
+    """
+    import pandas as pd
+
+    if REFERENCE in folders:
+        raise FolderError(f"--images {REFERENCE}: the name is taken by --reference")
+    known, rows = _images(reference), []
+    if len(known) != len(prompts):
+        raise FolderError(
+            f"{reference} has {len(known)} images, but there are {len(prompts)} prompts; images, "
+            "sorted by name, are matched with the prompts in order"
+        )
+    for run, folder in {REFERENCE: reference, **folders}.items():
+        found = _images(folder)
+        if found.keys() != known.keys():
+            raise FolderError(
+                f"{folder} and {reference}: names differ; only in the first: "
+                f"{_some(found.keys() - known.keys())}, only in the second: "
+                f"{_some(known.keys() - found.keys())}"
+            )
+        other = [name for name in known if found[name] != known[name]]
+        if other:
+            sizes = f"{_size(found[other[0]])} and {_size(known[other[0]])}"
+            raise FolderError(f"{folder} and {reference}: sizes differ, {sizes}: {_some(other)}")
+        rows += [
+            {"run": run, "prompt_index": i, "prompt": prompts[i], "seed": 0,
+             "image": (Path(folder) / name).as_posix()}
+            for i, name in enumerate(known)
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def model_folders(
+    metrics: Sequence[str], clip: str, folders: Mapping[str, str]
+) -> dict[str, list[Path]]:
+    """Return the metrics to the folders of the models they need.
+
+    Args:
+        metrics: their names.
+        clip: the model of clip_score.
+        folders: of models that are not in models/.
+
+    Raises:
+        FolderError: a model is not there; the message says how to fetch it.
+    """
+    found = {}
+    for name in metrics:
+        models = [clip if model == CLIP else model for model in METRICS[name].models]
+        found[name] = [Path(folders.get(model, f"models/{model}")) for model in models]
+        for model, folder in zip(models, found[name], strict=True):
+            if not folder.is_dir():
+                raise FolderError(
+                    f"{folder}: no such folder, and {name} needs the model {model}; "
+                    f"`--model {model}=DIR` names where it is. In a clone of the project, "
+                    f"`snakemake models/{model}/manifest.json --cores 1` fetches it; psnr and "
+                    "ssim need no model"
+                )
+    return found
+
+
+def _images(folder: str) -> dict[str, tuple[int, ...]]:
+    """Return the images of a folder, in the order of their names, each with its size in pixels.
+
+    A folder of frames is a video; behind its size is its number of frames.
+    """
+    from PIL import Image
+
+    if not Path(folder).is_dir():
+        raise FolderError(f"{folder}: no such folder")
+    sizes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(Path(folder).iterdir()):
+        video = path.is_dir() and any(path.glob("*.png"))
+        if video or path.suffix.lower() in SUFFIXES:
+            frames = frames_of(path)
+            with Image.open(frames[0]) as image:
+                sizes[path.name] = (*image.size, *([len(frames)] if video else []))
+    return sizes
+
+
+def _some(names: Collection[str]) -> str:
+    names = sorted(names)
+    return (
+        ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+    )
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
