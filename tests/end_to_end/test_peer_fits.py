@@ -22,7 +22,7 @@ from benchmarks.peers.fitting.dss import Searched, at
 from benchmarks.peers.fitting.gits import IPNDM, cheapest, gits
 from benchmarks.peers.fitting.meter import Meter
 from benchmarks.peers.fitting.methods import METHODS, Problem
-from benchmarks.peers.fitting.olss import Regression, from_kernel, olss
+from benchmarks.peers.fitting.olss import Regression, olss
 from benchmarks.peers.fitting.solver import LinearScheduler, Solver, integrate
 from benchmarks.peers.fitting.teacher import Teacher
 from benchmarks.peers.join import joined
@@ -186,18 +186,6 @@ def test_olss_is_least_squares(teacher):
             other = outputs[step].flatten()
             size = float(residual.norm() * other.norm())
             assert abs(float(residual @ other)) < 1e-6 * size + 1e-9
-
-
-def test_the_kernel_is_enough_for_the_weights_of_olss(teacher):
-    """They are those of least squares on the runs themselves, with the noise's coefficient at 1."""
-    outputs, sizes = teacher.outputs.flatten(1).double().numpy(), np.diff(teacher.sigmas)
-    steps = [0, 2, 5]
-    weights = from_kernel(outputs @ outputs.T, sizes, steps, jitter=0)
-    for i, target in enumerate([2, 5, STEPS]):
-        moved = sizes[:target] @ outputs[:target]
-        found = np.linalg.lstsq(outputs[steps[: i + 1]].T, moved, rcond=None)[0]
-        np.testing.assert_allclose(weights[i, : i + 1], found, rtol=1e-4)
-    assert not np.triu(weights, 1).any()
 
 
 def test_gits_is_the_cheapest_way():

@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.peers.fitting.bns import Bespoke
@@ -20,7 +19,7 @@ from benchmarks.peers.fitting.descent import Descent, Lion
 from benchmarks.peers.fitting.dss import Searched
 from benchmarks.peers.fitting.gits import gits
 from benchmarks.peers.fitting.meter import Meter
-from benchmarks.peers.fitting.olss import from_kernel, olss
+from benchmarks.peers.fitting.olss import olss
 from benchmarks.peers.fitting.solver import Solver
 from benchmarks.peers.fitting.teacher import Teacher
 from benchmarks.peers.sampling import Arguments, Case
@@ -160,16 +159,6 @@ def budcache(problem: Problem, budget: int) -> Fitted:
     return {"sigmas": model.sigmas().tolist(), "full_steps": full_steps}, told
 
 
-def aimed(problem: Problem, budget: int) -> Fitted:
-    """Keep the steps of our design, and take the weights of OLSS, from the kernel alone."""
-    plan = problem.design(budget, len(problem.cases))
-    kernel = problem.shared["kernel", len(problem.cases)][0]
-    steps = list(plan.full_steps)
-    weights = from_kernel(kernel.matrix(), kernel.step_sizes, steps)
-    solver = Solver(plan.timesteps[steps] / 1000, np.ones(budget), weights)
-    return solver.as_dict(), {"full_steps": steps}
-
-
 def closed_form(fit: Callable, problem: Problem, budget: int) -> Fitted:
     """Fit a solver without gradients and without sampling."""
     solver, full_steps = fit(problem.teacher, budget)
@@ -177,6 +166,7 @@ def closed_form(fit: Callable, problem: Problem, budget: int) -> Fitted:
 
 
 METHODS: dict[str, Callable[[Problem, int], Fitted]] = {
+    "EigenCache-optimal": partial(eigencache, method="EigenCache-optimal", prompts=32),
     "EigenCache-design": partial(eigencache, method="EigenCache-design", prompts=32),
     "EigenCache-design, 8 prompts": partial(eigencache, method="EigenCache-design", prompts=8),
     "EigenCache": partial(eigencache, method="EigenCache", prompts=32),
@@ -186,7 +176,6 @@ METHODS: dict[str, Callable[[Problem, int], Fitted]] = {
     "BNS from Euler, grid": partial(bns, free=False, design=False),
     "BNS from our design, grid": partial(bns, free=False, design=True),
     "OLSS": partial(closed_form, olss),
-    "EigenCache-design with OLSS's weights": aimed,
     "DSS": dss,
     "GITS + Euler": partial(closed_form, partial(gits, order=1)),
     "GITS + iPNDM": partial(closed_form, partial(gits, order=4)),

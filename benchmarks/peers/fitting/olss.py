@@ -72,30 +72,3 @@ def olss(teacher: Teacher, budget: int, rounds: int = 40) -> tuple[Solver, list[
         found, _ = regression.solve(0, steps[: i + 1], target)
         start[i], weights[i, : i + 1] = found[0], found[1:]
     return Solver(teacher.sigmas[steps], start, weights), steps
-
-
-def from_kernel(
-    matrix: np.ndarray, sizes: np.ndarray, steps: list[int], jitter: float = 1e-9
-) -> np.ndarray:
-    """Return the weights of OLSS from second moments alone, with the noise's coefficient at 1.
-
-    What lies between the noise and the latents of a full run is itself a sum of outputs, so that
-    the kernel knows all products that least squares need.
-
-    Args:
-        matrix: float64 `[T, T]`, the kernel of the output tap.
-        sizes: float64 `[T]`, by how much the latents move per unit of each output.
-        steps: the full steps.
-        jitter: added to the diagonal, as a share of its mean.
-
-    Returns:
-        float64 `[n, n]`, as of `Solver`.
-    """
-    weights = np.zeros((len(steps),) * 2)
-    for i, target in enumerate([*steps[1:], len(sizes)]):
-        used = steps[: i + 1]
-        gram = matrix[np.ix_(used, used)]
-        gram = gram + jitter * np.trace(gram) / len(gram) * np.eye(len(gram))
-        toward = matrix[used, :target] @ sizes[:target]
-        weights[i, : i + 1] = np.linalg.solve(gram, toward)
-    return weights
