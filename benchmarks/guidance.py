@@ -5,7 +5,8 @@
 The arguments are a model and the table to write. Guidance is classifier-free, by two passes per
 step with an empty negative prompt (`true_cfg_scale`). Plans have 9 of 50 steps in full, and are
 made on calibration prompts alone; for a plan made at several scales, the prompts take turns. It
-takes about 15 minutes on two idle cores; `--prompts 2` is a quick look.
+takes about 15 minutes on two idle cores; `--prompts 2` is a quick look. Plans that the table has
+already are kept, so that a run which was stopped goes on.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 
@@ -28,6 +29,7 @@ from tqdm import tqdm
 
 from eigencache.calibration import Calibration, ClosedLoopMaker
 from eigencache.calibration.quality import Judge
+from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
@@ -57,11 +59,18 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         for scale in USED_AT
     }  # fmt: skip
     rows: list[dict] = []
+    if out.exists():
+        table = pd.read_csv(out, dtype={"made_at": str}, keep_default_na=False)
+        rows = table.to_dict("records")
+
+    def known(method: str, made_at: tuple[float, ...]) -> bool:
+        found = [row for row in rows if (row["method"], row["made_at"]) == (method, text(made_at))]
+        return len(found) == len(USED_AT)
 
     def add(method: str, made_at: tuple[float, ...], plan: Plan, calls: int) -> None:
         for scale, judge in tqdm(judges.items(), desc=f"{method} made at {made_at}"):
             rows.append({
-                "method": method, "made_at": " ".join(f"{s:g}" for s in made_at),
+                "method": method, "made_at": text(made_at),
                 "used_at": scale, "full_steps": int(plan.full.sum()), "psnr": judge.psnr(plan),
                 "prompts": prompts, "runs": runs, "calls": calls,
             })  # fmt: skip
@@ -69,6 +78,8 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         pd.DataFrame(rows).round({"psnr": 2}).to_csv(out, index=False)
 
     for made_at in MADE_AT:
+        if known("EigenCache-design", made_at) and known("EigenCache", made_at):
+            continue
         calls = [
             {"prompt": prompt, "true_cfg_scale": scale}
             for prompt, scale in zip(calibration, cycle(made_at), strict=False)
@@ -76,16 +87,23 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         maker = ClosedLoopMaker(
             Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED), METHODS["EigenCache"], {}
         )
-        design = METHODS["EigenCache-design"].plan(FULL_STEPS, maker.runs.timesteps, maker.kernel)
-        add("EigenCache-design", made_at, design, maker.runs.computed)
-        plan = maker.plan(FULL_STEPS)
-        add("EigenCache", made_at, plan, maker.runs.computed + maker.held_out.computed)
-    for name, options in {
-        "TaylorSeer": {"order": 1, "tap": "output"},
-        "HiCache": {"tap": "output"},
-    }.items():
-        plan = METHODS[name].plan(FULL_STEPS, maker.runs.timesteps, **options)
-        add(name, (), plan, 0)
+        if not known("EigenCache-design", made_at):
+            timesteps, kernel = maker.runs.timesteps, maker.kernel
+            design = METHODS["EigenCache-design"].plan(FULL_STEPS, timesteps, kernel)
+            add("EigenCache-design", made_at, design, maker.runs.computed)
+        if not known("EigenCache", made_at):
+            plan = maker.plan(FULL_STEPS)
+            add("EigenCache", made_at, plan, maker.runs.computed + maker.held_out.computed)
+    for name, options in OTHERS.items():
+        if not known(name, ()):
+            timesteps = np.array(timesteps_of(pipe, ARGUMENTS | {"prompt": calibration[0]}))
+            plan = METHODS[name].plan(FULL_STEPS, timesteps, tap="output", **options)
+            add(name, (), plan, 0)
+
+
+def text(scales: tuple[float, ...]) -> str:
+    """Return guidance scales as the table has them."""
+    return " ".join(f"{scale:g}" for scale in scales)
 
 
 if __name__ == "__main__":

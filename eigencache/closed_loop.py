@@ -7,7 +7,8 @@ image depends on when it is made. Here the plan is fitted with the pipeline in t
 base predictor, plus the same correction `u_a` of each of the latest features `f_a`: a scheduler is
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
-0. `designs`: the optimal designs of the kernel for several predictors; the best is the start;
+0. `designs`: the plan's own steps, and the optimal designs of the kernel for several predictors; the
+   best is the start;
 1. `fit`: from gap to gap, the u that by least squares lead back to the latents of the full run at
    the next full step, from where the sampler really is;
 2. `exchange`: full steps move by a step or two while the error of the final latents falls;
@@ -131,8 +132,8 @@ class ClosedLoop:
         held_out: how many of the calibration prompts judge what was fitted on the others; None is
             half of them, and 16 at most.
         batch: how many images the network takes at once, where the pipeline can.
-        ridge: how strongly the fit of a gap holds its corrections at zero, which is the open-loop
-            plan, as a share of the diagonal of its least squares. A little makes a plan better at
+        ridge: how strongly the fit of a gap holds its corrections at zero, where the base forecasts
+            alone, as a share of the diagonal of its least squares. A little makes a plan better at
             guidance scales that it was not fitted at, and no worse at others; much costs quality.
 
     Raises:
