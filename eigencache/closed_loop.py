@@ -7,8 +7,8 @@ image depends on when it is made. Here the plan is fitted with the pipeline in t
 base predictor, plus the same correction `u_a` of each of the latest features `f_a`: a scheduler is
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
-0. `designs`: the plan's own steps, and the optimal designs of the kernel for several predictors; the
-   best is the start;
+0. `designs`: the plan's own steps and the optimal designs of the kernel for several predictors are
+   tried, and the best is the start;
 1. `fit`: from gap to gap, the u that by least squares lead back to the latents of the full run at
    the next full step, from where the sampler really is;
 2. `exchange`: full steps move by a step or two while the error of the final latents falls;
