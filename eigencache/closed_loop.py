@@ -31,6 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eigencache._checks import check_range, check_whole
+from eigencache.aim import Aim
 from eigencache.design import MAX_TABLE, fill, optimal_steps
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
@@ -110,14 +111,19 @@ class Base:
     Attributes:
         predictor: what fills the gaps of a schedule.
         matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
+        aim: what corrects these forecasts in open loop already, if anything.
     """
 
     predictor: Predictor
     matrix: np.ndarray
+    aim: Aim | None = None
 
-    def weights(self, full: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+    def weights(self, full: np.ndarray, runs: "Simulator") -> np.ndarray:
         """Return float64 `[T, T]`."""
-        return fill(full, self.predictor, timesteps, self.matrix)
+        weights = fill(full, self.predictor, runs.timesteps, self.matrix)
+        return (
+            self.aim.weights(full, weights, self.matrix, runs.step_sizes) if self.aim else weights
+        )
 
 
 @dataclass(frozen=True)
@@ -132,8 +138,8 @@ class ClosedLoop:
         held_out: how many of the calibration prompts judge what was fitted on the others; None is
             half of them, and 16 at most.
         batch: how many images the network takes at once, where the pipeline can.
-        ridge: how strongly the fit of a gap holds its corrections at zero, where the base forecasts
-            alone, as a share of the diagonal of its least squares. A little makes a plan better at
+        ridge: how strongly the fit of a gap holds its corrections at zero, which is the open-loop
+            plan, as a share of the diagonal of its least squares. A little makes a plan better at
             guidance scales that it was not fitted at, and no worse at others; much costs quality.
 
     Raises:
@@ -187,7 +193,7 @@ class ClosedLoop:
             start: position of the first full step behind which the gap is fitted.
         """
         full = np.isin(np.arange(len(runs)), steps)
-        weights = base.weights(full, runs.timesteps)
+        weights = base.weights(full, runs)
         features: Features = ()
         if known:
             weights[: steps[start]] = known.weights[: steps[start]]
@@ -368,15 +374,13 @@ def designs(runs: "Simulator", plan: Plan, matrix: np.ndarray) -> set[tuple[int,
 
 
 def refine(
-    plan: Plan, predictor: Predictor, matrix: np.ndarray, runs: "Simulator", held_out: "Simulator",
-    loop: ClosedLoop,
-) -> Plan:  # fmt: skip
+    plan: Plan, base: Base, runs: "Simulator", held_out: "Simulator", loop: ClosedLoop
+) -> Plan:
     """Return the plan fitted in closed loop, or as it was if held-out prompts gain nothing.
 
     Args:
         plan: what to better, at the output tap.
-        predictor: what forecasts the steps of a gap before they are corrected.
-        matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
+        base: what forecasts the steps of a gap before they are corrected.
         runs: what is fitted.
         held_out: what judges it.
         loop: how.
@@ -390,8 +394,7 @@ def refine(
             f"the closed loop needs a plan at the output tap, this one is at {plan.tap!r}{of}"
         )
     plan.check_timesteps(runs.timesteps)
-    base = Base(predictor, matrix)
-    starts = sorted({plan.full_steps} | designs(runs, plan, matrix))
+    starts = sorted({plan.full_steps} | designs(runs, plan, base.matrix))
     start = max((loop.fit(runs, base, steps) for steps in starts), key=lambda at: at.decibels)
     found = loop.polish(runs, held_out, loop.exchange(runs, base, start))
     before = sampled(held_out, plan.full, plan.weights).decibels

@@ -5,7 +5,7 @@ from typing import Any
 
 from eigencache.calibration._calibration import Calibration
 from eigencache.calibration.quality import cheapest, with_prediction
-from eigencache.closed_loop import ClosedLoop, refine
+from eigencache.closed_loop import Base, ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.methods import Method
 from eigencache.plan import Plan
@@ -53,7 +53,9 @@ class ClosedLoopMaker:
         timesteps = self.runs.timesteps
         plan = self.method.open_loop(full_steps, timesteps, self.kernel, **self.options)
         matrix = (parts.use or KernelUse()).of(self.kernel.at(timesteps)).matrix()
-        plan = refine(plan, parts.predictor, matrix, self.runs, self.held_out, self.loop)
+        plan = refine(
+            plan, Base(parts.predictor, matrix, parts.aim), self.runs, self.held_out, self.loop
+        )
         plan = with_prediction(plan, self.judge)
         self.report(
             f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "

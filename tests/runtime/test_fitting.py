@@ -14,6 +14,7 @@ from diffusers import (
 from fields import field_pipeline
 
 from eigencache import closed_loop
+from eigencache.aim import Aim
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
 from eigencache.closed_loop import Base, ClosedLoop, carry, designs, refine, sampled
@@ -66,7 +67,7 @@ def bent():
 
 
 def refined(setting, plan, loop):
-    return refine(plan, ORDINARY, setting.base.matrix, setting.runs, setting.held_out, loop)
+    return refine(plan, Base(ORDINARY, setting.base.matrix), setting.runs, setting.held_out, loop)
 
 
 def decibels_by_hand(setting, plan, indices=range(IMAGES)):
@@ -141,7 +142,7 @@ def test_with_two_anchors_a_fit_reaches_what_two_features_can_reach():
     """Where outputs do not depend on x, gaps end at the full run as far as features span it."""
     setting = Setting("forced")
     at = ClosedLoop(anchors=None, rounds=0).fit(setting.runs, setting.base, range(STEPS - 1))
-    reuse = sampled(setting.runs, at.full, setting.base.weights(at.full, setting.runs.timesteps))
+    reuse = sampled(setting.runs, at.full, setting.base.weights(at.full, setting.runs))
     assert at.decibels >= reuse.decibels
 
 
@@ -242,7 +243,7 @@ def test_steps_where_the_network_changes_stay():
     plan = make_plan(Optimal(4), ORDINARY, runs.timesteps, runs.kernel())
     assert 4 in plan.full_steps
     held_out = simulator(pipe, range(3, 5), switch=4)
-    made = refine(plan, ORDINARY, base.matrix, runs, held_out, ClosedLoop())
+    made = refine(plan, base, runs, held_out, ClosedLoop())
     assert 4 in made.full_steps
 
 
@@ -290,7 +291,7 @@ def test_gauss_newton_solves_a_linear_problem_in_one_step(monkeypatch):
     setting = Setting("forced")
     loop, steps = ClosedLoop(anchors=1), (0, 3, 6)
     full = np.isin(np.arange(STEPS), steps)
-    at = sampled(setting.runs, full, setting.base.weights(full, setting.runs.timesteps))
+    at = sampled(setting.runs, full, setting.base.weights(full, setting.runs))
     error = setting.runs.errors(at.final)
     weight = 1 / np.sqrt(np.square(error).mean(1, keepdims=True))
     columns = []
@@ -353,7 +354,7 @@ def test_an_error_is_carried_as_the_field_says(steps):
     setting = Setting("growing", predictor=Reuse())
     sigma, ends = np.append(setting.runs.timesteps / 1000, 0), [*steps[1:], STEPS]
     full = np.isin(np.arange(STEPS), steps)
-    at = sampled(setting.runs, full, setting.base.weights(full, setting.runs.timesteps))
+    at = sampled(setting.runs, full, setting.base.weights(full, setting.runs))
     expected = {STEPS: 1.0}
     for k in reversed(range(len(steps))):
         factor = 1 + 0.7 * (sigma[ends[k]] - sigma[steps[k]]) / sigma[steps[k]]
@@ -365,6 +366,19 @@ def test_an_error_is_carried_as_the_field_says(steps):
 
 
 # ---- All of it
+
+
+def test_an_aim_is_what_the_fit_departs_from(bent):
+    """With a ridge that lets nothing move, each schedule keeps the weights of its aimed plan."""
+    aim = Aim()
+    base = Base(ORDINARY, bent.base.matrix, aim)
+    loop = ClosedLoop(ridge=1e12)
+    for steps in ((0, 3, 5), (0, 2, 3, 6)):
+        full = np.isin(np.arange(STEPS), steps)
+        plain = bent.base.weights(full, bent.runs)
+        aimed = aim.weights(full, plain, bent.base.matrix, bent.runs.step_sizes)
+        assert not np.allclose(aimed, plain, rtol=1e-3)
+        assert np.allclose(loop.fit(bent.runs, base, steps).weights, aimed, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget", range(1, STEPS + 1))
@@ -446,6 +460,4 @@ def test_a_plan_that_gains_nothing_is_returned_as_it_was(bent):
 def test_a_plan_for_something_else_is_refused(bent, changes, message):
     plan = make_plan(Steps((0, 3, 5)), Newton(1), bent.runs.timesteps)
     with pytest.raises(PlanError, match=message):
-        refine(
-            replace(plan, **changes), Reuse(), np.eye(STEPS), bent.runs, bent.held_out, ClosedLoop()
-        )
+        refine(replace(plan, **changes), bent.base, bent.runs, bent.held_out, ClosedLoop())
