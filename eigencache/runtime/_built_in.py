@@ -30,9 +30,8 @@ _NOT_FOR = {
     "CosineDPM": "it draws new noise at every step",
 }
 
-# With a smaller share of full steps, built-in plans lost to plain sampling in some of the cases of
-# data/benchmarks/built-in.csv, all of them with guidance.
-FEW = 1 / 6
+# The smallest share of full steps that data/benchmarks/built-in.csv has.
+FEW = 1 / 10
 
 
 def _refused(scheduler: Any, why: str) -> PlanError:
@@ -110,7 +109,7 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
 def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
     """Return how many of a sampler's steps are full.
 
-    Warns by a PlanWarning where they are fewer than asked, or so few that the plan may lose.
+    Warns by a PlanWarning where they are fewer than asked, or fewer than was measured.
     """
     wanted, text = budget.of(steps), ""
     if wanted >= steps:
@@ -120,9 +119,8 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
         )
     elif wanted < FEW * steps:
         text = (
-            f"{wanted} of {steps} steps in full are few for a built-in plan: with guidance, images "
-            f"can be worse than those of plain sampling in {wanted} steps. Take "
-            f"{math.ceil(FEW * steps)} or more, or make a plan of your own with "
+            f"{wanted} of {steps} steps in full are fewer than built-in plans were measured with. "
+            f"Take {math.ceil(FEW * steps)} or more, or make a plan of your own with "
             "eigencache.calibrate"
         )
     if text and warn:
