@@ -50,7 +50,7 @@ class Remembering(ClosedLoop):
 def decibels(runs: Simulator, plan: Sampled) -> np.ndarray:
     """Return the decibels of each image, float64 `[N]`."""
     final, _ = runs.run(plan.full, plan.weights)
-    return -10 * np.log10(np.maximum(runs.squares(final), 1e-30))
+    return -10 * np.log10(np.maximum(np.square(runs.errors(final)).mean(1), 1e-30))
 
 
 def main(model: str, out: Path, prompts: int, runs: int) -> None:

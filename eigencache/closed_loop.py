@@ -8,7 +8,7 @@ base predictor, plus the same correction `u_a` of each of the latest features `f
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
 0. `designs`: the plan's own steps and the optimal designs of the kernel for several predictors are
-   tried, and the best is the start;
+   tried, with forecasts that are aimed (`eigencache.aim`) and plain ones; the best is the start;
 1. `fit`: from gap to gap, the u that by least squares lead back to the latents of the full run at
    the next full step, from where the sampler really is;
 2. `exchange`: full steps move by a step or two while the error of the final latents falls;
@@ -138,8 +138,8 @@ class ClosedLoop:
         held_out: how many of the calibration prompts judge what was fitted on the others; None is
             half of them, and 16 at most.
         batch: how many images the network takes at once, where the pipeline can.
-        ridge: how strongly the fit of a gap holds its corrections at zero, which is the open-loop
-            plan, as a share of the diagonal of its least squares. A little makes a plan better at
+        ridge: how strongly the fit of a gap holds its corrections at zero, where the base forecasts
+            alone, as a share of the diagonal of its least squares. A little makes a plan better at
             guidance scales that it was not fitted at, and no worse at others; much costs quality.
 
     Raises:
@@ -395,7 +395,10 @@ def refine(
         )
     plan.check_timesteps(runs.timesteps)
     starts = sorted({plan.full_steps} | designs(runs, plan, base.matrix))
-    start = max((loop.fit(runs, base, steps) for steps in starts), key=lambda at: at.decibels)
+    # Neither with the aim nor without it is the fit always better.
+    bases = [base, replace(base, aim=None)] if base.aim else [base]
+    tried = [(loop.fit(runs, each, steps), each) for each in bases for steps in starts]
+    start, base = max(tried, key=lambda pair: pair[0].decibels)
     found = loop.polish(runs, held_out, loop.exchange(runs, base, start))
     before = sampled(held_out, plan.full, plan.weights).decibels
     after = sampled(held_out, found.full, found.weights).decibels
