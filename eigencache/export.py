@@ -5,10 +5,13 @@ import inspect
 import math
 import os
 import pprint
-import types
+import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib import metadata, resources
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -235,11 +238,15 @@ def _source(plan: Plan, base: str | None, checked: str) -> str:
 
 def _loaded(path: Path) -> Any:
     """Return the scheduler class of a file that `export_scheduler` wrote."""
-    return _class_in(path.read_text(encoding="utf-8"))
+    spec = cast(ModuleSpec, spec_from_file_location(MODULE, path))
+    module = module_from_spec(spec)
+    cast(Loader, spec.loader).exec_module(module)
+    return module.PlannedScheduler
 
 
 def _class_in(text: str) -> Any:
     """Return the scheduler class of a file's text."""
-    module = types.ModuleType(MODULE)
-    exec(compile(text, f"{MODULE}.py", "exec"), vars(module))
-    return module.PlannedScheduler
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{MODULE}.py"
+        path.write_text(text, encoding="utf-8")
+        return _loaded(path)

@@ -128,7 +128,8 @@ class Stepper:
         sizes = (moved.double().flatten() / _PROBE).cpu().numpy()
         if not np.isfinite(sizes).all():
             raise PlanError(
-                f"{type(self.scheduler).__name__}: how outputs move the latents cannot be told"
+                f"{type(self.scheduler).__name__}: its outputs do not move the latents by finite "
+                "amounts, so no plan can be designed for it; choose another scheduler"
             )
         return sizes
 

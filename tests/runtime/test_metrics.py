@@ -223,7 +223,7 @@ def test_st_lpips_gives_the_numbers_of_the_package(st_lpips, seed, height, width
 
 def test_st_lpips_refuses_small_images(st_lpips):
     image = torch.rand(1, 3, 31, 64)
-    with pytest.raises(ValueError, match=r"64x31 pixels; it takes 32 or more.*`metrics`"):
+    with pytest.raises(ValueError, match=r"64x31 pixels; it needs 32 or more.*`metrics`"):
         st_lpips(image, image, "")
 
 

@@ -179,7 +179,10 @@ def test_stage_records_a_calibration_run(tmp_path, monkeypatch):
         ({"arguments": ARGUMENTS | {"hight": 64}}, "no argument 'hight'; did you mean 'height'"),
         ({"pipeline": "FluxPipelin"}, "no pipeline 'FluxPipelin'; did you mean 'FluxPipeline'"),
         ({"pipeline": "FluxFillPipelin"}, "did you mean 'FluxFillPipeline'"),
-        ({"pipeline": "FluxControlNetPipeline"}, "emoji-flux has no controlnet, it is a Flux"),
+        (
+            {"pipeline": "FluxControlNetPipeline"},
+            "emoji-flux is a FluxPipeline and has no controlnet",
+        ),
     ],
 )
 def test_a_pipeline_that_cannot_be_called_so_is_refused_before_it_is_checked(

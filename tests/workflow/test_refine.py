@@ -49,6 +49,7 @@ def test_the_plan_for_a_quality_is_that_of_calibrate(pipe, tmp_path, monkeypatch
     method, psnr, tap = (spec.pop(name, None) for name in ("method", "psnr", "tap"))
     own = calibrate(pipe, calls, psnr=psnr, method=method, options=spec, tap=tap, **ARGUMENTS)
     assert made.predicted_psnr >= psnr and made.tap == own.tap
-    assert made.full_steps == own.full_steps and len(made.full_steps) < 6
+    assert len(made.full_steps) < 6
     if method != "EigenCache":  # whose own kernel is of the prompts that it is fitted on
+        assert made.full_steps == own.full_steps
         assert made.predicted_psnr == pytest.approx(own.predicted_psnr, abs=0.05)
