@@ -23,6 +23,7 @@ BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
 PEERS = BENCHMARKS / "peers.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
+ORACLE = BENCHMARKS / "oracle.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
@@ -217,6 +218,22 @@ def guidance() -> str:
     return "\n".join(lines)
 
 
+def oracle() -> str:
+    """Return what a choice of the plan by prompt gains at most, of benchmarks/oracle.py."""
+    lines = [
+        "| full steps of 50 | plans | one plan for all | the best for each prompt | gain | "
+        "one plan, polished |",
+        "|---" * 6 + "|",
+    ]
+    for full_steps, rows in pd.read_csv(ORACLE).groupby("full_steps"):
+        shared, best, closed = rows[["shared", "oracle", "closed"]].mean()
+        lines.append(
+            f"| {full_steps} | {rows['plans'].iloc[0]} | {shared:.1f} | {best:.1f} | "
+            f"{(rows['oracle'] - rows['shared']).mean():.1f} | {closed:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def built_in() -> str:
     """Return the PSNR of built-in plans, and how far above the best peer, of built-in.csv."""
     data = pd.read_csv(BUILT_IN)
@@ -267,6 +284,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),
     "guidance": ("docs/guidance.md", guidance),
+    "oracle": ("docs/results.md", oracle),
     "built-in": ("docs/results.md", built_in),
     "predictions": ("docs/results.md", predictions),
 }
