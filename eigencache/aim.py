@@ -78,14 +78,17 @@ class Aim:
             Float64 `[n, n]`, p_t at the end t of the gap behind each full step, as weights of the
             full steps' outputs; and float64 `[n]`, E[e_t^2] there.
         """
-        run, ends = _Run(self, len(steps), matrix, sizes), [*steps[1:], len(matrix)]
+        return self._targets(steps, _Moves(matrix, sizes))
+
+    def _targets(self, steps: Sequence[int], moves: "_Moves") -> tuple[np.ndarray, np.ndarray]:
+        run, ends = _Run(self, len(steps), moves), [*steps[1:], len(moves.sizes)]
         planned = np.zeros((len(steps), len(steps)))
         for i, (step, end) in enumerate(zip(steps, ends, strict=True)):
             run.compute(step)
             if end > step + 1:
                 planned[i, : i + 1] = run.estimate(end)
             else:  # nothing is skipped, so nothing can be made up for
-                planned[i], planned[i, i] = planned[i - 1] if i else 0, sizes[step]
+                planned[i], planned[i, i] = planned[i - 1] if i else 0, moves.sizes[step]
             run.reach(end, planned[i, : i + 1])
         return planned, run.errors
 
@@ -123,9 +126,10 @@ class Aim:
             matrix, sizes: as for `targets`.
             kept: steps that stay full.
         """
+        moves = _Moves(matrix, sizes)
 
         def cost(steps: Sequence[int]) -> float:
-            errors = np.sqrt(self.targets(steps, matrix, sizes)[1])
+            errors = np.sqrt(self._targets(steps, moves)[1])
             return float(errors.sum() + self.final * len(errors) * errors[-1])
 
         best, least, before = tuple(start), cost(start), None
@@ -145,43 +149,61 @@ class Aim:
         return [place for place in near if low < place < high and place != steps[i]]
 
 
+class _Moves:
+    """How the full run moves the latents, whichever steps are full.
+
+    Args:
+        matrix, sizes: as for `Aim.targets`.
+
+    Attributes:
+        rows: float64 `[T + 1, T]`, m_t of each step and of the end.
+        across: float64 `[T, T + 1]`, E[f_s m_t . f].
+        squares: float64 `[T + 1]`, E[(m_t . f)^2].
+        left: float64 `[T]`, r_t.
+        scale: the mean square of an output.
+    """
+
+    def __init__(self, matrix: np.ndarray, sizes: np.ndarray) -> None:
+        self.matrix, self.sizes, self.scale = matrix, sizes, np.diag(matrix).mean()
+        self.rows = np.tri(len(sizes) + 1, len(sizes), -1) * sizes
+        self.across = matrix @ self.rows.T
+        self.squares = np.einsum("ts,st->t", self.rows, self.across)
+        left = -np.cumsum(sizes[::-1])[::-1]
+        least = LEAST * np.abs(left).max()
+        self.left = np.where(np.abs(left) < least, np.copysign(least, left), left)
+
+
 class _Run:
     """The second moments of a cached sampling, full step by full step.
 
     Args:
         aim: what is supposed of errors.
         count: how many full steps there will be.
-        matrix, sizes: as for `Aim.targets`.
+        moves: of the full run.
 
     Attributes:
         errors: float64 `[count]`, E[e_t^2] at the ends of the gaps so far.
     """
 
-    def __init__(self, aim: Aim, count: int, matrix: np.ndarray, sizes: np.ndarray) -> None:
-        self.aim, self.matrix, self.sizes, self.errors = aim, matrix, sizes, np.zeros(count)
-        self.moves = np.tri(len(sizes) + 1, len(sizes), -1) * sizes  # row t: m_t
-        self.across = matrix @ self.moves.T
-        self.squares = np.einsum("ts,st->t", self.moves, self.across)
-        left = -np.cumsum(sizes[::-1])[::-1]
-        least = LEAST * np.abs(left).max()
-        self.left = np.where(np.abs(left) < least, np.copysign(least, left), left)
+    def __init__(self, aim: Aim, count: int, moves: _Moves) -> None:
+        self.aim, self.full, self.errors = aim, moves, np.zeros(count)
         # y of each full step: as weights of f, and of the noises, which have these variances.
-        self.outputs, self.own = np.zeros((count, len(sizes))), np.eye(count)
+        self.outputs, self.own = np.zeros((count, len(moves.sizes))), np.eye(count)
         self.noise = np.zeros(count)
         self.done, self.moved = 0, np.zeros(0)
 
     def compute(self, step: int) -> None:
         """Compute a step in full, where the last gap has led."""
-        i, share = self.done, self.aim.decay / self.left[step]
+        i, share = self.done, self.aim.decay / self.full.left[step]
         self.outputs[i, step] = 1
         if i:
-            self.outputs[i] += share * (self.moved @ self.outputs[:i] - self.moves[step])
+            self.outputs[i] += share * (self.moved @ self.outputs[:i] - self.full.rows[step])
             self.own[i, :i] = share * self.moved @ self.own[:i, :i]
-            self.noise[i] = (self.aim.distrust / self.left[step]) ** 2 * self.errors[i - 1]
+            self.noise[i] = (self.aim.distrust / self.full.left[step]) ** 2 * self.errors[i - 1]
         self.done += 1
         self.rows = self.outputs[: self.done]
         own = self.own[: self.done]
-        self.among = self.rows @ self.matrix @ self.rows.T + (own * self.noise) @ own.T
+        self.among = self.rows @ self.full.matrix @ self.rows.T + (own * self.noise) @ own.T
 
     def estimate(self, end: int) -> np.ndarray:
         """Return where to move the latents by `end`, as weights of the full steps so far.
@@ -189,16 +211,16 @@ class _Run:
         That is what they were moved by, and the best linear estimate of what is missing.
         """
         moved, unit = np.append(self.moved, 0.0), self.rows.sum(1)
-        floor = self.aim.jitter * np.diag(self.matrix).mean() * np.eye(self.done)
-        toward = self.rows @ self.across[:, end] - self.among @ moved
+        floor = self.aim.jitter * self.full.scale * np.eye(self.done)
+        toward = self.rows @ self.full.across[:, end] - self.among @ moved
         free, even = np.linalg.solve(self.among + floor, np.stack([toward, unit], axis=1)).T
         if self.aim.ordinary:
-            missing = self.moves[end].sum() - unit @ (moved + free)
+            missing = self.full.rows[end].sum() - unit @ (moved + free)
             free = free + missing / (unit @ even) * even
         return moved + free
 
     def reach(self, end: int, moved: np.ndarray) -> None:
         """End a gap where the latents have been moved by `moved . y`, float64 `[done]`."""
-        toward = self.rows @ self.across[:, end]
-        error = moved @ self.among @ moved - 2 * moved @ toward + self.squares[end]
+        toward = self.rows @ self.full.across[:, end]
+        error = moved @ self.among @ moved - 2 * moved @ toward + self.full.squares[end]
         self.errors[self.done - 1], self.moved = max(error, 0), moved

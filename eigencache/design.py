@@ -141,7 +141,7 @@ def optimal_steps(
             if not np.isfinite(error.min()):
                 raise ValueError(f"{predictor} has no finite weights at the sampler's timesteps")
             state = np.unravel_index(np.argmin(error), value.shape)
-            designs[used] = traced(state, dropped, used, window)
+            designs[used] = _traced(state, dropped, used, window)
         total = value[..., None] + gap[..., :count]
         if used < window:
             value = total
@@ -186,7 +186,7 @@ def _energy(q: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return ((q @ matrix) * q).sum(-1)
 
 
-def traced(
+def _traced(
     state: Iterable[np.intp], dropped: Mapping[int, np.ndarray], used: int, window: int
 ) -> tuple[int, ...]:
     """Walk back from the last window to step 0 through the steps that left the window."""
