@@ -12,17 +12,15 @@ others compute in full. TaylorSeer and HiCache are at the output tap, at the int
 many full steps or the next more: 14 for 13 of 50.
 """
 
-import argparse
-import csv
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
+from benchmarks.rows import append, command_line, read
 from eigencache import built_in, cached
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
@@ -149,30 +147,17 @@ def summary(rows: list[dict]) -> str:
 
 def main() -> None:
     """Fill the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("models", type=Path, nargs="*")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)
-    read = []
-    if arguments.out.exists():
-        with arguments.out.open(newline="", encoding="utf-8") as file:
-            read = list(csv.DictReader(file))
     kinds = (str, int, int, float, str)
-    done = {tuple(k(row[c]) for k, c in zip(kinds, COLUMNS[:5], strict=True)) for row in read}
-    with arguments.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if not read:
-            writer.writerow(COLUMNS)
-        for folder in arguments.models:
-            for row in rows_of(subject_of(folder), done):
-                writer.writerow(row)
-                file.flush()
-    with arguments.out.open(newline="", encoding="utf-8") as file:
-        print(summary(list(csv.DictReader(file))))
+    done = {
+        tuple(kind(row[name]) for kind, name in zip(kinds, COLUMNS[:5], strict=True))
+        for row in read(arguments.out)
+    }
+    made = (row for folder in arguments.models for row in rows_of(subject_of(folder), done))
+    append(arguments.out, COLUMNS, (dict(zip(COLUMNS, row, strict=True)) for row in made))
+    print(summary(read(arguments.out)))
 
 
 if __name__ == "__main__":

@@ -19,27 +19,24 @@ A row is a plan of 50 steps at the output tap:
     spread      the standard deviation of one image's PSNR among them: prompts differ by as much
 """
 
-import argparse
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
 
+from benchmarks.rows import append, command_line, read
 from eigencache import built_in
 from eigencache.built_in import Budget
 from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with
 from eigencache.calibration._calls import quiet
 from eigencache.calibration.probe import IMAGES
 from eigencache.calibration.quality import Judge
-from eigencache.calibration.recording import Kind
 from eigencache.calibration.sampler import image_seed
-from eigencache.kernel import Kernel
+from eigencache.kernel import Kernel, Kind
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
 from eigencache.runtime._built_in import built_in_plan
@@ -199,31 +196,16 @@ def summary(rows: list[Mapping[str, str]]) -> str:
 
 def main() -> None:
     """Fill the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("models", type=Path, nargs="*")
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__)
     torch.set_num_threads(1)
-
-    def read() -> list[dict[str, str]]:
-        if not arguments.out.exists():
-            return []
-        with arguments.out.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
-    before = read()
-    done = {tuple(row[name] for name in COLUMNS[:4]) for row in before}
-    with arguments.out.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        for wanted, folder, guidance in product((QUICK, SLOW), arguments.models, GUIDANCE):
-            for row in rows_of(subject_of(folder), guidance, wanted, done):
-                writer.writerow(row)
-                file.flush()
-    print(summary(read()))
+    done = {tuple(row[name] for name in COLUMNS[:4]) for row in read(arguments.out)}
+    cases = product((QUICK, SLOW), arguments.models, GUIDANCE)
+    append(
+        arguments.out, COLUMNS,
+        (row for wanted, folder, guidance in cases
+         for row in rows_of(subject_of(folder), guidance, wanted, done)),
+    )  # fmt: skip
+    print(summary(read(arguments.out)))
 
 
 if __name__ == "__main__":
