@@ -283,6 +283,15 @@ def test_quality_draws_what_was_predicted_and_measured(predictions, tmp_path):
     save(figure, [tmp_path / "quality.png"])
 
 
+def test_quality_is_drawn_from_the_table_in_git(tmp_path):
+    """No job of the workflow has written it, so it has no manifest."""
+    table = "data/benchmarks/quality.csv"
+    done = program("-m", "reproduction.figures.quality", "--table", table, "--out",
+                   str(tmp_path / "quality.png"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "quality.png").is_file()
+
+
 def test_quality_refuses_a_faulty_table(predictions):
     with pytest.raises(ValueError, match=r"lack columns.*'predicted'"):
         quality.draw(predictions.drop(columns="predicted"))

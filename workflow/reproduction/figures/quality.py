@@ -93,4 +93,4 @@ if __name__ == "__main__":
 
     parser = figure_parser("quality", __doc__)
     parser.add_argument("--table", required=True, help="CSV of benchmarks/quality.py")
-    run(main, parser, outputs=["out"], inputs=["table"])
+    run(main, parser, outputs=["out"], sources=["table"])
