@@ -988,8 +988,10 @@ def text_encoders(pipe: FluxPipeline) -> Iterator[None]:
         pipe.tokenizer_max_length = sizes["tokenizer_max_length"]
 
 
-def measure(session: Session, scale: Scale, device: str, backend: str, out: Path | None) -> None:
-    """Measure everything there is time for, in the order of the module's text."""
+def measure(
+    session: Session, scale: Scale, device: str, backend: str, out: Path | None, first: int = 1
+) -> None:
+    """Measure everything there is time for, in the order of the module's text, from ``first``."""
     pipe = flux_pipeline(scale, device)
     large, little = (Denoising(pipe, pixels, scale, device) for pixels in scale.pixels)
     guess = 0.25 if device == "cuda" else 0.01  # seconds of a full step, before any is measured
@@ -1000,19 +1002,24 @@ def measure(session: Session, scale: Scale, device: str, backend: str, out: Path
     if not part.reference:
         return
     timesteps, repeats = large.timesteps[NUM_STEPS], scale.repeats
-    part.cases(output_cases(timesteps, repeats, scale.budgets))
-    part.again()
-    summary = {f"{scale.pixels[0]} px": profile_part(part, out)}
-    write_summary(summary, out)
-
-    part.cases(tap_cases(timesteps) + peer_cases())
-    try:
-        part.cases([cache_dit_case(timesteps)])
-    except ImportError as error:
-        note = f"cache-dit cannot be imported: {str(error).splitlines()[0]}"
-        print(note)
-        session.table.add(part.of(method="cache-dit DBCache + TaylorSeer-1"), "left_out",
-                          math.nan, note)  # fmt: skip
+    summary = {}
+    if first <= 1:
+        part.cases(output_cases(timesteps, repeats, scale.budgets))
+        part.again()
+    if first <= 2:
+        summary[f"{scale.pixels[0]} px"] = profile_part(part, out)
+        write_summary(summary, out)
+    if first <= 3:
+        part.cases(tap_cases(timesteps))
+    if first <= 4:
+        part.cases(peer_cases())
+        try:
+            part.cases([cache_dit_case(timesteps)])
+        except ImportError as error:
+            note = f"cache-dit cannot be imported: {str(error).splitlines()[0]}"
+            print(note)
+            session.table.add(part.of(method="cache-dit DBCache + TaylorSeer-1"), "left_out",
+                              math.nan, note)  # fmt: skip
 
     def in_state(denoising: Denoising, what: str, seconds: float, budgets: tuple) -> Part:
         """Measure the output tap with something compiled."""
@@ -1025,16 +1032,20 @@ def measure(session: Session, scale: Scale, device: str, backend: str, out: Path
                     made.again()
         return made
 
-    in_state(large, BLOCKS, building, scale.budgets)
-    fewer = Part(session, little)
-    fewer.baseline(part.step * (little.pixels / large.pixels) ** 2)
-    if fewer.reference:
-        fewer.cases(output_cases(little.timesteps[NUM_STEPS], repeats, (FULL_STEPS,)))
-        summary[f"{scale.pixels[1]} px"] = profile_part(fewer, None)
-        write_summary(summary, out)
-    in_state(little, BLOCKS, building, (FULL_STEPS,))
-    calibration(part)
-    in_state(large, WHOLE, 4 * building, (FULL_STEPS,))
+    if first <= 5:
+        in_state(large, BLOCKS, building, scale.budgets)
+    if first <= 6:
+        fewer = Part(session, little)
+        fewer.baseline(part.step * (little.pixels / large.pixels) ** 2)
+        if fewer.reference:
+            fewer.cases(output_cases(little.timesteps[NUM_STEPS], repeats, (FULL_STEPS,)))
+            summary[f"{scale.pixels[1]} px"] = profile_part(fewer, None)
+            write_summary(summary, out)
+        in_state(little, BLOCKS, building, (FULL_STEPS,))
+    if first <= 7:
+        calibration(part)
+    if first <= 8:
+        in_state(large, WHOLE, 4 * building, (FULL_STEPS,))
 
     factor = 1.7  # of Qwen-Image's step to FLUX.1-dev's, by their parameters
     seconds = part.step * factor
@@ -1043,7 +1054,7 @@ def measure(session: Session, scale: Scale, device: str, backend: str, out: Path
         session.table.add({"model": "QwenImageTransformer2DModel"}, "left_out", math.nan, note)
         print(f"Qwen-Image: {note}")
         return
-    large.pipe = little.pipe = part = fewer = pipe = None  # its memory is needed
+    large.pipe = little.pipe = part = pipe = fewer = None  # its memory is needed
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -1143,9 +1154,9 @@ def main(arguments: argparse.Namespace) -> None:
     if out is None and arguments.scale == "full":
         out = Path(f"data/benchmarks/gpu-{re.sub('[^a-z0-9]+', '-', name.lower())}.csv")
     table = Table(out, device)
-    measure(
-        Session(table, arguments.minutes), SCALES[arguments.scale], device, arguments.backend, out
-    )  # fmt: skip
+    session = Session(table, arguments.minutes)
+    scale = SCALES[arguments.scale]
+    measure(session, scale, device, arguments.backend, out, arguments.first)
     print(printed(table.frame()), *targets(table.frame()), sep="\n")
 
 
@@ -1153,6 +1164,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("gpu", description=__doc__.split("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--minutes", type=float, default=10, help="after which no case begins")
+    parser.add_argument("--from", type=int, default=1, dest="first", metavar="N",
+                        choices=range(1, 10), help="begin with number N of the list, 1 to 9")  # fmt: skip
     parser.add_argument("--show", type=Path, help="measure nothing, show such a CSV")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument(

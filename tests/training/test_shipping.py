@@ -124,7 +124,7 @@ def assets(tmp_path_factory) -> Path:
 
 def build(assets: Path, out: Path) -> None:
     """A bundle without wheels, which would be downloaded."""
-    prompts = ROOT / "data" / "prompts" / "emoji-scenes-evaluation.txt"
+    prompts = ROOT / "data" / "prompts" / "emoji-evaluation.txt"
     bundle.build(SELECTION, assets, prompts, START, out, packages=())
 
 

@@ -85,7 +85,7 @@ def test_held_out_couples_are_held_out_in_both_orders(selection):
 def test_prompt_files_respect_the_split(selection):
     count, lines = len(selection), {}
     for name in ("calibration", "evaluation", "card"):
-        path = ROOT / "data" / "prompts" / f"emoji-scenes-{name}.txt"
+        path = ROOT / "data" / "prompts" / f"emoji-{name}.txt"
         lines[name] = path.read_text(encoding="utf-8").splitlines()
         for left, right, colour in (row_of(selection, line) for line in lines[name]):
             out = data.is_held_out(left, colour)

@@ -20,7 +20,7 @@ rule built_in:
         embedded=EMBEDDED,
         prompts=expand(
             "data/prompts/{set}-{kind}.txt",
-            set=["emoji", "emoji-scenes"],
+            set=["emoji", "emoji"],
             kind=["calibration", "evaluation"],
         ),
     output:

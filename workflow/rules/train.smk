@@ -84,7 +84,7 @@ rule emoji_flux:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
         checked="results/train/renderings.png",
-        prompts="data/prompts/emoji-scenes-evaluation.txt",
+        prompts="data/prompts/emoji-evaluation.txt",
         start=[START] if START else [],
     output:
         pipeline=directory("results/train/run/pipeline"),
@@ -115,7 +115,7 @@ rule emoji_bundle:
     input:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
-        prompts="data/prompts/emoji-scenes-evaluation.txt",
+        prompts="data/prompts/emoji-evaluation.txt",
         start=[START] if START else [],
     output:
         directory("results/train/bundle"),

@@ -101,7 +101,7 @@ def main() -> None:
     home = Path(__file__).parents[2]
     parser.add_argument("--data", type=Path, default=home / "data/emoji/emoji.tsv")
     parser.add_argument("--assets", type=Path, required=True, help="folder of <hexcode>.webp")
-    prompts = home / "data/prompts/emoji-scenes-evaluation.txt"
+    prompts = home / "data/prompts/emoji-evaluation.txt"
     parser.add_argument("--prompts", type=Path, default=prompts)
     parser.add_argument("--start", type=Path, help="start folder, to go on from")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -51,7 +51,7 @@ for.
 
 ![Held-out captions](contact-sheet.png)
 
-*Captions of `data/prompts/emoji-scenes-evaluation.txt`, all held out, 28 steps, guidance 3.5, seeds
+*Captions of `data/prompts/emoji-evaluation.txt`, all held out, 28 steps, guidance 3.5, seeds
 0, 1, 2, ...*
 
 ## Proof

@@ -114,7 +114,7 @@ def subject_of(folder: Path) -> Subject:
         pipe.set_progress_bar_config(disable=True)
         return Subject(name, pipe)
     kinds = ("calibration", "evaluation")
-    which = "emoji-scenes" if name.endswith("start") else "emoji"
+    which = "emoji" if name.endswith("start") else "emoji"
     files = [Path(f"data/prompts/{which}-{kind}.txt") for kind in kinds]
     texts = [path.read_text(encoding="utf-8").splitlines() for path in files]
     if name.endswith("start"):
