@@ -300,7 +300,7 @@ def main() -> None:
     parser.add_argument("--emoji", default="data/emoji/emoji.tsv", help="says what is food")
     parser.add_argument(
         "--arguments", type=json.loads, help="of the pipeline's call, as JSON",
-        default='{"num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16}',
+        default='{"num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24}',
     )  # fmt: skip
     parser.add_argument("--prompts", type=int, default=16, help="evaluation prompts of a setting")
     parser.add_argument("--budgets", type=int, nargs="+", default=[9, 18])

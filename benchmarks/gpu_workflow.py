@@ -41,7 +41,7 @@ MODEL = Path("data/emoji-flux")
 PROMPTS = Path("data/prompts/emoji-evaluation.txt")
 CALIBRATION = Path("data/prompts/emoji-calibration.txt")
 NUM_STEPS, FULL_STEPS, TAYLORSEER_STEPS, IMAGES = 50, 9, 7, 4
-CALL = {"height": 64, "width": 64, "max_sequence_length": 16}
+CALL = {"height": 128, "width": 128, "max_sequence_length": 24}
 
 
 def pipeline(dtype: torch.dtype, device: str, low_memory: bool = False) -> Any:

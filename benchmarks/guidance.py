@@ -36,7 +36,7 @@ from eigencache.plan import Plan
 
 FULL_STEPS, SEED, CALIBRATION_SEED = 9, 2026, 7
 ARGUMENTS = {
-    "num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16,
+    "num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24,
     "negative_prompt": "",
 }  # fmt: skip
 # The design; and, as OLSS has it, with outputs taken for those of undisturbed runs.

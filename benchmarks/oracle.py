@@ -32,7 +32,7 @@ from eigencache.methods import METHODS
 
 PLANS, BUDGETS, SEED, CALIBRATION_SEED = 50, (5, 9), 2026, 7
 ARGUMENTS = {
-    "num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16,
+    "num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24,
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ examples:
 
   the small model of this repository, which makes images of 64 x 64 pixels:
   eigencache calibrate --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt \\
-      --num-prompts 32 --steps 50 --height 64 --width 64 --max-sequence-length 16 \\
+      --num-prompts 32 --steps 50 --height 128 --width 128 --max-sequence-length 24 \\
       --out kernel.safetensors
 
   a kernel for a method of another tap:

@@ -58,7 +58,7 @@ examples:
 
   the full run, to compare with:
   eigencache sample --model data/emoji-flux --prompts data/prompts/emoji-evaluation.txt \\
-      --num-prompts 8 --height 64 --width 64 --max-sequence-length 16 --out full
+      --num-prompts 8 --height 128 --width 128 --max-sequence-length 24 --out full
 """
 RECORDS = "records.jsonl"
 STEPS = "num_inference_steps"

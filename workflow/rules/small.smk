@@ -10,7 +10,7 @@
 
 # shapes-epsilon and emoji-epsilon are not among the sources: plans from them lost to fewer steps.
 SMALL = ["shapes-flow", "letters-flow"]
-EMBEDDED = ["data/emoji-flux", "data/emoji-flux-start"]
+EMBEDDED = "data/emoji-flux"
 
 
 rule built_in:
@@ -19,9 +19,7 @@ rule built_in:
         models=expand("results/train/small/{small}", small=SMALL),
         embedded=EMBEDDED,
         prompts=expand(
-            "data/prompts/{set}-{kind}.txt",
-            set=["emoji", "emoji"],
-            kind=["calibration", "evaluation"],
+            "data/prompts/emoji-{kind}.txt", kind=["calibration", "evaluation"]
         ),
     output:
         "results/train/built_in.safetensors",

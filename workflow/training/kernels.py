@@ -14,12 +14,12 @@ from diffusers import FluxPipeline
 
 from eigencache.built_in import Source, save_sources
 from eigencache.runtime._driver import Driver, Policy, StepCall
-from training import flow, start, steps, text
+from training import data, steps, text
 from training.small import ClassPipeline
 
 STEPS = 50
 # Runs of a text-to-image pipeline cost more.
-RUNS, TEXT_RUNS, START_RUNS = 12, 6, 4
+RUNS, TEXT_RUNS = 12, 6
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 
 
@@ -100,33 +100,24 @@ class Subject:
         if self.prompts is None:
             labels = [(3 * i + evaluation) % self.pipe.classes for i in range(count)]
             return found | {"class_labels": labels, "guidance_scale": guidance}
-        found["prompt"] = self.prompts[evaluation][:count]
-        if guidance != 1:
-            found |= {"true_cfg_scale": guidance, "negative_prompt": [""] * count}
-        return found
+        return found | {"prompt": self.prompts[evaluation][:count], "guidance_scale": guidance}
 
 
 def subject_of(folder: Path) -> Subject:
-    """Return the model in a folder: an exported FluxPipeline, a start folder, or a small model."""
+    """Return the model in a folder: emoji-flux, or a small model."""
     name = folder.name
-    if not name.startswith("emoji-flux"):
+    if name != "emoji-flux":
         pipe = ClassPipeline.from_pretrained(folder, use_safetensors=True)
         pipe.set_progress_bar_config(disable=True)
         return Subject(name, pipe)
-    kinds = ("calibration", "evaluation")
-    which = "emoji" if name.endswith("start") else "emoji"
-    files = [Path(f"data/prompts/{which}-{kind}.txt") for kind in kinds]
-    texts = [path.read_text(encoding="utf-8").splitlines() for path in files]
-    if name.endswith("start"):
-        model, autoencoder, tokenizers = start.load(folder)
-        pipe, side = flow.pipeline_of(model, autoencoder, *tokenizers), 128
-    else:
-        pipe, side = FluxPipeline.from_pretrained(folder, use_safetensors=True), 64
+    calibration, evaluation = (
+        Path(f"data/prompts/emoji-{kind}.txt").read_text(encoding="utf-8").splitlines()
+        for kind in ("calibration", "evaluation")
+    )
+    pipe = FluxPipeline.from_pretrained(folder, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
-    own = {"height": side, "width": side, "max_sequence_length": 16}
-    if name.endswith("start"):
-        own |= {"max_sequence_length": text.TOKENS, "guidance_scale": 1.0}
-    return Subject(name, pipe, (texts[0], texts[1]), **own)
+    own = {"height": data.SIZE, "width": data.SIZE, "max_sequence_length": text.TOKENS}
+    return Subject(name, pipe, (calibration, evaluation), **own)
 
 
 def predicts(pipe: Any) -> str:
@@ -135,15 +126,10 @@ def predicts(pipe: Any) -> str:
 
 
 def sources_of(subject: Subject) -> list[Source]:
-    """Return the sources of a model, one for each guidance scale.
-
-    Of emoji-flux-start, which is not finished, there is one without guidance alone: with it, the
-    outputs of its first steps have hardly anything in common.
-    """
-    unfinished = subject.name.endswith("start")
-    runs = START_RUNS if unfinished else TEXT_RUNS if subject.prompts else RUNS
+    """Return the sources of a model, one for each guidance scale."""
+    runs = TEXT_RUNS if subject.prompts else RUNS
     found = []
-    for guidance in GUIDANCE[:1] if unfinished else GUIDANCE:
+    for guidance in GUIDANCE:
         with torch.no_grad():
             levels, made = traced(subject.pipe, subject.arguments(guidance, runs))
         kind = predicts(subject.pipe)
