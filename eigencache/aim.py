@@ -50,8 +50,8 @@ class Aim:
         ValueError: an option is out of range.
     """
 
-    decay: float = 0.5
-    distrust: float = 0.5
+    decay: float = 0.25
+    distrust: float = 0.25
     final: float = 1.0
     jitter: float = 1e-6
     ordinary: bool = True

@@ -164,14 +164,20 @@ class Experiment:
     def kernel(self, label: str) -> str:
         """Return the kernel from which the plans of a label are made.
 
-        A method that needs none gets the output kernel, only for its timesteps.
+        A method that needs none gets the output kernel, only for its timesteps. That of a closed
+        loop has not seen the prompts that judge the fit.
         """
         spec = self.spec(label)
         method = METHODS[spec["method"]]
         if not method.needs_kernel:
             return OUTPUT_KERNEL
-        use = method.parts(1, **self.config.methods[label].options).use
-        return str(use.kind(spec.get("tap", method.tap)))
+        parts = method.parts(1, **self.config.methods[label].options)
+        kind = parts.use.kind(spec.get("tap", method.tap))
+        if parts.closed_loop:
+            count = len(self.calibration_prompts)
+            fitted = count - parts.closed_loop.judges(count)
+            kind = kind._replace(runs=min(kind.runs or fitted, fitted))
+        return str(kind)
 
     def budgets(self, label: str) -> list[int]:
         """Return the budgets of a label's runs; none where it has one run, or a quality."""
