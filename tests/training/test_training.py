@@ -411,6 +411,7 @@ def test_judge_finds_what_was_painted(icons):
     swapped[3, :2] = torch.tensor([2, 1])
     found = judge.find_all(pictures, swapped)
     assert (found == swapped[:, :2]).all(dim=1).tolist() == [True] * 3 + [False] + [True] * 2
+    assert torch.equal(judge.find_all(pictures[2:], swapped[2:]), found[2:])
     assert proof.background_error(pictures, captions[:, 2]) < 12
 
 

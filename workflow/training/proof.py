@@ -114,14 +114,16 @@ def choose(
 
 
 def report_on(
-    judge: Judge, selection: list[data.Emoji], captions: torch.Tensor, pictures: torch.Tensor
+    found: torch.Tensor, selection: list[data.Emoji], captions: torch.Tensor, pictures: torch.Tensor
 ) -> dict:
-    """How many of the pictures show what their captions ``(n, 3)`` name."""
-    found = judge.find_all(pictures, captions)
+    """How many of the pictures show what their captions ``(n, 3)`` name.
+
+    ``found`` is what ``Judge.find_all`` found in them.
+    """
     right = (found == captions[:, :2]).all(dim=1)
     alone = captions[:, 1] == len(selection)
     names = [emoji.label for emoji in selection]
-    report = {"renderings_per_emoji": judge.copies}
+    report = {}
     for kind, rows in (("one", alone), ("two", ~alone)):
         wrong = (rows & ~right).nonzero().flatten().tolist()
         report[kind] = {
@@ -227,11 +229,16 @@ def measure(
     steps.say(f"{name}: {steps.shown(report['fewer_steps'])}")
     lines = [line_of(selection, row) for row in captions.tolist()]
     pictures = flow.sample(pipeline, lines, 50, guidance=guidance)
-    judge = Judge(icons, device, arguments.copies)
-    report |= report_on(judge, selection, captions, pictures)
     torch.manual_seed(77)
     painted = data.paint(data.Painter(icons, device), captions.to(device), arguments.ones)
-    right = (judge.find_all(painted, captions) == captions[:, :2]).all(dim=1)
+    # Both at once, since they are compared with the same renderings.
+    judge = Judge(icons, device, arguments.copies)
+    found, of_painted = judge.find_all(torch.cat([pictures, painted]), captions.repeat(2, 1)).chunk(
+        2
+    )
+    report |= {"renderings_per_emoji": judge.copies}
+    report |= report_on(found, selection, captions, pictures)
+    right = (of_painted == captions[:, :2]).all(dim=1)
     report["judge_right_on_painted"] = right.float().mean().item()
     report["reconstruction_psnr_db"] = vae.psnr(pipeline.vae, painted)
     steps.write_json(path, report)
