@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training import bundle, card, clip, data, flow, start, steps, text
+from training import bundle, card, clip, data, run, steps, text
 
 ROOT = Path(__file__).parents[2]
 SELECTION = ROOT / "data" / "emoji" / "emoji.tsv"
-START = ROOT / "data" / "emoji-flux-start"
+FLUX = ROOT / "data" / "emoji-flux"
 CPU = torch.device("cpu")
 
 
@@ -91,17 +91,19 @@ def test_the_same_caption_twice_is_no_mistake(few):
 
 def test_cards_read_the_reports(trained_clip, tmp_path, monkeypatch):
     trained, out = tmp_path / "run", tmp_path / "flux"
-    model, autoencoder, tokenizers = start.load(START)
-    flow.export(flow.pipeline_of(model, autoencoder, *tokenizers), trained / "pipeline")
-    for report in START.glob("reports/*.json"):
-        shutil.copy(report, trained)
-    Image.new("RGB", (8, 8)).save(trained / "emoji-flux-guidance-3.5.png")
+    shutil.copytree(
+        FLUX, trained / "pipeline", ignore=shutil.ignore_patterns("*.png", "*.md", "reports")
+    )
+    shutil.copytree(FLUX / "reports", trained, dirs_exist_ok=True)
+    (trained / "proof.json").rename(trained / "emoji-flux-proof.json")
+    shutil.copy(FLUX / "contact-sheet.png", trained / "emoji-flux.png")
     arguments = ["card", "--data", str(SELECTION), "--flux", str(trained), str(out)]
     arguments += ["--clip", str(trained_clip[0]), str(tmp_path / "clip-card")]
     monkeypatch.setattr("sys.argv", arguments)
     card.main()
     written = (out / "README.md").read_text(encoding="utf-8")
-    proof = json.loads((START / "reports" / "emoji-flux-proof.json").read_text(encoding="utf-8"))
+    proof = json.loads((FLUX / "reports" / "proof.json").read_text(encoding="utf-8"))
+    assert written == (FLUX / "README.md").read_text(encoding="utf-8")
     for kind in ("one", "two"):
         assert f"**{proof[kind]['right']} of {proof[kind]['captions']}**" in written
     assert "height=128" in written and "max_sequence_length=24" in written
@@ -124,8 +126,9 @@ def assets(tmp_path_factory) -> Path:
 
 def build(assets: Path, out: Path) -> None:
     """A bundle without wheels, which would be downloaded."""
-    prompts = ROOT / "data" / "prompts" / "emoji-evaluation.txt"
-    bundle.build(SELECTION, assets, prompts, START, out, packages=())
+    folder = ROOT / "data" / "prompts"
+    apart = [folder / f"emoji-{kind}.txt" for kind in ("evaluation", "calibration")]
+    bundle.build(SELECTION, assets, folder / "emoji-card.txt", apart, FLUX, out, packages=())
 
 
 @pytest.mark.slow
@@ -134,7 +137,7 @@ def test_bundle_has_all_that_the_training_reads(assets, tmp_path):
     build(assets, out)
     build(assets, out)  # a bundle is replaced
     assert len(list(out.glob("assets/*.webp"))) == 316
-    start.check(out / "start")
+    run.check_start(out / "start")
     subprocess.run(["bash", "-n", str(out / "go.sh")], check=True)
     # As a machine elsewhere runs it, with a hard stop that leaves no time for steps and pictures.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -151,11 +154,11 @@ def test_bundle_has_all_that_the_training_reads(assets, tmp_path):
     ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "vae: done before" in done.stdout and "no time left for sheets" in done.stdout
+    assert "vae: done before" in done.stdout and "no time left for the proof" in done.stdout
     with tarfile.open(tmp_path / "results" / "reports.tar") as archive:
         report = json.load(archive.extractfile("flow.json"))
     assert report["iterations"] == 0 and report["earlier"]["iterations"] > 0
-    assert report["held_out_loss"] < 1  # the start folder's weights; fresh ones have about 2
+    assert report["held_out_loss"] < 1  # the weights given; fresh ones have about 2
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert names >= {"base.tar", "transformer.tar", "teacher-transformer.tar", "log.txt"}
 
@@ -166,3 +169,5 @@ def test_bundle_refuses_what_it_would_destroy_or_lack(assets, tmp_path):
         build(assets, tmp_path / "mine")
     with pytest.raises(FileNotFoundError, match="no picture in"):
         build(tmp_path, tmp_path / "bundle")
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json: --start takes"):
+        run.check_start(tmp_path)

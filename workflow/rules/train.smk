@@ -16,8 +16,11 @@ with open("data/emoji/packages.tsv", newline="") as file:
 
 EMOJI = "data/emoji/emoji.tsv"
 ASSETS = "results/train/npm/fluent-emoji-3d/assets"
-# The weights to go on from; an empty string trains everything from nothing.
-START = "data/emoji-flux-start"
+# Everything is trained from nothing; with START = "data/emoji-flux" the training goes on from that
+# model's weights, autoencoder and tokenizers.
+START = ""
+# Captions that the card's proof leaves to the experiments.
+APART = expand("data/prompts/emoji-{kind}.txt", kind=["calibration", "evaluation"])
 # On shared cores, OpenMP threads that spin for long or change cores stop each other.
 SPIN = "GOMP_SPINCOUNT=100000 OMP_PROC_BIND=true"
 
@@ -84,7 +87,8 @@ rule emoji_flux:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
         checked="results/train/renderings.png",
-        prompts="data/prompts/emoji-evaluation.txt",
+        prompts="data/prompts/emoji-card.txt",
+        apart=APART,
         start=[START] if START else [],
     output:
         pipeline=directory("results/train/run/pipeline"),
@@ -92,7 +96,7 @@ rule emoji_flux:
             "results/train/run/{report}.json",
             report=["flow", "distil", "emoji-flux-proof"],
         ),
-        sheet="results/train/run/emoji-flux-guidance-3.5.png",
+        sheet="results/train/run/emoji-flux.png",
     log:
         "results/train/logs/flux.log",
     benchmark:
@@ -106,8 +110,8 @@ rule emoji_flux:
         start=f"--start {START}" if START else "",
     shell:
         "{params.spin} python -m training.run --data {input.data} --assets {params.assets}"
-        " --prompts {input.prompts} {params.start} --out results/train/run --threads {threads}"
-        " 2>&1 | tee {log}"
+        " --prompts {input.prompts} --apart {input.apart} {params.start}"
+        " --out results/train/run --threads {threads} 2>&1 | tee {log}"
 
 
 rule emoji_bundle:
@@ -115,7 +119,8 @@ rule emoji_bundle:
     input:
         data=EMOJI,
         pictures="results/train/npm/fluent-emoji-3d",
-        prompts="data/prompts/emoji-evaluation.txt",
+        prompts="data/prompts/emoji-card.txt",
+        apart=APART,
         start=[START] if START else [],
     output:
         directory("results/train/bundle"),
@@ -129,7 +134,8 @@ rule emoji_bundle:
         start=f"--start {START}" if START else "",
     shell:
         "python -m training.bundle --data {input.data} --assets {params.assets}"
-        " --prompts {input.prompts} {params.start} --out {output} 2>&1 | tee {log}"
+        " --prompts {input.prompts} --apart {input.apart} {params.start}"
+        " --out {output} 2>&1 | tee {log}"
 
 
 rule emoji_clip:

@@ -4,6 +4,6 @@
 distils guidance into it, and writes a FluxPipeline folder. ``data`` paints the pictures, ``text``
 makes captions and tokens, ``steps`` holds what every training shares, ``vae``, ``flow`` and
 ``distil`` are the three stages, ``proof`` judges pictures, ``clip`` trains a contrastive model of
-the same domain, and ``card`` writes the model cards. ``start`` keeps weights to go on from in a
-small folder, ``bundle`` packs everything for a machine with a GPU.
+the same domain, ``card`` writes the model cards, and ``bundle`` packs everything for a
+machine with a GPU.
 """

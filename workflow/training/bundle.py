@@ -1,13 +1,14 @@
 """Pack the training into one folder for a machine with a GPU and no network.
 
-The folder has the program, the data, the pictures, a start folder if there is one, wheels of the
-packages that such a machine may lack beside torch and transformers, and ``go.sh``, which runs it:
+The folder has the program, the data, the pictures, a pipeline to go on from if one is given, wheels
+of the packages that such a machine may lack beside torch and transformers, and ``go.sh``, which
+runs it:
 
     OUT=results bash go.sh
 
 Results come into ``$OUT`` as a few tar files while the training goes on. ``FLOW`` and ``DISTIL``
 are the minutes of these stages, ``UNTIL`` is the hard stop in seconds, and ``VAE`` the minutes of
-the autoencoder, which a start folder makes needless. Further options go to ``training.run``.
+the autoencoder, which such a pipeline makes needless. Further options go to ``training.run``.
 """
 
 import argparse
@@ -17,9 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training import data, start
+from training import data, run
 
-LEFT_OUT = ("bundle.py", "card.py", "clip.py", "__pycache__")
+LEFT_OUT = ("bundle.py", "card.py", "clip.py", "kernels.py", "small.py", "__pycache__")
 # What diffusers needs of its own: its other needs come with transformers.
 PACKAGES = ("diffusers", "importlib_metadata", "zipp")
 
@@ -39,25 +40,14 @@ export PYTHONPATH=$site:. PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TQDM_DISABLE=1
 start=()
 [ -d start ] && start=(--start start)
 status=0
-python3 -m training.run --data emoji.tsv --assets assets --prompts prompts.txt "${start[@]}" \\
-    --out "$work" --deliver "$OUT" --vae-minutes "${VAE:-1.8}" --flow-minutes "${FLOW:-4.5}" \\
-    --distil-minutes "${DISTIL:-1.5}" --until "${UNTIL:-520}" "$@" >"$OUT/log.txt" 2>&1 || status=$?
+python3 -m training.run --data emoji.tsv --assets assets --prompts prompts.txt \\
+    --apart apart/*.txt "${start[@]}" --out "$work" --deliver "$OUT" \\
+    --vae-minutes "${VAE:-1.8}" --flow-minutes "${FLOW:-4.5}" --distil-minutes "${DISTIL:-1.5}" \\
+    --until "${UNTIL:-520}" "$@" >"$OUT/log.txt" 2>&1 || status=$?
 # Tracebacks are in log.txt; what is said is enough here.
 grep -v '^  File\\|^    ' "$OUT/log.txt" | cut -c1-260
 exit $status
 """
-
-
-def copy_pictures(selection: list[data.Emoji], assets: Path, out: Path) -> int:
-    """Copy the selection's pictures alone; returns how many."""
-    files = {data.plain_hexcode(path.stem): path for path in sorted(assets.glob("*.webp"))}
-    missing = [emoji.hexcode for emoji in selection if emoji.hexcode not in files]
-    if missing:
-        raise FileNotFoundError(f"no picture in {assets} for {', '.join(missing)}")
-    out.mkdir(parents=True)
-    for emoji in selection:
-        shutil.copy(files[emoji.hexcode], out)
-    return len(selection)
 
 
 def download_wheels(out: Path, packages: tuple[str, ...] = PACKAGES) -> None:
@@ -71,24 +61,30 @@ def build(
     selection_path: Path,
     assets: Path,
     prompts: Path,
-    start_folder: Path | None,
+    apart: list[Path],
+    start: Path | None,
     out: Path,
     packages: tuple[str, ...] = PACKAGES,
 ) -> None:
     """Write the folder; what was in it before goes."""
-    if start_folder:
-        start.check(start_folder)
+    pictures = data.picture_files(data.read_selection(selection_path), assets)
+    if start:
+        run.check_start(start)
     if out.exists() and not (out / "go.sh").exists():
         raise FileExistsError(f"{out} is there and is no bundle: give another --out, or remove it")
     shutil.rmtree(out, ignore_errors=True)
     program = Path(__file__).parent
     shutil.copytree(program, out / "training", ignore=shutil.ignore_patterns(*LEFT_OUT))
-    selection = data.read_selection(selection_path)
-    copy_pictures(selection, assets, out / "assets")
+    (out / "assets").mkdir()
+    for picture in pictures:
+        shutil.copy(picture, out / "assets")
     shutil.copy(selection_path, out / "emoji.tsv")
     shutil.copy(prompts, out / "prompts.txt")
-    if start_folder:
-        shutil.copytree(start_folder, out / "start")
+    (out / "apart").mkdir()
+    for path in apart:
+        shutil.copy(path, out / "apart")
+    if start:
+        shutil.copytree(start, out / "start")
     (out / "whl").mkdir()
     if packages:
         download_wheels(out / "whl", packages)
@@ -101,12 +97,22 @@ def main() -> None:
     home = Path(__file__).parents[2]
     parser.add_argument("--data", type=Path, default=home / "data/emoji/emoji.tsv")
     parser.add_argument("--assets", type=Path, required=True, help="folder of <hexcode>.webp")
-    prompts = home / "data/prompts/emoji-evaluation.txt"
-    parser.add_argument("--prompts", type=Path, default=prompts)
-    parser.add_argument("--start", type=Path, help="start folder, to go on from")
+    card, *apart = (
+        home / f"data/prompts/emoji-{kind}.txt" for kind in ("card", "evaluation", "calibration")
+    )
+    parser.add_argument("--prompts", type=Path, default=card, help="captions of the sheet")
+    parser.add_argument("--apart", type=Path, nargs="+", default=apart, help="not to judge")
+    parser.add_argument("--start", type=Path, help="folder to go on from, such as data/emoji-flux")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
-    build(arguments.data, arguments.assets, arguments.prompts, arguments.start, arguments.out)
+    build(
+        arguments.data,
+        arguments.assets,
+        arguments.prompts,
+        arguments.apart,
+        arguments.start,
+        arguments.out,
+    )
     size = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
     print(f"{arguments.out}: {size / 2**20:.1f} MiB")
 

@@ -7,6 +7,7 @@ kept beside the weights, so a card can be written again at any time.
 import argparse
 import json
 import shutil
+import textwrap
 from pathlib import Path
 
 from training import data, steps
@@ -51,14 +52,15 @@ for.
 
 ![Held-out captions](contact-sheet.png)
 
-*Captions of `data/prompts/emoji-evaluation.txt`, all held out, 28 steps, guidance 3.5, seeds
-0, 1, 2, ...*
+*Captions of `data/prompts/emoji-card.txt`, all held out, {steps} steps, guidance {guidance:g},
+seeds 0, 1, 2, ...*
 
 ## Proof
 
-Held-out captions, one seed each, {steps} steps at guidance {guidance:g} through `FluxPipeline`. A
-picture counts as right when the nearest of {copies} jittered renderings of each of the {count}
-emoji on the named background shows the named one; of two things both halves must be right.
+Held-out captions that are neither calibration nor evaluation prompts, one seed each, {steps} steps
+at guidance {guidance:g} through `FluxPipeline`. A picture counts as right when the nearest of
+{copies} jittered renderings of each of the {count} emoji on the named background shows the named
+one; of two things both halves must be right.
 
 | captions of | right | background off by |
 |---|---|---|
@@ -67,7 +69,7 @@ emoji on the named background shows the named one; of two things both halves mus
 
 The same rule gets {judge:.1%} of freshly painted pictures right.
 
-| steps | PSNR to 50 steps from the same noise |
+| steps | PSNR to {steps} steps from the same noise, captions of the sheet |
 |---|---|
 {fewer_steps}
 
@@ -77,7 +79,7 @@ The same rule gets {judge:.1%} of freshly painted pictures right.
 |---|---|---|---|---|---|---|
 | autoencoder (f = 8, 16 channels) | {vae_parameters:,} | {vae_iterations:,} | {vae_batch} | \
 {vae_minutes:.1f} | {vae_device} | {vae_psnr:.1f} dB on held-out pictures, with latent noise of \
-0.1 std {vae_noisy:.1f} dB |
+0.1 std {vae_noisy:.1f} dB; in float16, on pictures of the proof's captions {proof_psnr:.1f} dB |
 | transformer (2 double, 8 single blocks, width 192) | {transformer:,} | {flow_iterations:,} | \
 {flow_batch} | {flow_minutes:.1f} | {flow_device} | held-out loss {held_out_loss:.4f} |
 | CLIP text encoder (2 layers, width 128) | {text_encoder:,} | | | | | trained with the \
@@ -91,6 +93,8 @@ Autoencoder: L1 + MSE + L1 of neighbouring pixels' differences + a small KL term
 `noise - latent` matched at logit-normal times, a peak rate of {rate:g}, a tenth of the captions
 empty, averaged weights, a pool of {pool:,} encoded pictures. The scheduler has FLUX.1-dev's
 settings. `workflow/rules/train.smk` holds the rules; the reports are in `reports/`.
+
+{jitter}
 """
 
 CLIP = """\
@@ -146,6 +150,20 @@ def earlier_training(report: dict) -> str:
     )
 
 
+def jitter_of(flow: dict, vae: dict) -> str:
+    """A paragraph on how large things are painted, for the flow and, if it differs, for the vae."""
+
+    def sizes(jitter: dict) -> list[str]:
+        return ["{:.0%} to {:.0%}".format(*jitter[kind]["size"]) for kind in ("one", "two")]
+
+    one, two = sizes(flow)
+    line = f"A thing alone takes {one} of the picture's side, each of two {two}."
+    if vae != flow:
+        one, two = sizes(vae)
+        line += f" The autoencoder was trained with less jitter: {one}, and {two}."
+    return textwrap.fill(line, 100)
+
+
 def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -> str:
     """Text of the card of emoji-flux from the reports of vae, flow, distil and proof."""
     vae, flow, distil, proof = (reports[name] for name in ("vae", "flow", "distil", "proof"))
@@ -165,6 +183,8 @@ def flux_card(reports: dict[str, dict], folder: Path, credit: str, count: int) -
             f"| {few} | {compared[f'psnr_db_{few}_of_50']:.1f} dB |" for few in (5, 9, 13, 28)
         ),
         vae_psnr=vae["held_out_psnr_db"],
+        proof_psnr=proof["reconstruction_psnr_db"],
+        jitter=jitter_of(flow["jitter"], vae["jitter"]),
         vae_noisy=vae["held_out_psnr_db_noise_0.1"],
         held_out_loss=flow["held_out_loss"],
         distil_error=distil["held_out_error_at_3.5"],
@@ -214,7 +234,7 @@ def credit_of(selection: list[data.Emoji]) -> str:
 def write_flux(selection: list[data.Emoji], trained: Path, out: Path) -> None:
     """The directory of emoji-flux from what ``training.run`` wrote to ``trained``."""
     shutil.copytree(trained / "pipeline", out, dirs_exist_ok=True)
-    shutil.copy(trained / "emoji-flux-guidance-3.5.png", out / "contact-sheet.png")
+    shutil.copy(trained / "emoji-flux.png", out / "contact-sheet.png")
     reports = {}
     for name, file in (
         ("vae", "vae.json"),

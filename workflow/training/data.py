@@ -10,7 +10,7 @@ import argparse
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -114,19 +114,24 @@ def triples(count: int, held_out: bool) -> np.ndarray:
     return np.stack([left[chosen], right[chosen], colour[chosen]], axis=1)
 
 
+def picture_files(selection: list[Emoji], assets: Path) -> list[Path]:
+    """The file ``<hexcode>.webp`` of each emoji in a folder."""
+    files = {plain_hexcode(path.stem): path for path in sorted(assets.glob("*.webp"))}
+    missing = [emoji.hexcode for emoji in selection if emoji.hexcode not in files]
+    if missing:
+        raise FileNotFoundError(f"no picture in {assets} for {', '.join(missing)}")
+    return [files[emoji.hexcode] for emoji in selection]
+
+
 def load_icons(selection: list[Emoji], assets: Path) -> torch.Tensor:
     """Load one icon per emoji from a folder of ``<hexcode>.webp``.
 
     Returns float32 ``(emoji, 4, 128, 128)`` in [0, 1]: red, green and blue multiplied by alpha,
     then alpha.
     """
-    files = {plain_hexcode(path.stem): path for path in sorted(assets.glob("*.webp"))}
-    missing = [emoji.hexcode for emoji in selection if emoji.hexcode not in files]
-    if missing:
-        raise FileNotFoundError(f"no picture in {assets} for {', '.join(missing)}")
     icons = np.empty((len(selection), SIZE, SIZE, 4), dtype=np.float32)
-    for place, emoji in enumerate(selection):
-        with Image.open(files[emoji.hexcode]) as picture:
+    for place, file in enumerate(picture_files(selection, assets)):
+        with Image.open(file) as picture:
             icon = picture.convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
         icons[place] = np.asarray(icon, dtype=np.float32) / 255
     icons[..., :3] *= icons[..., 3:]
@@ -151,10 +156,10 @@ class Jitter:
     degrees: float = 12.0
 
 
-# Wide enough that a caption leaves much open, so that sampling in few steps is as hard as for a large
-# model.
+# Wide enough that a caption leaves much open, as with a large model.
 ONE = Jitter(size=(0.68, 0.92), across=0.06, down=0.06)
 TWO = Jitter(size=(0.40, 0.50), across=0.02, down=0.12)
+JITTER = {"one": asdict(ONE), "two": asdict(TWO)}  # for the reports
 PLACES = (0.25, 0.75)  # where the middles of two things are, from left to right
 SHADE = 10 / 255  # how far the background's brightness moves
 

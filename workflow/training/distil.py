@@ -120,7 +120,6 @@ def train(
         flow.compile_blocks(master)
         torch.autograd.grad(loss(trainee.worker), trainee.working)
         steps.say("distil: blocks are compiled")
-    budget = budget_of(trainee.elapsed)  # what was compiled above is not training
 
     @torch.no_grad()
     def look() -> dict:
@@ -136,7 +135,7 @@ def train(
     steps.train(
         trainee,
         loss,
-        budget,
+        budget_of(trainee.elapsed),  # what was compiled above is not training
         rate,
         "distil",
         checkpoint,

@@ -10,7 +10,6 @@ that one loss, with a tenth of the captions empty. The guidance embedding stays 
 import copy
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -118,12 +117,6 @@ def compile_blocks(model: FlowModel) -> None:
     transformer = model.transformer
     for block in [*transformer.transformer_blocks, *transformer.single_transformer_blocks]:
         block.compile(fullgraph=True, dynamic=False)
-
-
-def forget_compiled(model: FlowModel) -> None:
-    """Undo ``compile_blocks``."""
-    for module in model.modules():
-        module._compiled_call_impl = None
 
 
 def draw_times(count: int, device: torch.device) -> torch.Tensor:
@@ -307,37 +300,6 @@ def sample(
     return torch.cat(pictures) * 2 - 1
 
 
-def try_compiling(
-    model: FlowModel, pool: Pool, rotary: tuple[torch.Tensor, torch.Tensor], batch: int
-) -> bool:
-    """Compile the blocks and compare loss and gradients with those without; undo on failure."""
-    torch.manual_seed(1)
-    latents, ids, ids_2 = pool.draw(batch)
-    noise, times = torch.randn_like(latents), draw_times(batch, latents.device)
-    # The first layers' gradients come from the backward pass of everything.
-    first, last = model.transformer.context_embedder, model.transformer.proj_out
-
-    def measure() -> torch.Tensor:
-        loss = tokens_loss(model, latents, noise, times, (ids, ids_2), rotary)
-        gradients = torch.autograd.grad(loss, [first.weight, last.weight])
-        rows = [gradient.float().flatten() / (gradient.norm() + 1e-12) for gradient in gradients]
-        return torch.cat([loss.detach().float()[None], *rows])
-
-    plain = measure()
-    try:
-        compile_blocks(model)
-        compiled = measure()
-        difference = ((compiled - plain).norm() / plain.norm()).item()
-        if difference > 0.05:
-            raise ValueError(f"compiled blocks differ by {difference:.3f}")
-    except Exception as problem:
-        steps.say(f"flow: goes on without torch.compile: {str(problem).splitlines()[0]}")
-        forget_compiled(model)
-        return False
-    steps.say(f"flow: blocks are compiled; they differ by {difference:.1e}")
-    return True
-
-
 def train(
     pool: Pool,
     held_out: Pool,
@@ -351,24 +313,18 @@ def train(
     dtype: torch.dtype = torch.float32,
     graph: bool = False,
     compiles: bool = False,
-    begin: Callable[[FlowModel], None] | None = None,
-    constant: bool = False,
-    save_seconds: float = 600.0,
+    begin: FlowModel | None = None,
     earlier: dict | None = None,
 ) -> tuple[FlowModel, dict]:
     """Train transformer and text encoders; returns the averaged model and the report.
 
-    ``begin(model)`` gives a new training its weights; the rate then rises more slowly, since the
+    A new training goes on from the weights of ``begin``; the rate then rises more slowly, since the
     optimizer knows nothing yet, and ``earlier``, how they were trained, goes to the report.
-    ``constant`` keeps the rate at ``rate`` once it is reached.
     """
     device = pool.mean.device
     torch.manual_seed(seed)
-    model = FlowModel(*tokenizers)
-    if begin:
-        begin(model)
     trainee = steps.Trainee(
-        model.to(device),
+        (begin or FlowModel(*tokenizers)).to(device),
         dtype,
         decay=0.999,
         frozen=("transformer.time_text_embed.guidance_embedder",),
@@ -379,9 +335,6 @@ def train(
         trainee.load(checkpoint)
     rotary = trainee.model.transformer.pos_embed(positions(size, device))
     measure = HeldOutLoss(held_out, rotary)
-    if compiles:
-        try_compiling(trainee.worker, pool, rotary, batch)
-    budget = budget_of(trainee.elapsed)  # what was compiled above is not training
     empty, empty_2 = pool.empty
 
     def loss(worker: FlowModel) -> torch.Tensor:
@@ -391,19 +344,20 @@ def train(
         noise, times = torch.randn_like(latents), draw_times(batch, device)
         return tokens_loss(worker, latents, noise, times, (ids, ids_2), rotary)
 
+    if compiles:
+        compile_blocks(trainee.worker)
+        torch.autograd.grad(loss(trainee.worker), trainee.working)
+        steps.say("flow: blocks are compiled")
     steps.train(
         trainee,
         loss,
-        budget,
+        budget_of(trainee.elapsed),  # what was compiled above is not training
         rate,
         "flow",
         checkpoint,
         seed=seed,
         graph=graph,
-        save_seconds=save_seconds,
         warm_up=WARM_UP_AGAIN if begin else WARM_UP,
-        constant=constant,
-        falls=begin is None,
         look=lambda: {"held_out_loss": measure(trainee.average)},
     )
     model = trainee.average.eval()
@@ -419,6 +373,7 @@ def train(
             for name, part in model.named_children()
         },
         "held_out_loss": measure(model),
+        "jitter": data.JITTER,
         "earlier": earlier or {},
         "history": trainee.history,
     }

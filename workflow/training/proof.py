@@ -6,8 +6,10 @@ half likewise. Pixels are compared at a size where a thing is about 32 pixels wi
 """
 
 import argparse
+import itertools
 import math
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from diffusers import FluxPipeline
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
 
-from training import data, flow, steps
+from training import data, flow, steps, vae
 
 
 class Judge:
@@ -92,26 +94,36 @@ def line_of(selection: list[data.Emoji], row: list[int]) -> str:
     return data.caption(selection[left], data.COLOURS[colour], second)
 
 
-def choose(selection: list[data.Emoji], ones: int, twos: int, seed: int = 0) -> torch.Tensor:
-    """Held-out captions without replacement, ``ones`` of one thing, then ``twos`` of two."""
+def choose(
+    selection: list[data.Emoji], ones: int, twos: int, apart: Collection[str] = (), seed: int = 0
+) -> torch.Tensor:
+    """Held-out captions without replacement, ``ones`` of one thing, then ``twos`` of two.
+
+    None is in ``apart``.
+    """
     scenes = data.Scenes(selection, True, torch.device("cpu"))
     random = np.random.default_rng(seed)
-    rows = [
-        table[torch.from_numpy(random.permutation(len(table))[:count])]
-        for table, count in ((scenes.singles, ones), (scenes.doubles, twos))
-    ]
-    return torch.cat(rows)
+    rows = []
+    for table, count in ((scenes.singles, ones), (scenes.doubles, twos)):
+        drawn = table[torch.from_numpy(random.permutation(len(table)))].tolist()
+        free = (row for row in drawn if line_of(selection, row) not in apart)
+        rows.append(list(itertools.islice(free, count)))
+        if len(rows[-1]) < count:
+            raise ValueError(f"{count} held-out captions are wanted, there are {len(rows[-1])}")
+    return torch.tensor(list(itertools.chain(*rows)))
 
 
 def report_on(
-    judge: Judge, selection: list[data.Emoji], captions: torch.Tensor, pictures: torch.Tensor
+    found: torch.Tensor, selection: list[data.Emoji], captions: torch.Tensor, pictures: torch.Tensor
 ) -> dict:
-    """How many of the pictures show what their captions ``(n, 3)`` name."""
-    found = judge.find_all(pictures, captions)
+    """How many of the pictures show what their captions ``(n, 3)`` name.
+
+    ``found`` is what ``Judge.find_all`` found in them.
+    """
     right = (found == captions[:, :2]).all(dim=1)
     alone = captions[:, 1] == len(selection)
     names = [emoji.label for emoji in selection]
-    report = {"renderings_per_emoji": judge.copies}
+    report = {}
     for kind, rows in (("one", alone), ("two", ~alone)):
         wrong = (rows & ~right).nonzero().flatten().tolist()
         report[kind] = {
@@ -132,26 +144,16 @@ def report_on(
     return report
 
 
-def judge_itself(judge: Judge, painter: data.Painter, captions: torch.Tensor) -> float:
-    """Share of freshly painted pictures of these captions that the judge gets right."""
-    torch.manual_seed(77)
-    captions = captions.to(painter.device)
-    alone = captions[:, 1] == judge.count
-    ordered = torch.cat([captions[alone], captions[~alone]])
-    pictures = data.paint(painter, ordered, int(alone.sum()))
-    right = judge.find_all(pictures, ordered) == ordered[:, :2].cpu()
-    return right.all(dim=1).float().mean().item()
-
-
 def psnr_between(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """PSNR in dB of every picture ``(n, 3, h, w)`` in [-1, 1] against its counterpart."""
     error = ((one.clamp(-1, 1) - other.clamp(-1, 1)) / 2).square().mean(dim=(1, 2, 3))
     return -10 * error.clamp(min=1e-10).log10()
 
 
-def hardness(pipeline: FluxPipeline, captions: list[str], guidance: float = 3.5) -> dict:
-    """PSNR of plain sampling with fewer steps against 50 steps, from the same noise."""
-    full = flow.sample(pipeline, captions, 50, guidance=guidance)
+def hardness(
+    pipeline: FluxPipeline, captions: list[str], full: torch.Tensor, guidance: float
+) -> dict:
+    """PSNR of plain sampling with fewer steps against ``full``, 50 steps from the same noise."""
     report = {"captions": len(captions), "guidance": guidance}
     for count in (5, 9, 13, 28):
         values = psnr_between(flow.sample(pipeline, captions, count, guidance=guidance), full)
@@ -165,82 +167,103 @@ def contact_sheet(
 ) -> None:
     """Write pictures ``(n, 3, h, w)``, each above its caption."""
     levels = data.to_levels(pictures)
-    side = levels.shape[1]
-    width, height, font = side + 12, side + 48, ImageFont.load_default(11)
+    wrapped = [textwrap.wrap(line, 21) for line in captions]
+    side, font = levels.shape[1], ImageFont.load_default(12)
+    width, height = side + 12, side + 16 + 14 * max(map(len, wrapped))
     rows = math.ceil(len(captions) / columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (level, line) in enumerate(zip(levels, captions, strict=True)):
+    for place, (level, lines) in enumerate(zip(levels, wrapped, strict=True)):
         left, top = place % columns * width + 6, place // columns * height + 6
         sheet.paste(Image.fromarray(level), (left, top))
-        lines = "\n".join(textwrap.wrap(line, 23))
-        draw.multiline_text((left, top + side + 3), lines, fill="black", font=font)
+        for number, line in enumerate(lines):
+            draw.text((left, top + side + 3 + 14 * number), line, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
-def prove(
+def captions_in(path: str) -> list[str]:
+    """The lines of a prompt file, read before anything slow."""
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a program that judges pictures."""
+    data.add_data_arguments(parser)
+    parser.add_argument(
+        "--prompts", type=captions_in, required=True, help="file of the contact sheet's captions"
+    )
+    parser.add_argument(
+        "--apart",
+        type=captions_in,
+        nargs="+",
+        required=True,
+        help="files of captions that are not judged: those of calibration and evaluation",
+    )
+    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji")
+    parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
+    parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
+    parser.add_argument("--out", type=Path, required=True, help="folder of everything written")
+
+
+def measure(
     pipeline: FluxPipeline,
+    name: str,
     selection: list[data.Emoji],
     icons: torch.Tensor,
-    device: torch.device,
-    ones: int = 100,
-    twos: int = 50,
-    step_count: int = 50,
+    arguments: argparse.Namespace,
     guidance: float = 3.5,
-    copies: int = 48,
-) -> dict:
-    """Sample held-out captions, one seed each, and judge them."""
-    captions = choose(selection, ones, twos)
+) -> None:
+    """Write ``NAME.png``, a contact sheet, and ``NAME-proof.json`` of a pipeline.
+
+    The sheet's captions are sampled in fewer steps too; held-out captions are judged.
+    ``arguments`` are those of ``add_arguments``.
+    """
+    device, path = pipeline.device, arguments.out / f"{name}-proof.json"
+    captions = choose(selection, arguments.ones, arguments.twos, set().union(*arguments.apart))
+    full = flow.sample(pipeline, arguments.prompts, 50, guidance=guidance)
+    contact_sheet(full, arguments.prompts, arguments.out / f"{name}.png")
+    report = {"steps": 50, "guidance": guidance}
+    report["fewer_steps"] = hardness(pipeline, arguments.prompts, full, guidance)
+    steps.write_json(path, report)
+    steps.say(f"{name}: {steps.shown(report['fewer_steps'])}")
     lines = [line_of(selection, row) for row in captions.tolist()]
-    pictures = flow.sample(pipeline, lines, step_count, guidance=guidance)
-    judge = Judge(icons, device, copies)
-    report = {"steps": step_count, "guidance": guidance}
-    report |= report_on(judge, selection, captions, pictures)
-    painter = data.Painter(icons, device)
-    report["judge_right_on_painted"] = judge_itself(judge, painter, captions)
-    return report
+    pictures = flow.sample(pipeline, lines, 50, guidance=guidance)
+    torch.manual_seed(77)
+    painted = data.paint(data.Painter(icons, device), captions.to(device), arguments.ones)
+    # Both at once, since they are compared with the same renderings.
+    judge = Judge(icons, device, arguments.copies)
+    found, of_painted = judge.find_all(torch.cat([pictures, painted]), captions.repeat(2, 1)).chunk(
+        2
+    )
+    report |= {"renderings_per_emoji": judge.copies}
+    report |= report_on(found, selection, captions, pictures)
+    right = (of_painted == captions[:, :2]).all(dim=1)
+    report["judge_right_on_painted"] = right.float().mean().item()
+    report["reconstruction_psnr_db"] = vae.psnr(pipeline.vae, painted)
+    steps.write_json(path, report)
+    for kind in ("one", "two"):
+        shown = {key: value for key, value in report[kind].items() if key != "mistakes"}
+        steps.say(f"{name}, guidance {guidance:g}, {kind}: {steps.shown(shown)}")
+    steps.say(f"the judge gets {report['judge_right_on_painted']:.3f} of painted pictures right")
 
 
 def main() -> None:
-    """Sample held-out captions, judge them, write ``report.json`` and ``contact-sheet.png``."""
+    """Judge a pipeline: ``emoji-flux.png`` and ``emoji-flux-proof.json``, as the training does."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    data.add_data_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--model", type=Path, required=True, help="FluxPipeline directory")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompts", type=Path, required=True, help="captions for the sheet")
-    parser.add_argument("--copies", type=int, default=16, help="renderings of each emoji")
-    parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
-    parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=3.5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
     selection = data.read_selection(arguments.data)
     icons = data.load_icons(selection, arguments.assets)
     pipeline = FluxPipeline.from_pretrained(
         arguments.model, dtype=torch.float32, use_safetensors=True
-    ).to(device)
+    ).to(arguments.device)
     pipeline.set_progress_bar_config(disable=True)
-    report = prove(
-        pipeline,
-        selection,
-        icons,
-        device,
-        arguments.ones,
-        arguments.twos,
-        arguments.steps,
-        arguments.guidance,
-        arguments.copies,
-    )
-    lines = arguments.prompts.read_text(encoding="utf-8").splitlines()
-    report["fewer_steps"] = hardness(pipeline, lines[:32], arguments.guidance)
-    pictures = flow.sample(pipeline, lines, arguments.steps, guidance=arguments.guidance)
-    contact_sheet(pictures, lines, arguments.out / "contact-sheet.png")
-    steps.write_json(arguments.out / "report.json", report)
+    measure(pipeline, "emoji-flux", selection, icons, arguments)
 
 
 if __name__ == "__main__":

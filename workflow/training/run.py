@@ -1,4 +1,4 @@
-"""Train emoji-flux from nothing: autoencoder, flow transformer with text encoders, distillation.
+"""Train emoji-flux: autoencoder, flow transformer with text encoders, distillation.
 
 Every stage is limited by the clock, or by iterations where those are given, is resumed from its
 checkpoint in OUT, and exports what it made when it ends, so that a later stage that fails loses
@@ -7,8 +7,9 @@ the same code runs plainly, in float32 unless ``--bfloat16`` is given.
 """
 
 import argparse
+import json
 import math
-import subprocess
+import shutil
 import sys
 import tarfile
 import time
@@ -18,11 +19,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
-from training import data, distil, flow, proof, start, steps, text, vae
+from training import data, distil, flow, proof, steps, text, vae
 from training.steps import say
 
-GRAPHS_OFF, COMPILING_OFF = "--no-graphs", "--no-compiling"
-GUIDANCES = (1.0, 3.5, 6.0)
+PLAIN = "--plain"
 # What is trained how long and on how much, if the command does not say: minutes on a large GPU,
 # hours on two CPU cores.
 USUAL = {
@@ -46,13 +46,13 @@ USUAL = {
 def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    data.add_data_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, help="everything written, checkpoints")
+    proof.add_arguments(parser)
     parser.add_argument(
-        "--start", type=Path, help="start folder or pipeline, to take the vae from and go on from"
+        "--start",
+        type=Path,
+        help="folder with pipeline and reports, as data/emoji-flux, to go on from",
     )
     parser.add_argument("--deliver", type=Path, help="folder for the results as a few files")
-    parser.add_argument("--prompts", type=Path, required=True, help="captions of the sheets")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--until", type=float, default=math.inf, help="hard stop, seconds")
     for stage in ("vae", "flow", "distil"):
@@ -64,18 +64,13 @@ def arguments_of(command: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=512, help="pictures to measure with")
     parser.add_argument("--vae-rate", type=float, default=2e-3)
     parser.add_argument("--flow-rate", type=float, default=1.5e-3)
-    parser.add_argument("--constant", action="store_true", help="keep the flow's rate, no decay")
-    parser.add_argument("--save-seconds", type=float, default=600.0, help="flow's checkpoints")
     parser.add_argument("--distil-rate", type=float, default=5e-4)
-    parser.add_argument("--copies", type=int, default=48, help="renderings of each emoji")
-    parser.add_argument("--ones", type=int, default=100, help="captions of one thing to judge")
-    parser.add_argument("--twos", type=int, default=50, help="captions of two things to judge")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--bfloat16", action="store_true", help="on a CPU too, if it is faster")
-    parser.add_argument(GRAPHS_OFF, action="store_true", help="no CUDA graphs")
-    parser.add_argument(COMPILING_OFF, action="store_true", help="no torch.compile")
-    parser.add_argument("--only-compile", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        PLAIN, action="store_true", help="neither CUDA graphs nor torch.compile on a GPU"
+    )
     arguments = parser.parse_args(command)
     usual = USUAL["cuda" if arguments.device.startswith("cuda") else "cpu"]
     for name, value in usual.items():
@@ -93,22 +88,23 @@ class Session:
         self.on_gpu = self.device.type == "cuda"
         half = self.on_gpu or arguments.bfloat16
         self.dtype = torch.bfloat16 if half else torch.float32
-        self.graph = self.on_gpu and not arguments.no_graphs
-        self.compiles = self.on_gpu and not arguments.no_compiling
+        self.fast = self.on_gpu and not arguments.plain
         self.selection = data.read_selection(arguments.data)
         if arguments.start:
-            start.take_over(arguments.start, self.out)
+            take_over(arguments.start, self.out)
         self.tokenizers = text.kept_tokenizers(self.selection, self.out / "tokenizers")
+        self.going_on = {}
+        if arguments.start:
+            earlier = json.loads((arguments.start / "reports" / "flow.json").read_text("utf-8"))
+            del earlier["history"]
+            begin = load_model(self, arguments.start)[0]
+            self.going_on = {"begin": begin, "earlier": earlier}
         self.failures: list[str] = []
-
-    def load(self) -> None:
-        """Load the pictures; slow parts that the compiling process does not need."""
-        self.icons = data.load_icons(self.selection, self.arguments.assets)
+        self.icons = data.load_icons(self.selection, arguments.assets)
         self.painter = data.Painter(self.icons, self.device)
         self.scenes, self.held_out = (
             data.Scenes(self.selection, held_out, self.device) for held_out in (False, True)
         )
-        self.prompts = self.arguments.prompts.read_text(encoding="utf-8").splitlines()
 
     def budget(self, stage: str, elapsed: float) -> steps.Budget:
         """The budget of a stage that has been running for ``elapsed`` seconds before."""
@@ -151,35 +147,28 @@ class Session:
         return self.arguments.until - (time.monotonic() - steps.STARTED)
 
 
-def compile_ahead(session: Session) -> None:
-    """Compile the transformer's blocks once, for the cache on disk that other processes read."""
-    arguments, device = session.arguments, session.device
-    batch, tokens = arguments.batch, (data.SIZE // 16) ** 2
-    torch.manual_seed(0)
-    latents = torch.randn(batch, tokens, 64, device=device, dtype=session.dtype)
-    ids, ids_2 = (
-        text.tokenize(tokenizer, [""] * batch).int().to(device) for tokenizer in session.tokenizers
-    )
-    pool = flow.Pool(latents, torch.zeros_like(latents), ids, ids_2, (ids[:1], ids_2[:1]))
-    model = flow.FlowModel(*session.tokenizers).to(device).to(session.dtype)
-    for name in flow.PRECISE:
-        model.get_submodule(name).float()
-    with torch.no_grad():
-        for weight in model.transformer.parameters():  # fresh blocks do nothing to compare
-            weight.add_(0.02 * torch.randn_like(weight))
-    rotary = model.transformer.pos_embed(flow.positions(data.SIZE, device))
-    flow.try_compiling(model, pool, rotary, batch)
-    model.requires_grad_(False)
-    with torch.no_grad():
-        flow.tokens_loss(
-            model,
-            latents.float(),
-            torch.randn_like(latents.float()),
-            flow.draw_times(batch, device),
-            (ids, ids_2),
-            rotary,
-        ).item()
-    say("the blocks are compiled ahead")
+def check_start(folder: Path) -> None:
+    """Raise FileNotFoundError where a folder has not all that a training goes on from."""
+    for file in ("model_index.json", "reports/vae.json", "reports/flow.json"):
+        if not (folder / file).exists():
+            raise FileNotFoundError(
+                f"{folder} has no {file}: --start takes a folder as training.card writes it, such"
+                " as data/emoji-flux"
+            )
+
+
+def take_over(folder: Path, out: Path) -> None:
+    """Copy a pipeline's autoencoder and tokenizers to ``out``, where the stages look for them.
+
+    What is in ``out`` already stays, since its stages were trained with it.
+    """
+    check_start(folder)
+    if not (out / "vae.json").exists():
+        shutil.copytree(folder / "vae", out / "vae", dirs_exist_ok=True)
+        shutil.copy(folder / "reports" / "vae.json", out)
+    for name in ("tokenizer", "tokenizer_2"):
+        if not (out / "tokenizers" / name).exists():
+            shutil.copytree(folder / name, out / "tokenizers" / name)
 
 
 def load_model(session: Session, folder: Path) -> tuple[flow.FlowModel, AutoencoderKL]:
@@ -189,40 +178,6 @@ def load_model(session: Session, folder: Path) -> tuple[flow.FlowModel, Autoenco
     for part, _ in model.named_children():
         getattr(model, part).load_state_dict(getattr(pipeline, part).state_dict())
     return model.to(session.device).eval(), pipeline.vae.to(session.device).eval()
-
-
-def sheets(
-    session: Session, pipeline: FluxPipeline, name: str, guidances: tuple[float, ...]
-) -> None:
-    """Contact sheets of the prompts at several guidance scales, 28 steps."""
-    for guidance in guidances:
-        pictures = flow.sample(pipeline, session.prompts, 28, guidance=guidance)
-        path = session.out / f"{name}-guidance-{guidance:g}.png"
-        proof.contact_sheet(pictures, session.prompts, path)
-    say(f"sheets of {name} are written")
-
-
-def measure(session: Session, pipeline: FluxPipeline, name: str, guidance: float) -> None:
-    """Judge held-out captions and compare few steps with many; to ``NAME-proof.json``."""
-    arguments = session.arguments
-    report = {"fewer_steps": proof.hardness(pipeline, session.prompts[:32], guidance)}
-    say(f"{name}: {steps.shown(report['fewer_steps'])}")
-    steps.write_json(session.out / f"{name}-proof.json", report)
-    report |= proof.prove(
-        pipeline,
-        session.selection,
-        session.icons,
-        session.device,
-        arguments.ones,
-        arguments.twos,
-        guidance=guidance,
-        copies=arguments.copies,
-    )
-    steps.write_json(session.out / f"{name}-proof.json", report)
-    for kind in ("one", "two"):
-        shown = {key: value for key, value in report[kind].items() if key != "mistakes"}
-        say(f"{name}, guidance {guidance:g}, {kind}: {steps.shown(shown)}")
-    say(f"{name}: the judge gets {report['judge_right_on_painted']:.3f} of painted pictures right")
 
 
 def attempt(what: str, action: callable, session: Session, needed: float) -> None:
@@ -263,20 +218,10 @@ def deliver(session: Session) -> None:
         say(f"delivered {name}, {size:.1f} MiB")
 
 
-def going_on(folder: Path | None) -> dict:
-    """What the flow's training has to know of a start folder."""
-    if folder is None:
-        return {}
-    return {
-        "begin": lambda model: start.load_weights(model, folder),
-        "earlier": start.earlier(folder),
-    }
-
-
 def train_all(session: Session) -> None:
     """The three stages."""
     arguments, out = session.arguments, session.out
-    common = {"seed": arguments.seed, "dtype": session.dtype, "graph": session.graph}
+    common = {"seed": arguments.seed, "dtype": session.dtype, "graph": session.fast}
     if (out / "vae.json").exists():
         autoencoder = AutoencoderKL.from_pretrained(out / "vae", use_safetensors=True)
         autoencoder = autoencoder.to(session.device).eval()
@@ -294,7 +239,7 @@ def train_all(session: Session) -> None:
         )
         deliver(session)
     pools = session.pools(autoencoder)
-    common |= {"batch": arguments.batch, "compiles": session.compiles}
+    common |= {"batch": arguments.batch, "compiles": session.fast}
     if (out / "teacher" / "model_index.json").exists() and (out / "flow.json").exists():
         teacher, autoencoder = load_model(session, out / "teacher")
         say("flow: done before")
@@ -305,17 +250,12 @@ def train_all(session: Session) -> None:
             out,
             lambda elapsed: session.budget("flow", elapsed),
             rate=arguments.flow_rate,
-            **going_on(arguments.start),
-            constant=arguments.constant,
-            save_seconds=arguments.save_seconds,
+            **session.going_on,
             **common,
         )
         say(f"flow: held-out loss {report['held_out_loss']:.4f}")
         pipeline = flow.pipeline_of(teacher, autoencoder, *session.tokenizers)
         flow.export(pipeline, out / "teacher")
-        attempt(
-            "the teacher's sheet", lambda: sheets(session, pipeline, "teacher", (1.0,)), session, 5
-        )
     if (out / "pipeline" / "model_index.json").exists():
         student = load_model(session, out / "pipeline")[0]
         say("distil: done before")
@@ -332,10 +272,10 @@ def train_all(session: Session) -> None:
     flow.export(pipeline, out / "pipeline")
     deliver(session)
     torch.set_float32_matmul_precision("highest")
-    attempt("sheets", lambda: sheets(session, pipeline, "emoji-flux", GUIDANCES), session, 8)
-    attempt("the proof", lambda: measure(session, pipeline, "emoji-flux", 3.5), session, 15)
     unguided = flow.pipeline_of(teacher, autoencoder, *session.tokenizers)
-    attempt("the teacher's proof", lambda: measure(session, unguided, "teacher", 1.0), session, 15)
+    for name, made, guidance in (("emoji-flux", pipeline, 3.5), ("teacher", unguided, 1.0)):
+        judged = (made, name, session.selection, session.icons, arguments, guidance)
+        attempt(f"the proof of {name}", lambda judged=judged: proof.measure(*judged), session, 15)
 
 
 def main() -> None:
@@ -346,31 +286,16 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     arguments.out.mkdir(parents=True, exist_ok=True)
     session = Session(arguments)
-    if arguments.only_compile:
-        compile_ahead(session)
-        return
-    say(f"torch {torch.__version__} on {vae.device_name(session.device)}, graphs {session.graph}")
-    helper = None
-    if session.compiles and not (session.out / "vae.json").exists():
-        command = [sys.executable, "-m", "training.run", *sys.argv[1:], "--only-compile"]
-        helper = subprocess.Popen(command)
+    say(f"torch {torch.__version__} on {vae.device_name(session.device)}, plain {not session.fast}")
+    say(f"{len(session.icons)} icons, {len(session.scenes.doubles)} scenes of two things")
     try:
-        session.load()
-        say(f"{len(session.icons)} icons, {len(session.scenes.doubles)} scenes of two things")
         train_all(session)
-    except Exception as problem:
-        # What is fast but new on this machine is given up, one thing after the other.
-        graphs = isinstance(problem, steps.GraphTrouble) and session.graph
-        given_up = [GRAPHS_OFF] if graphs else [GRAPHS_OFF, COMPILING_OFF]
-        given_up = [flag for flag in given_up if flag not in sys.argv]
-        if not given_up or not (session.graph or session.compiles):
+    except Exception:
+        if not session.fast:
             raise
         traceback.print_exc()
-        say(f"starts again with {' '.join(given_up)}")
-        steps.start_again(given_up)
-    finally:
-        if helper and helper.poll() is None:
-            helper.terminate()
+        say(f"starts again with {PLAIN}: neither CUDA graphs nor torch.compile")
+        steps.start_again(PLAIN)
     if session.failures:
         sys.exit(f"failed: {', '.join(session.failures)}")
     say("finished")

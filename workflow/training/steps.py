@@ -28,10 +28,6 @@ def say(message: str) -> None:
     print(f"[{time.monotonic() - STARTED:7.1f} s] {message}", flush=True)
 
 
-class GraphTrouble(RuntimeError):
-    """A CUDA graph could not be captured, or training with it went wrong."""
-
-
 class Budget:
     """How long a stage trains: for ``minutes`` by the clock, or for a number of iterations.
 
@@ -65,17 +61,10 @@ class Budget:
         return min(1.0, self.elapsed / max(self.seconds, 1e-9))
 
 
-def learning_rate(
-    peak: float, progress: float, warm_up: float = 0.02, constant: bool = False
-) -> float:
-    """Linear warm-up over the first ``warm_up`` of the training, then a cosine to 1 % of peak.
-
-    ``constant`` stays at the peak instead, for a training that may be stopped at any time.
-    """
+def learning_rate(peak: float, progress: float, warm_up: float = 0.02) -> float:
+    """Linear warm-up over the first ``warm_up`` of the training, then a cosine to 1 % of peak."""
     if progress < warm_up:
         return peak * max(progress / warm_up, 1e-3)
-    if constant:
-        return peak
     cosine = 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
     return peak * (0.01 + 0.99 * cosine)
 
@@ -253,20 +242,17 @@ class Trainee:
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The same step as one CUDA graph; raises GraphTrouble where it cannot be captured."""
-    try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+    """The same step as one CUDA graph, after three steps that fill caches."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
             step()
-    except Exception as problem:
-        raise GraphTrouble(f"the step cannot be captured: {problem}") from problem
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
     return graph.replay
 
 
@@ -282,17 +268,14 @@ def train(
     every: int = 50,
     save_seconds: float = 600.0,
     warm_up: float = 0.02,
-    constant: bool = False,
-    falls: bool = True,
     look: Callable[[], dict] | None = None,
 ) -> None:
     """Train to the end of the budget, in place.
 
     ``loss_of(worker)`` draws its own batch. Every ``every`` steps the mean loss goes to the
     history, with what ``look()`` measured about ten times in the whole budget. A checkpoint is
-    written every ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph,
-    and a loss that is no lower after a fifth of the training raises GraphTrouble then; ``falls``
-    false says that it need not be, as with weights that were trained before.
+    written every ``save_seconds`` and at the end. ``graph`` captures the step as a CUDA graph.
+    A loss that is not finite raises FloatingPointError.
     """
     device = trainee.total.device
     torch.manual_seed(seed + trainee.iteration)
@@ -301,11 +284,10 @@ def train(
         trainee.step(loss_of)
 
     advance, saved, looked, timed = step, time.monotonic(), 0.0, None
-    fresh, first = trainee.iteration == 0 and falls, None
     trainee.total.zero_()
     since = trainee.iteration
     while (progress := budget.progress(trainee.iteration)) < 1:
-        trainee.set_rate(learning_rate(peak, progress, warm_up, constant))
+        trainee.set_rate(learning_rate(peak, progress, warm_up))
         if graph and advance is step:
             advance = captured(step)
             trainee.iteration += 3
@@ -325,10 +307,9 @@ def train(
             trainee.elapsed = budget.elapsed
             entry = {"iteration": trainee.iteration, "loss": loss, "seconds": trainee.elapsed}
             if not math.isfinite(loss):
-                raise GraphTrouble(f"{name}: the loss is {loss} at iteration {trainee.iteration}")
-            first = first or loss
-            if graph and fresh and 0.2 < progress < 0.3 and loss > 0.98 * first:
-                raise GraphTrouble(f"{name}: the loss does not fall: {first:.4f}, now {loss:.4f}")
+                raise FloatingPointError(
+                    f"{name}: the loss is {loss} at iteration {trainee.iteration}"
+                )
             if look and progress - looked >= 0.1:
                 looked = progress
                 entry |= look()
@@ -377,10 +358,10 @@ def replace_directory(new: Path, path: Path) -> None:
     os.replace(new, path)
 
 
-def start_again(flags: list[str]) -> None:
-    """Run this very command from its beginning with more flags; finished stages are kept."""
+def start_again(flag: str) -> None:
+    """Run this very command from its beginning with one more flag; finished stages are kept."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.environ[STARTED_VARIABLE] = str(STARTED)
-    arguments = [sys.executable, "-m", "training.run", *sys.argv[1:], *flags]
+    arguments = [sys.executable, "-m", "training.run", *sys.argv[1:], flag]
     os.execv(sys.executable, arguments)

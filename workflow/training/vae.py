@@ -171,6 +171,7 @@ def train(
         "held_out_psnr_db_noise_0.1": psnr(model, held_out, noise=0.1),
         "scaling_factor": model.config.scaling_factor,
         "shift_factor": model.config.shift_factor,
+        "jitter": data.JITTER,
         "history": trainee.history,
     }
     steps.write_json(out / "vae.json", report)
