@@ -22,7 +22,7 @@ from benchmarks import pipelines
 
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
-PEERS = BENCHMARKS / "peers.csv"
+GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE = BENCHMARKS / "oracle.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
@@ -153,6 +153,26 @@ def waits() -> str:
         rows.append([title, f"{calls:,}", *told])
     estimated = [f"{name}, estimated" for name in ESTIMATED_STEPS]
     return _lines(["a plan in", "network calls", "H200", *estimated], rows)
+
+
+def devices() -> str:
+    """Return the table of docs/speed.md: the same prompts and noise on a GPU and a CPU."""
+    data = pd.read_csv(GPU_WORKFLOW, keep_default_na=False)
+    data = data[data["method"].str.startswith("devices: ")]
+    rows = []
+    for (method, tap, full), case in data.groupby(["method", "tap", "full_steps"], sort=False):
+        value = case.set_index(["dtype", "quantity"])["value"].astype(float)
+        cells = [method.removeprefix("devices: ").replace("full", "all steps"), tap, f"{full}"]
+        for dtype in ("float32", "bfloat16"):
+            find = value[dtype]
+            cells += [f"{find['relative_error_of_latents']:.1e}", f"{find['psnr_db']:.1f} dB"]
+            own = [find.get(f"psnr_to_the_full_run_on_{of}_db") for of in ("cpu", "cuda")]
+            cells.append(" / ".join(f"{psnr:.1f}" for psnr in own if psnr))
+        rows.append(cells)
+    titles = ["sampling", "tap", "full steps"]
+    for dtype in ("float32", "bfloat16"):
+        titles += [f"{dtype}: error of latents", "PSNR of images", "to the full run on CPU / GPU"]
+    return _lines(titles, rows)
 
 
 def taps() -> str:
@@ -326,6 +346,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "taps": ("docs/speed.md", taps),
     "shapes": ("docs/speed.md", shapes),
     "waits": ("docs/speed.md", waits),
+    "devices": ("docs/speed.md", devices),
     "matrix": ("docs/pipelines.md", matrix),
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),

@@ -312,6 +312,19 @@ def test_compiling_traces_and_leaves_no_trace(denoising, timesteps, what):
         assert not hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
+def test_a_cached_run_compiles_nothing_that_the_uncached_one_did_not(denoising, timesteps):
+    (case,) = gpu.output_cases(timesteps, 1, (FULL_STEPS,))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    with gpu.compiled(denoising.pipe.transformer, BLOCKS, "eager"):
+        denoising.run(3)
+        before = dict(counters["stats"])
+        with case.apply(denoising.pipe):
+            denoising.run()
+        assert before["unique_graphs"] == 3 and dict(counters["stats"]) == before
+        assert not counters["graph_break"] and not counters["recompile_limit"]
+
+
 def test_a_case_that_fails_has_a_row_and_the_rest_goes_on(tmp_path, capsys):
     table = Table(tmp_path / "t.csv", "cpu")
     session = Session(table, 1)
