@@ -1,6 +1,8 @@
 """What caching costs and saves on a transformer of FLUX.1-dev's size, without its weights.
 
     python -m benchmarks.gpu --minutes 4           # on a GPU: data/benchmarks/gpu-{device}.csv
+    python -m benchmarks.gpu --from 6              # what one run had no time for, in another:
+                                                   # data/benchmarks/gpu-{device}-from-6.csv
     python -m benchmarks.gpu --scale small         # a tiny model, on whatever there is
 
 from the project's folder. The pipeline is diffusers' own; its transformer has FLUX.1-dev's
@@ -13,7 +15,7 @@ measured, the most important first:
     3  TaylorSeer of order 1 at the other taps, 7 full steps
     4  the caches of diffusers and of cache-dit, 7 full steps
     5  1024 px again, with every block compiled
-    6  512 px, eager and compiled
+    6  512 px, eager and with every block compiled, and where a step's time goes in each
     7  calibration, and from that what a user waits for a plan
     8  1024 px with the whole transformer compiled
     9  Qwen-Image's architecture at 1024 px
@@ -1002,7 +1004,7 @@ def measure(
     if not part.reference:
         return
     timesteps, repeats = large.timesteps[NUM_STEPS], scale.repeats
-    summary = {}
+    summary: dict[str, dict] = {}
     if first <= 1:
         part.cases(output_cases(timesteps, repeats, scale.budgets))
         part.again()
@@ -1021,16 +1023,17 @@ def measure(
             session.table.add(part.of(method="cache-dit DBCache + TaylorSeer-1"), "left_out",
                               math.nan, note)  # fmt: skip
 
-    def in_state(denoising: Denoising, what: str, seconds: float, budgets: tuple) -> Part:
+    def in_state(denoising: Denoising, what: str, seconds: float, budgets: tuple) -> None:
         """Measure the output tap with something compiled."""
         made = Part(session, denoising, what)
         with compiled(pipe.transformer, what, backend):
             made.baseline(part.step * (denoising.pixels / large.pixels) ** 2, seconds)
             if made.reference:
                 made.cases(output_cases(denoising.timesteps[NUM_STEPS], repeats, budgets))
-                if len(budgets) > 1:
-                    made.again()
-        return made
+                made.again()
+                if denoising is little:
+                    summary[f"{little.pixels} px, {what} compiled"] = profile_part(made, None)
+                    write_summary(summary, out)
 
     if first <= 5:
         in_state(large, BLOCKS, building, scale.budgets)
@@ -1039,6 +1042,7 @@ def measure(
         fewer.baseline(part.step * (little.pixels / large.pixels) ** 2)
         if fewer.reference:
             fewer.cases(output_cases(little.timesteps[NUM_STEPS], repeats, (FULL_STEPS,)))
+            fewer.again()
             summary[f"{scale.pixels[1]} px"] = profile_part(fewer, None)
             write_summary(summary, out)
         in_state(little, BLOCKS, building, (FULL_STEPS,))
@@ -1152,7 +1156,9 @@ def main(arguments: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     out = arguments.out
     if out is None and arguments.scale == "full":
-        out = Path(f"data/benchmarks/gpu-{re.sub('[^a-z0-9]+', '-', name.lower())}.csv")
+        stem = re.sub("[^a-z0-9]+", "-", name.lower())
+        begun = f"-from-{arguments.first}" if arguments.first > 1 else ""  # another run's rows stay
+        out = Path(f"data/benchmarks/gpu-{stem}{begun}.csv")
     table = Table(out, device)
     session = Session(table, arguments.minutes)
     scale = SCALES[arguments.scale]
@@ -1165,11 +1171,12 @@ if __name__ == "__main__":
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--minutes", type=float, default=10, help="after which no case begins")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="N",
-                        choices=range(1, 10), help="begin with number N of the list, 1 to 9")  # fmt: skip
+                        choices=range(1, 10), help="begin with number N of the list, 1 to 9; "
+                        "the uncached run of 1 is measured all the same")  # fmt: skip
     parser.add_argument("--show", type=Path, help="measure nothing, show such a CSV")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument(
         "--out", type=Path, help="CSV to write; by default data/benchmarks/gpu-{device}.csv of "
-        "--scale full, and none of --scale small",
+        "--scale full (gpu-{device}-from-N.csv with --from), and none of --scale small",
     )  # fmt: skip
     main(parser.parse_args())

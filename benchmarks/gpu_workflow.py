@@ -17,6 +17,7 @@ Without a GPU only the CPU's rows are made, and those of leases if there is some
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import os
@@ -32,7 +33,7 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 
 import eigencache
 from benchmarks.gpu import Table
@@ -155,10 +156,18 @@ def compare_devices(table: Table, device: str) -> None:
                 add(table, row(name, method, plan, "low_memory"), beside(moved, made[device]))
 
 
+@functools.cache
+def image_tokens() -> int:
+    """Return how many tokens FLUX's pipeline makes of an image: one of 2 x 2 latent pixels."""
+    levels = AutoencoderKL.load_config(MODEL / "vae", local_files_only=True)["block_out_channels"]
+    return CALL["height"] * CALL["width"] // (2 * 2 ** (len(levels) - 1)) ** 2
+
+
 def row(dtype: str, method: str, plan: eigencache.Plan | None, what: str) -> dict:
     """Return the columns that say what is compared, by which plan."""
     return {
-        "dtype": dtype, "model": "emoji-flux", "image_tokens": 16, "text_tokens": 16,
+        "dtype": dtype, "model": MODEL.name, "image_tokens": image_tokens(),
+        "text_tokens": CALL["max_sequence_length"],
         "num_steps": NUM_STEPS, "method": f"{what}: {method}", "tap": plan.tap if plan else "",
         "full_steps": len(plan.full_steps) if plan else NUM_STEPS, "compiled": "no",
     }  # fmt: skip
@@ -239,7 +248,7 @@ def main(arguments: argparse.Namespace) -> None:
             failed.append(name)
             text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             print(f"{name} FAILED: {text}", flush=True)
-            table.add({"model": "emoji-flux", "method": name}, "error", math.nan, text)
+            table.add({"model": MODEL.name, "method": name}, "error", math.nan, text)
     print(f"{time.monotonic() - begun:.0f} s")
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,16 @@ from benchmarks import pipelines
 
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
-PEERS = BENCHMARKS / "peers.csv"
+GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE = BENCHMARKS / "oracle.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
-TOKENS_1024 = 4096
+QWEN = "QwenImageTransformer2DModel"
+TOKENS_1024, TOKENS_512 = 4096, 1024
+# Seconds of a full step of FLUX.1-dev at 1024 pixels on GPUs without a measurement: docs/models.md.
+ESTIMATED_STEPS = {"H100": 0.19, "A100": 0.48}
 EAGER, COMPILED = "no", "blocks"
 # What main.csv has of the main job's summary.
 MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high", "predicted_psnr"]
@@ -89,26 +93,86 @@ def headline() -> str:
     return _lines([*titles, *(f"{budget} run" for budget in budgets)], rows)
 
 
+def _loops(title: str, budgets: tuple[int, ...], **case: Any) -> list[list[str]]:
+    """Return the rows of one shape and state: the uncached run, then the output tap."""
+    seconds = measured("loop_seconds", UNCACHED, **case)
+    full = measured("full_step_seconds", UNCACHED, **case)
+    rows = [[title, "50", f"{seconds:.3f}", "1.00", "", f"{1e3 * full:.1f}", ""]]
+    for budget in budgets:
+        find = partial(measured, method=OURS, full_steps=budget, tap="output", **case)
+        rows.append(
+            [
+                title, str(budget), f"{find('loop_seconds'):.3f}", f"{find('speedup'):.2f}",
+                f"{find('share_of_ideal'):.4f}", f"{1e3 * find('full_step_seconds'):.1f}",
+                f"{1e3 * find('skipped_step_seconds'):.3f}",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+LOOPS = ["full steps", "seconds", "speed-up", "of ideal", "full step, ms", "skipped step, ms"]
+
+
 def depth() -> str:
     """Return the table of docs/speed.md: the output tap, eager and compiled."""
+    budgets = (20, 13, 9, 7, 5)
+    rows = _loops("eager", budgets) + _loops("blocks compiled", budgets, compiled=COMPILED)
+    return _lines(["", *LOOPS], rows)
+
+
+def shapes() -> str:
+    """Return the table of docs/speed.md: the output tap at other shapes."""
+    small, qwen = {"image_tokens": TOKENS_512}, {"model": QWEN}
+    rows = _loops("512 px, eager", (7,), **small)
+    rows += _loops("512 px, blocks compiled", (7,), **small, compiled=COMPILED)
+    rows += _loops("Qwen-Image, 1024 px, eager", (7,), **qwen)
+    return _lines(["shape", *LOOPS], rows)
+
+
+def waits() -> str:
+    """Return the table of docs/speed.md: how long a user of FLUX.1-dev waits for a plan.
+
+    By network calls, which are measured, times the seconds of a step; and in open loop the time
+    between calls. A closed loop has the calls that it took on emoji-flux.
+    """
+    find = partial(measured, method="EigenCache-design", full_steps=7)
+    fit, network = find("fit_seconds"), find("network_seconds")
+    between = max(0.0, find("between_calls_seconds") - fit)
+    steps = {"H200": network / find("network_calls"), **ESTIMATED_STEPS}
+    peers = pd.read_csv(PEERS)
+    closed = peers[(peers["method"] == OURS) & (peers["fit_prompts"] == 32)]
+    cases = [(f"open loop, {n} prompts", n * 50, n * between + fit) for n in (8, 32)]
+    cases += [
+        (f"closed loop, 32 prompts, {row.budget} full steps", int(row.fit_calls), 0.0)
+        for row in closed.sort_values("budget").itertuples()
+    ]
     rows = []
-    for title, compiled in {"eager": EAGER, "blocks compiled": COMPILED}.items():
-        seconds = measured("loop_seconds", UNCACHED, compiled=compiled)
-        full = measured("full_step_seconds", UNCACHED, compiled=compiled)
-        rows.append([title, "50", f"{seconds:.3f}", "1.00", "", f"{1e3 * full:.1f}", ""])
-        for budget in (20, 13, 9, 7, 5):
-            find = partial(
-                measured, method=OURS, full_steps=budget, tap="output", compiled=compiled
-            )
-            rows.append(
-                [
-                    title, str(budget), f"{find('loop_seconds'):.3f}", f"{find('speedup'):.2f}",
-                    f"{find('share_of_ideal'):.4f}", f"{1e3 * find('full_step_seconds'):.1f}",
-                    f"{1e3 * find('skipped_step_seconds'):.3f}",
-                ]
-            )  # fmt: skip
-    titles = ["", "full steps", "seconds", "speed-up", "of ideal", "full step, ms"]
-    return _lines([*titles, "skipped step, ms"], rows)
+    for title, calls, more in cases:
+        seconds = [calls * step + more for step in steps.values()]
+        told = [f"{s:.0f} s" if s < 120 else f"{s / 60:.1f} min" for s in seconds]
+        rows.append([title, f"{calls:,}", *told])
+    estimated = [f"{name}, estimated" for name in ESTIMATED_STEPS]
+    return _lines(["a plan in", "network calls", "H200", *estimated], rows)
+
+
+def devices() -> str:
+    """Return the table of docs/speed.md: the same prompts and noise on a GPU and a CPU."""
+    data = pd.read_csv(GPU_WORKFLOW, keep_default_na=False)
+    data = data[data["method"].str.startswith("devices: ")]
+    rows = []
+    for (method, tap, full), case in data.groupby(["method", "tap", "full_steps"], sort=False):
+        value = case.set_index(["dtype", "quantity"])["value"].astype(float)
+        cells = [method.removeprefix("devices: ").replace("full", "all steps"), tap, f"{full}"]
+        for dtype in ("float32", "bfloat16"):
+            find = value[dtype]
+            cells += [f"{find['relative_error_of_latents']:.1e}", f"{find['psnr_db']:.1f} dB"]
+            own = [find.get(f"psnr_to_the_full_run_on_{of}_db") for of in ("cpu", "cuda")]
+            cells.append(" / ".join(f"{psnr:.1f}" for psnr in own if psnr))
+        rows.append(cells)
+    titles = ["sampling", "tap", "full steps"]
+    for dtype in ("float32", "bfloat16"):
+        titles += [f"{dtype}: error of latents", "PSNR of images", "to the full run on CPU / GPU"]
+    return _lines(titles, rows)
 
 
 def taps() -> str:
@@ -280,6 +344,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "masks": ("docs/sharing.md", masks),
     "depth": ("docs/speed.md", depth),
     "taps": ("docs/speed.md", taps),
+    "shapes": ("docs/speed.md", shapes),
+    "waits": ("docs/speed.md", waits),
+    "devices": ("docs/speed.md", devices),
     "matrix": ("docs/pipelines.md", matrix),
     "others": ("docs/pipelines.md", others),
     "peers": ("docs/results.md", peers),

@@ -53,12 +53,18 @@ def cases(timesteps):
     return made + ([gpu.cache_dit_case(timesteps)] if HAS_CACHE_DIT else [])
 
 
+def arguments(**changed):
+    """Those of the command line: a small run of everything, with others in their place."""
+    known = {"scale": "small", "minutes": 10, "backend": "eager", "show": None, "out": None}
+    return argparse.Namespace(**known | {"first": 1} | changed)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The files of a small run in which torch traces what it compiles, but compiles nothing."""
     torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("gpu") / "small.csv"
-    gpu.main(argparse.Namespace(scale="small", minutes=10, backend="eager", show=None, out=path))
+    gpu.main(arguments(out=path))
     return path
 
 
@@ -89,9 +95,9 @@ def test_the_table_has_every_case_once_and_none_failed(table):
     assert found == {
         (flux, 64, "no"): OUTPUT | TAPS | peers | again,
         (flux, 64, "blocks"): OUTPUT | again,
-        (flux, 64, "whole"): OUTPUT,
-        (flux, 16, "no"): OUTPUT,
-        (flux, 16, "blocks"): OUTPUT,
+        (flux, 64, "whole"): OUTPUT | again,
+        (flux, 16, "no"): OUTPUT | again,
+        (flux, 16, "blocks"): OUTPUT | again,
         (qwen, 64, "no"): OUTPUT,
     }
     assert np.isfinite(table.value[table.quantity != "left_out"]).all()
@@ -136,7 +142,7 @@ def test_the_trace_and_its_summary_lie_beside_the_table(made):
     windows = gpu.windows_of(events["traceEvents"])
     assert len(windows) == gpu.PROFILED_STEPS
     summary = json.loads(made.with_suffix(".profile.json").read_text())
-    assert summary.keys() == {"128 px", "64 px"}
+    assert summary.keys() == {"128 px", "64 px", "64 px, blocks compiled"}
     for state in summary.values():
         assert state.keys() == {"uncached", "cached"}
         plain, full = state["uncached"]["full"], state["cached"]["full"]
@@ -306,6 +312,19 @@ def test_compiling_traces_and_leaves_no_trace(denoising, timesteps, what):
         assert not hasattr(module.forward, "_torchdynamo_orig_callable")
 
 
+def test_a_cached_run_compiles_nothing_that_the_uncached_one_did_not(denoising, timesteps):
+    (case,) = gpu.output_cases(timesteps, 1, (FULL_STEPS,))
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    with gpu.compiled(denoising.pipe.transformer, BLOCKS, "eager"):
+        denoising.run(3)
+        before = dict(counters["stats"])
+        with case.apply(denoising.pipe):
+            denoising.run()
+        assert before["unique_graphs"] == 3 and dict(counters["stats"]) == before
+        assert not counters["graph_break"] and not counters["recompile_limit"]
+
+
 def test_a_case_that_fails_has_a_row_and_the_rest_goes_on(tmp_path, capsys):
     table = Table(tmp_path / "t.csv", "cpu")
     session = Session(table, 1)
@@ -329,13 +348,22 @@ def test_a_case_that_fails_has_a_row_and_the_rest_goes_on(tmp_path, capsys):
 
 def test_what_there_is_no_time_for_is_left_out(tmp_path):
     path = tmp_path / "t.csv"
-    gpu.main(argparse.Namespace(scale="small", minutes=0, backend="eager", show=None, out=path))
+    gpu.main(arguments(out=path, minutes=0))
     rows = list(csv.DictReader(path.open()))
     assert [(row["method"], row["quantity"]) for row in rows] == [(UNCACHED, "left_out")]
     assert rows[0]["note"].startswith("no time: ")
     session = Session(Table(None, "cpu"), 1)
     assert session.attempt({}, 59, lambda: {"value": 1.0})
     assert not session.attempt({}, 61, lambda: {"value": 1.0})
+
+
+def test_a_run_from_a_later_number_measures_that_beside_the_uncached_run(tmp_path):
+    path = tmp_path / "t.csv"
+    gpu.main(arguments(out=path, first=9))
+    rows = list(csv.DictReader(path.open()))
+    loops = [(row["model"], row["method"]) for row in rows if row["quantity"] == "loop_seconds"]
+    flux, qwen = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
+    assert loops == [(flux, UNCACHED), (qwen, UNCACHED), (qwen, OURS)]
 
 
 def test_targets_tell_what_is_missed():
@@ -366,13 +394,13 @@ def test_a_table_is_shown_again_from_its_file(made, capsys):
     shown = capsys.readouterr().out.splitlines()
     assert sum(OURS in line and line.split()[0] in ("Flux", "QwenImage") for line in shown) == 8
     outcomes = [line for line in shown if line.startswith(("met: ", "MISSED: "))]
-    assert len(outcomes) == 2 * 8 + 2 * 3 + 2
+    assert len(outcomes) == 2 * 8 + 3 * 3 + 2
 
 
 def test_the_full_scale_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU"):
-        gpu.main(argparse.Namespace(scale="full", minutes=1, backend="eager", show=None, out=None))
+        gpu.main(arguments(scale="full"))
 
 
 def test_devices_are_compared_on_the_embedded_model(monkeypatch):
@@ -385,6 +413,7 @@ def test_devices_are_compared_on_the_embedded_model(monkeypatch):
     table = Table(None, "cpu")
     gpu_workflow.compare_devices(table, "cpu")
     frame = table.frame()
+    assert set(frame.image_tokens) == {64} and set(frame.text_tokens) == {24}
     kept = frame[frame.quantity == "equal_to_the_last_bit"]
     assert len(kept) == 4 and (kept.value == 1).all()
     quality = frame[frame.quantity == "psnr_to_the_full_run_on_cpu_db"]
