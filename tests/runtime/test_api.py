@@ -31,7 +31,7 @@ from eigencache.schedules import Steps
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(eigencache.__file__).parent
 PROMPTS = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 4)
-SMALL = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+SMALL = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 24}
 TIMESTEPS = flow_timesteps(6)
 
 

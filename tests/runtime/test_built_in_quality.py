@@ -15,7 +15,7 @@ from eigencache.metrics.images import pixels
 from eigencache.plan import PlanError, PlanWarning
 
 PROMPTS = ["a red apple on a blue background", "a fox on a pink background"]
-SIZE = {"height": 64, "width": 64, "max_sequence_length": 16}
+SIZE = {"height": 64, "width": 64, "max_sequence_length": 24}
 
 
 @pytest.fixture(scope="module")

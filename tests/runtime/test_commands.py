@@ -26,8 +26,8 @@ from reproduction.stages.sample import Run, sample_shard
 ROOT = Path(__file__).parents[2]
 MODEL, EVALUATION = ROOT / "data/emoji-flux", ROOT / "data/prompts/emoji-evaluation.txt"
 CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
-ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
-SMALL = ["--steps", 8, "--height", 64, "--width", 64, "--max-sequence-length", 16]
+ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 24}
+SMALL = ["--steps", 8, "--height", 64, "--width", 64, "--max-sequence-length", 24]
 SMALL += ["--dtype", "float32"]
 
 

@@ -440,7 +440,7 @@ def test_another_thread_may_go_on_after_an_image_was_abandoned(timesteps):
     """The first that a pipeline calls is its text encoder, long before an image begins."""
     pipe = load_pipeline(EMOJI, "float32")
     arguments = {
-        "num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16,
+        "num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 24,
         "output_type": "latent",
     }  # fmt: skip
 
@@ -664,7 +664,7 @@ def test_what_is_encoded_between_images_counts_as_no_step():
     pipe = load_pipeline(EMOJI, "float32")
     with watched(pipe) as stats:
         for _ in range(2):
-            pipe("a cat", num_inference_steps=3, height=64, width=64, max_sequence_length=16)
+            pipe("a cat", num_inference_steps=3, height=64, width=64, max_sequence_length=24)
     assert (stats.full, stats.skipped) == (6, 0)
 
 

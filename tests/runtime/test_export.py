@@ -215,7 +215,7 @@ def test_the_command_writes_the_file_the_config_and_the_mask(pipe, plan, tmp_pat
 def test_the_command_compares_one_run(tmp_path):
     model, prompts = ROOT / "data/emoji-flux", ROOT / "data/prompts/emoji-calibration.txt"
     line = ("--model", model, "--prompts", prompts, "--num-prompts", 1, "--steps", 6)
-    size = ("--height", 64, "--width", 64, "--max-sequence-length", 16)
+    size = ("--height", 64, "--width", 64, "--max-sequence-length", 24)
     kernel, plan = tmp_path / "kernel.safetensors", tmp_path / "plan.safetensors"
     run("calibrate", *line, *size, "--method", "TaylorSeer", "--tap", "output", "--out", kernel)
     taylor = ("--method", "TaylorSeer", "--tap", "output", "--full-steps", 3)

@@ -23,7 +23,7 @@ from eigencache.schedules import Interval, Steps
 from eigencache.tokens import ClusCa, ToCa
 
 MODEL = Path(__file__).parents[2] / "data/emoji-flux"
-SMALL = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
+SMALL = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 24}
 PROMPTS = ["a red apple", "a blue fish"]
 
 

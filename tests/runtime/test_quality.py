@@ -104,7 +104,7 @@ def test_recorded_runs_are_only_decoded(new_noise):
     )
     pipe.transformer.x_embedder.register_forward_hook(lambda *_: ran.append(1))
     arguments = {
-        "num_inference_steps": steps, "height": 64, "width": 64, "max_sequence_length": 16
+        "num_inference_steps": steps, "height": 64, "width": 64, "max_sequence_length": 24
     }  # fmt: skip
     calibration = Calibration(pipe, calls_of(["a red apple", "a green tree"]), arguments, 3)
     runs = calibration.simulator(range(2), batch=2)

@@ -18,7 +18,7 @@ from reproduction.prompts import shard_indices
 from reproduction.stages.sample import Run, sample_run, sample_shard
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 24}
 CALLS = read_calls(ROOT / "data/prompts/emoji-evaluation.txt", 4)
 FULL = Run("full", "full")
 

@@ -30,7 +30,7 @@ from reproduction.stages import collect as stage
 from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 24}
 CALL = ARGUMENTS | {"prompt": "a red apple"}
 CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
 

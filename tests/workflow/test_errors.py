@@ -231,7 +231,7 @@ def test_a_plan_of_other_timesteps_is_refused(pipe, timesteps):
 
 def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
-    call = {"num_inference_steps": 5, "height": 64, "width": 64, "max_sequence_length": 16}
+    call = {"num_inference_steps": 5, "height": 64, "width": 64, "max_sequence_length": 24}
     pipe = load_pipeline(ROOT / "data/emoji-flux", "float32")
     timesteps = timesteps_of(pipe, call | {"prompt": "a red apple"})
     kernel_of(random_trajectories(timesteps), timesteps).save(tmp_path / "kernel.safetensors")

@@ -14,7 +14,7 @@ from eigencache.commands.prompts import read_calls
 from eigencache.plan import Plan
 from reproduction.stages import refine as stage
 
-ARGUMENTS = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 24}
 PROMPTS = ROOT / "data/prompts/emoji-calibration.txt"
 
 
