@@ -2,11 +2,11 @@
 
     python benchmarks/guidance.py data/emoji-flux data/benchmarks/guidance.csv
 
-The arguments are a model and the table to write. Guidance is classifier-free, by two passes per
-step with an empty negative prompt (`true_cfg_scale`). Plans have 9 of 50 steps in full, and are
-made on calibration prompts alone; for a plan made at several scales, the prompts take turns. It
-takes about 15 minutes on two idle cores; `--prompts 2` is a quick look. Plans that the table has
-already are kept, so that a run which was stopped goes on.
+The arguments are a model and the table to write. Guidance is that of the model's guidance embedding
+(`guidance_scale`), one call of the network per step; 1 is none. Plans have 9 of 50 steps in full,
+and are made on calibration prompts alone; for a plan made at several scales, the prompts take
+turns. It takes about 15 minutes on two idle cores; `--prompts 2` is a quick look. Plans that the
+table has already are kept, so that a run which was stopped goes on.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 
@@ -37,7 +37,6 @@ from eigencache.plan import Plan
 FULL_STEPS, SEED, CALIBRATION_SEED = 9, 2026, 7
 ARGUMENTS = {
     "num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24,
-    "negative_prompt": "",
 }  # fmt: skip
 # The design; and, as OLSS has it, with outputs taken for those of undisturbed runs.
 DESIGNS = {
@@ -58,7 +57,7 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
     chosen = np.linspace(0, len(evaluation) - 1, prompts).round().astype(int)
     judges = {
         scale: Judge(
-            pipe, [ARGUMENTS | {"prompt": evaluation[i], "true_cfg_scale": scale} for i in chosen],
+            pipe, [ARGUMENTS | {"prompt": evaluation[i], "guidance_scale": scale} for i in chosen],
             [image_seed(SEED, int(i)) for i in chosen],
         )
         for scale in USED_AT
@@ -86,7 +85,7 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         if all(known(method, made_at) for method in (*DESIGNS, "EigenCache")):
             continue
         calls = [
-            {"prompt": prompt, "true_cfg_scale": scale}
+            {"prompt": prompt, "guidance_scale": scale}
             for prompt, scale in zip(calibration, cycle(made_at), strict=False)
         ]
         maker = ClosedLoopMaker(

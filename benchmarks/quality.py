@@ -96,11 +96,8 @@ class Bench:
 
     def __init__(self, subject: Subject, guidance: float) -> None:
         self.subject, self.pipe = subject, subject.pipe
-        self.shared: dict[str, Any] = {"num_inference_steps": STEPS} | subject.own
-        if subject.prompts is None:
-            self.shared["guidance_scale"] = guidance
-        elif guidance != 1:
-            self.shared |= {"true_cfg_scale": guidance, "negative_prompt": ""}
+        self.shared: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": guidance}
+        self.shared |= subject.own
         calls = self._calls(CALIBRATION, False)
         self.calibration = Calibration(self.pipe, calls, self.shared, CALIBRATION_SEED)
         self.held_out = self._judge(calls[-JUDGES:], self.calibration.seeds[-JUDGES:])

@@ -21,6 +21,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Return the folder of a whole FLUX pipeline with random weights, for images of 16 pixels."""
+    from pipelines.stand_ins import save
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-flux"
+    save("FLUX.1-dev", folder)
+    return folder
+
+
 @pytest.fixture
 def flux():
     """Return a FLUX transformer of two double and two single blocks with random weights."""

@@ -53,7 +53,7 @@ def small_project(folder: Path) -> Path:
     copy_of_project(folder)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 2, "budgets": [3], "shards": 2, "timed_prompts": 1}
-    config["arguments"]["num_inference_steps"] = 8
+    config["arguments"] |= {"num_inference_steps": 8, "height": 64, "width": 64}
     config["calibration"]["num_prompts"] = 3
     config["methods"] = {
         "EigenCache-design": {"method": "EigenCache-design"},

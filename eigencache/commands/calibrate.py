@@ -26,7 +26,7 @@ examples:
   eigencache calibrate --model black-forest-labs/FLUX.1-dev --prompts calibration.txt \\
       --steps 28 --height 1024 --width 1024 --out kernel.safetensors
 
-  the small model of this repository, which makes images of 64 x 64 pixels:
+  the small model of this repository, which makes images of 128 x 128 pixels:
   eigencache calibrate --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt \\
       --num-prompts 32 --steps 50 --height 128 --width 128 --max-sequence-length 24 \\
       --out kernel.safetensors

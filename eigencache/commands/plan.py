@@ -31,8 +31,8 @@ examples:
   eigencache plan --kernel kernel.safetensors --method TaylorSeer --option order=2 --tap output \\
       --full-steps 9 --out taylorseer.safetensors
 
-  fitted with the model in the loop, with as many full steps as 50 dB are predicted to need:
-  eigencache plan --kernel kernel.safetensors --method EigenCache --psnr 50 \\
+  fitted with the model in the loop, with as many full steps as 40 dB are predicted to need:
+  eigencache plan --kernel kernel.safetensors --method EigenCache --psnr 40 \\
       --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt --num-prompts 32 \\
       --out plan.safetensors
 """

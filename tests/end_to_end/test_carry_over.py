@@ -78,31 +78,30 @@ def error(a, b) -> float:
 
 
 def test_settings_differ_from_the_first_in_one_respect():
-    calibration = ["ham", "a cat", "a dog", "pie"]
-    evaluation = ["a fox", "rice", "an owl", "ice", "a cow", "tea"]
-    food = {"ham", "pie", "rice", "ice", "tea", "jam"}
-    base, *others = settings_of(calibration, evaluation, food, {"height": 64, "width": 64}, 2)
+    calibration = ["ham and a cat", "a cat", "a dog", "a dog and pie"]
+    evaluation = ["a fox", "rice and tea", "an owl", "ice and a cow", "a cow", "tea and ham"]
+    base, *others = settings_of(calibration, evaluation, {"height": 64, "width": 64}, 2)
     assert base.evaluation == {0: "a fox", 2: "an owl"}
     assert base.calibration == ["a cat", "a dog"] * (carry_over.RUNS // 2)
     names = ("calibration", "evaluation", "arguments", "scheduler")
     changed = {s.name: [n for n in names if getattr(s, n) != getattr(base, n)] for s in others}
     assert changed == {
-        "food": ["calibration", "evaluation"],
+        "two things": ["calibration", "evaluation"],
         "48 px": ["arguments"],
         "96 px": ["arguments"],
         "timesteps of 1024 px": ["scheduler"],
         "guidance 2.0": ["arguments"],
-        "guidance 3.0": ["arguments"],
+        "guidance 5.0": ["arguments"],
     }
-    guided = {"true_cfg_scale": 3.0, "negative_prompt": ""}
-    assert others[-1].arguments == {**base.arguments, **guided}
-    assert others[0].evaluation == {1: "rice", 3: "ice"}
-    assert others[0].calibration[:3] == ["ham", "pie", "ham"]
+    assert others[-1].arguments == {**base.arguments, "guidance_scale": 5.0}
+    assert others[0].evaluation == {1: "rice and tea", 3: "ice and a cow"}
+    assert others[0].calibration[:3] == ["ham and a cat", "a dog and pie", "ham and a cat"]
 
 
 def test_too_few_prompts_are_refused():
-    with pytest.raises(ValueError, match="3 evaluation prompts of 'food', there are 1"):
-        settings_of(["ham", "a cat"], ["a fox", "tea", "b", "c"], {"ham", "tea"}, ARGUMENTS, 3)
+    evaluation = ["a fox", "tea and a cup", "b", "c"]
+    with pytest.raises(ValueError, match="3 evaluation prompts of 'two things', there are 1"):
+        settings_of(["ham and a pie", "a cat"], evaluation, ARGUMENTS, 3)
 
 
 def test_an_image_is_of_its_prompt_and_its_seed_and_not_of_its_batch(monkeypatch):

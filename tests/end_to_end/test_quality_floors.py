@@ -13,7 +13,7 @@ from eigencache.calibration.sampler import image_seed, sample
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = {"num_inference_steps": 50, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24}
 FULL_STEPS, CALIBRATED, JUDGED = 9, 12, 6
 
 

@@ -30,7 +30,7 @@ def project(tmp_path_factory):
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"num_prompts": 3, "budgets": [3, 4], "shards": 1, "timed_prompts": 1}
     config["references"] = ["full", "fewer-steps-04"]
-    config["arguments"]["num_inference_steps"] = 8
+    config["arguments"] |= {"num_inference_steps": 8, "height": 64, "width": 64}
     config["calibration"]["num_prompts"] = 3
     config["methods"] = {
         "fewer-steps": {"method": "fewer-steps"},

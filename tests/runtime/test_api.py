@@ -30,13 +30,21 @@ from eigencache.schedules import Steps
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(eigencache.__file__).parent
+# Of the trained model, and of the tiny random one, whose prompts are the arguments of each call.
 PROMPTS = read_prompts(ROOT / "data/prompts/emoji-calibration.txt", 4)
-SMALL = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+CALLS = [arguments_of(i) for i in range(4)]
+SMALL = {"num_inference_steps": 8, "height": 16, "width": 16}
+TRAINED = {"height": 64, "width": 64, "max_sequence_length": 24}
 TIMESTEPS = flow_timesteps(6)
 
 
 @pytest.fixture(scope="module")
 def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def trained():
     return load_pipeline(ROOT / "data/emoji-flux", "float32")
 
 
@@ -57,11 +65,11 @@ print(stats)
 
 
 @pytest.mark.slow
-def test_the_snippet_runs_as_it_is_written(pipe, tmp_path, monkeypatch, capsys):
+def test_the_snippet_runs_as_it_is_written(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipe, "default_sample_size", 8)  # 64 pixels, not 1024
-    eigencache.calibrate(pipe, PROMPTS[:1], 9, num_inference_steps=50).save("plan.safetensors")
-    names = {"pipe": pipe, "prompt": "a red apple on a blue background"}
+    monkeypatch.setattr(trained, "default_sample_size", 8)  # 64 pixels, not 1024
+    eigencache.calibrate(trained, PROMPTS[:1], 9, num_inference_steps=50).save("plan.safetensors")
+    names = {"pipe": trained, "prompt": "a red apple on a blue background"}
     InteractiveInterpreter(names).runcode(compile(SNIPPET, "README", "exec"))
     said = capsys.readouterr().out
     assert said.startswith("9 steps in full, 41 skipped; ")
@@ -108,11 +116,11 @@ def test_every_public_name_is_where_type_checkers_are_told():
 
 
 def test_a_calibrated_plan_is_that_of_its_kernel(pipe):
-    calls = [{"prompt": prompt} | SMALL for prompt in PROMPTS[:2]]
+    calls = [call | SMALL for call in CALLS[:2]]
     kind = Kind.of("output.full.second-moment")
     (kernel,) = record_kernels(pipe, calls, [image_seed(5, i) for i in range(2)], [kind])
     expected = METHODS["EigenCache-design"].plan(4, kernel.timesteps, kernel, window=3)
-    plan = calibrate(pipe, PROMPTS[:2], 4, seed=5, options={"window": 3}, **SMALL)
+    plan = calibrate(pipe, CALLS[:2], 4, seed=5, options={"window": 3}, **SMALL)
     assert np.array_equal(plan.full, expected.full)
     assert np.allclose(plan.weights, expected.weights, atol=1e-4)  # of a batch of two
     assert plan.predicted_error == pytest.approx(expected.predicted_error, rel=1e-3)
@@ -123,7 +131,7 @@ def test_a_calibrated_plan_is_that_of_its_kernel(pipe):
 
 def test_calibrating_leaves_the_pipeline_as_it_was(pipe):
     before = dict(pipe._progress_bar_config), id(pipe.scheduler)
-    calibrate(pipe, PROMPTS[:1], 3, method="FORA", **SMALL)
+    calibrate(pipe, CALLS[:1], 3, method="FORA", **SMALL)
     assert (dict(pipe._progress_bar_config), id(pipe.scheduler)) == before
     hooked = [m for m in pipe.transformer.modules() if m._forward_pre_hooks or m._forward_hooks]
     assert not hooked and "forward" not in vars(pipe.transformer)
@@ -141,9 +149,12 @@ def test_a_formula_takes_one_run_and_its_own_tap():
 
 
 def test_a_quality_takes_as_few_steps_as_are_predicted_to_give_it(pipe):
-    plan = calibrate(pipe, PROMPTS, psnr=40, **SMALL)
-    assert plan.predicted_psnr >= 40
-    assert 2 <= len(plan.full_steps) < 8
+    plan = calibrate(pipe, CALLS, psnr=50, **SMALL)
+    assert plan.predicted_psnr >= 50
+    assert 2 < len(plan.full_steps) < 8
+    less = calibrate(pipe, CALLS, len(plan.full_steps) - 1, **SMALL)
+    held_out = [image_seed(7, i) for i in (2, 3)]
+    assert Judge(pipe, [SMALL | call for call in CALLS[2:]], held_out).psnr(less) < 50
     with cached(pipe, plan) as told:
         pass
     assert told.predicted_psnr == plan.predicted_psnr
@@ -151,27 +162,27 @@ def test_a_quality_takes_as_few_steps_as_are_predicted_to_give_it(pipe):
 
 @pytest.mark.parametrize(
     ("method", "options", "wanted"),
-    [("TaylorSeer", {"order": 1}, 25), ("HiCache", {"order": 2}, 25), ("L2P", {}, 40)],
+    [("TaylorSeer", {"order": 1}, 45), ("HiCache", {"order": 2}, 48), ("L2P", {}, 30)],
 )
 def test_a_quality_is_had_at_an_interval_too(pipe, method, options, wanted):
     """It is the cheapest good one of those that the interval can give."""
     arguments = {"method": method, "options": options, "tap": "output", **SMALL}
-    plan = calibrate(pipe, PROMPTS, psnr=wanted, **arguments)
+    plan = calibrate(pipe, CALLS, psnr=wanted, **arguments)
     budgets = METHODS[method].budgets(8, **options)
     assert budgets == [3, 4, 5]  # and 8, which skips no step
     count = len(plan.full_steps)
     assert count in budgets and plan.predicted_psnr >= wanted
     if count > budgets[0]:
-        less = calibrate(pipe, PROMPTS, budgets[budgets.index(count) - 1], **arguments)
-        seeds = [image_seed(7, i) for i in range(len(PROMPTS))]
-        judge = Judge(pipe, [SMALL | {"prompt": prompt} for prompt in PROMPTS], seeds)
+        less = calibrate(pipe, CALLS, budgets[budgets.index(count) - 1], **arguments)
+        seeds = [image_seed(7, i) for i in range(len(CALLS))]
+        judge = Judge(pipe, [SMALL | call for call in CALLS], seeds)
         assert judge.psnr(less) < wanted
 
 
 def test_a_formula_is_judged_by_all_prompts(pipe):
     """It is not fitted on any, so one is enough."""
-    plan = calibrate(pipe, PROMPTS[:1], psnr=15, method="TaylorSeer", tap="output", **SMALL)
-    judge = Judge(pipe, [SMALL | {"prompt": PROMPTS[0]}], [image_seed(7, 0)])
+    plan = calibrate(pipe, CALLS[:1], psnr=45, method="TaylorSeer", tap="output", **SMALL)
+    judge = Judge(pipe, [SMALL | CALLS[0]], [image_seed(7, 0)])
     assert plan.predicted_psnr == judge.psnr(plan)
 
 
@@ -180,14 +191,16 @@ def test_a_quality_out_of_reach_is_an_error(pipe, method):
     few = SMALL | {"num_inference_steps": 4}
     options = {"rounds": 1, "held_out": 1} if method == "EigenCache" else {}
     with pytest.raises(ValueError, match=r"psnr: 99 dB is out of reach: \d full steps are"):
-        calibrate(pipe, PROMPTS[:2], psnr=99, method=method, options=options, **few)
+        calibrate(pipe, CALLS[:2], psnr=99, method=method, options=options, **few)
     with pytest.raises(ValueError, match="so few sampler steps"):
-        calibrate(pipe, PROMPTS[:2], psnr=9, method="FORA", **few | {"num_inference_steps": 2})
+        calibrate(pipe, CALLS[:2], psnr=9, method="FORA", **few | {"num_inference_steps": 2})
 
 
 def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
-    plan = calibrate(pipe, PROMPTS, 4, method="EigenCache", options={"held_out": 2}, **SMALL)
-    assert len(plan.full_steps) == 4 and plan.predicted_psnr > 30
+    plan = calibrate(pipe, CALLS, 4, method="EigenCache", options={"held_out": 2}, **SMALL)
+    held_out = [image_seed(7, i) for i in (2, 3)]
+    judged = Judge(pipe, [SMALL | call for call in CALLS[2:]], held_out).psnr(plan)
+    assert len(plan.full_steps) == 4 and plan.predicted_psnr == pytest.approx(judged)
     assert "in closed loop" in plan.source["closed loop"]
     assert np.isnan(plan.predicted_error) and plan.method == "EigenCache"
 
@@ -230,16 +243,16 @@ def test_prompts_may_be_the_arguments_of_each_call():
 
 def test_a_plan_is_the_same_twice(pipe):
     """That of the closed loop too: `test_fitting.py`."""
-    one, two = (calibrate(pipe, PROMPTS[:2], 3, **SMALL) for _ in range(2))
+    one, two = (calibrate(pipe, CALLS[:2], 3, **SMALL) for _ in range(2))
     assert one.digest == two.digest
 
 
-def test_a_kernel_of_50_steps_designs_for_28(pipe):
+def test_a_kernel_of_50_steps_designs_for_28(trained):
     """Read at other timesteps, a kernel of the trained model is near one calibrated there."""
     kernels = {}
     for steps in (50, 28):
-        arguments = SMALL | {"num_inference_steps": steps}
-        calibration = Calibration(pipe, [{"prompt": p} for p in PROMPTS[:2]], arguments, 7)
+        arguments = TRAINED | {"num_inference_steps": steps}
+        calibration = Calibration(trained, [{"prompt": p} for p in PROMPTS[:2]], arguments, 7)
         kernels[steps] = calibration.kernel(Kind.of("output.full.second-moment"))
     read, own = kernels[50].at(kernels[28].timesteps), kernels[28]
     away = np.abs(read.matrix() - own.matrix()).max() / np.abs(own.matrix()).max()
@@ -247,8 +260,8 @@ def test_a_kernel_of_50_steps_designs_for_28(pipe):
     assert np.allclose(read.step_sizes, own.step_sizes, rtol=1e-3, atol=1e-6)
     assert isinstance(read, Kernel) and np.linalg.eigvalsh(read.matrix()).min() > -1e-9
     plan = METHODS["EigenCache-design"].plan(7, own.timesteps, kernels[50])
-    with cached(pipe, plan) as told:
-        pipe(PROMPTS[0], **SMALL | {"num_inference_steps": 28})
+    with cached(trained, plan) as told:
+        trained(PROMPTS[0], **TRAINED | {"num_inference_steps": 28})
     assert told.skipped == 21
 
 
@@ -364,11 +377,11 @@ def test_another_number_of_steps_says_what_to_do():
 
 
 def test_a_pipeline_is_cached_as_its_transformer_is(pipe):
-    plan = calibrate(pipe, PROMPTS[:1], 3, method="FORA", **SMALL)
+    plan = calibrate(pipe, CALLS[:1], 3, method="FORA", **SMALL)
 
     def image():
         noise = torch.Generator().manual_seed(1)
-        return pipe("a cat", generator=noise, **SMALL).images[0].tobytes()
+        return pipe(**CALLS[1], generator=noise, **SMALL).images[0].tobytes()
 
     plain = image()
     with cached(pipe.transformer, plan):  # which finds its steps by its timesteps
@@ -386,9 +399,9 @@ def test_a_pipeline_is_cached_as_its_transformer_is(pipe):
 
 
 def test_another_number_of_steps_is_refused_in_plain_words(pipe):
-    plan = calibrate(pipe, PROMPTS[:1], 3, method="FORA", **SMALL)
+    plan = calibrate(pipe, CALLS[:1], 3, method="FORA", **SMALL)
     with cached(pipe, plan), pytest.raises(PlanError, match="8 steps, the sampler takes 9"):
-        pipe("a cat", **SMALL | {"num_inference_steps": 9})
+        pipe(**CALLS[1], **SMALL | {"num_inference_steps": 9})
 
 
 @pytest.mark.parametrize("model", [None, "flux", tiny_pipeline().vae.config])

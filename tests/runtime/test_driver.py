@@ -6,7 +6,6 @@ import gc
 import threading
 import weakref
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,7 +31,6 @@ from eigencache.runtime import held_bytes, watched
 from eigencache.runtime._driver import Driver, Policy
 from eigencache.schedules import Steps
 
-EMOJI = Path(__file__).parents[2] / "data/emoji-flux"
 STEPS, FULL = 8, [0, 1, 4]
 INNER = [tap for tap in TAPS if tap != "output"]
 every_tap = pytest.mark.parametrize("tap", TAPS)
@@ -436,11 +434,11 @@ def test_a_second_thread_is_told_that_there_is_one_image_at_a_time(pipe, timeste
         assert torch.equal(image(pipe), expected)
 
 
-def test_another_thread_may_go_on_after_an_image_was_abandoned(timesteps):
+def test_another_thread_may_go_on_after_an_image_was_abandoned(tiny_model):
     """The first that a pipeline calls is its text encoder, long before an image begins."""
-    pipe = load_pipeline(EMOJI, "float32")
+    pipe = load_pipeline(tiny_model, "float32")
     arguments = {
-        "num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16,
+        "num_inference_steps": 4, "height": 16, "width": 16, "max_sequence_length": 24,
         "output_type": "latent",
     }  # fmt: skip
 
@@ -660,11 +658,11 @@ def test_seconds_are_those_of_the_steps(pipe, timesteps):
     assert full.loop_seconds > 0
 
 
-def test_what_is_encoded_between_images_counts_as_no_step():
-    pipe = load_pipeline(EMOJI, "float32")
+def test_what_is_encoded_between_images_counts_as_no_step(tiny_model):
+    pipe = load_pipeline(tiny_model, "float32")
     with watched(pipe) as stats:
         for _ in range(2):
-            pipe("a cat", num_inference_steps=3, height=64, width=64, max_sequence_length=16)
+            pipe("a cat", num_inference_steps=3, height=16, width=16, max_sequence_length=24)
     assert (stats.full, stats.skipped) == (6, 0)
 
 

@@ -189,17 +189,18 @@ def test_what_was_not_compared_is_said(pipe, plan, tmp_path):
     assert "They are the same to the last bit." in path.read_text()
 
 
-def test_the_command_writes_the_file_the_config_and_the_mask(pipe, plan, tmp_path, capsys):
+def test_the_command_writes_the_file_the_config_and_the_mask(
+    pipe, plan, tiny_model, tmp_path, capsys
+):
     plan.save(tmp_path / "plan.safetensors")
     run("export", "--plan", tmp_path / "plan.safetensors", "--out", tmp_path / "bare")
     assert [path.name for path in (tmp_path / "bare").iterdir()] == ["planned_scheduler.py"]
-    model = ROOT / "data/emoji-flux"
     run(
-        "export", "--plan", tmp_path / "plan.safetensors", "--model", model, "--out",
+        "export", "--plan", tmp_path / "plan.safetensors", "--model", tiny_model, "--out",
         tmp_path / "whole",
     )  # fmt: skip
     config = json.loads((tmp_path / "whole/scheduler_config.json").read_text())
-    theirs = json.loads((model / "scheduler/scheduler_config.json").read_text())
+    theirs = json.loads((tiny_model / "scheduler/scheduler_config.json").read_text())
     assert config.pop("_class_name") == "PlannedScheduler"
     assert {k: v for k, v in theirs.items() if k != "_class_name"}.items() <= config.items()
     with pytest.raises(SystemExit, match="--steps: nothing is sampled without --prompts"):
@@ -212,10 +213,10 @@ def test_the_command_writes_the_file_the_config_and_the_mask(pipe, plan, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_command_compares_one_run(tmp_path):
-    model, prompts = ROOT / "data/emoji-flux", ROOT / "data/prompts/emoji-calibration.txt"
-    line = ("--model", model, "--prompts", prompts, "--num-prompts", 1, "--steps", 6)
-    size = ("--height", 64, "--width", 64, "--max-sequence-length", 16)
+def test_the_command_compares_one_run(tiny_model, tmp_path):
+    prompts = ROOT / "data/prompts/emoji-calibration.txt"
+    line = ("--model", tiny_model, "--prompts", prompts, "--num-prompts", 1, "--steps", 6)
+    size = ("--height", 16, "--width", 16, "--max-sequence-length", 24)
     kernel, plan = tmp_path / "kernel.safetensors", tmp_path / "plan.safetensors"
     run("calibrate", *line, *size, "--method", "TaylorSeer", "--tap", "output", "--out", kernel)
     taylor = ("--method", "TaylorSeer", "--tap", "output", "--full-steps", 3)

@@ -6,7 +6,6 @@ memory (`MetaMemory`), which can keep tensors and give them back, and cannot com
 """
 
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +21,7 @@ from eigencache.runtime import cached, disable_cache, enable_cache, forecast
 from eigencache.schedules import Interval, Steps
 from eigencache.tokens import ClusCa, ToCa
 
-MODEL = Path(__file__).parents[2] / "data/emoji-flux"
-SMALL = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
+SMALL = {"num_inference_steps": 6, "height": 16, "width": 16, "max_sequence_length": 24}
 PROMPTS = ["a red apple", "a blue fish"]
 
 
@@ -31,8 +29,8 @@ PROMPTS = ["a red apple", "a blue fish"]
 
 
 @pytest.fixture(scope="module")
-def plans():
-    pipe = load_pipeline(MODEL, "float32")
+def plans(tiny_model):
+    pipe = load_pipeline(tiny_model, "float32")
     timesteps = timesteps_of(pipe, {"prompt": PROMPTS[0]} | SMALL)
     return {tap: METHODS["TaylorSeer"].plan(4, timesteps, tap=tap) for tap in ("output", "modules")}
 
@@ -42,14 +40,14 @@ def images_of(pipe):
 
 
 @pytest.fixture(scope="module")
-def images():
+def images(tiny_model):
     """Return the images of both prompts, from a pipeline that was loaded whole."""
-    return images_of(load_pipeline(MODEL, "float32"))
+    return images_of(load_pipeline(tiny_model, "float32"))
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
-def test_images_do_not_depend_on_how_the_pipeline_is_loaded(images, low_memory):
-    pipe = load_pipeline(MODEL, "float32", "cpu", low_memory=low_memory)
+def test_images_do_not_depend_on_how_the_pipeline_is_loaded(tiny_model, images, low_memory):
+    pipe = load_pipeline(tiny_model, "float32", "cpu", low_memory=low_memory)
     assert hasattr(pipe.transformer, "_hf_hook") == low_memory
     assert images_of(pipe) == images and images[0] != images[1]
 
@@ -58,9 +56,9 @@ def test_images_do_not_depend_on_how_the_pipeline_is_loaded(images, low_memory):
 @pytest.mark.parametrize("tap", ["output", "modules"])
 @pytest.mark.parametrize("first", ["offloading", "cache"])
 @pytest.mark.parametrize("whole", [True, False], ids=["pipeline", "transformer"])
-def test_the_cache_and_offloading_go_together(plans, images, tap, first, whole):
+def test_the_cache_and_offloading_go_together(tiny_model, plans, images, tap, first, whole):
     """Offloading replaces its hooks after every image, and must leave those of the cache alone."""
-    pipe = load_pipeline(MODEL, "float32", "cpu")
+    pipe = load_pipeline(tiny_model, "float32", "cpu")
     model = pipe if whole else pipe.transformer
     with cached(model, plans[tap]):
         expected = images_in(pipe)
@@ -100,9 +98,9 @@ def given(pipe):
     }
 
 
-def test_a_skipped_step_moves_nothing(plans):
+def test_a_skipped_step_moves_nothing(tiny_model, plans):
     """The cache stands before offloading, so that what does not run is not moved either."""
-    pipe = load_pipeline(MODEL, "float32", "cpu", low_memory=True)
+    pipe = load_pipeline(tiny_model, "float32", "cpu", low_memory=True)
     moved, move = [], type(pipe.transformer._hf_hook).pre_forward
 
     class Watched(type(pipe.transformer._hf_hook)):

@@ -1,4 +1,4 @@
-"""Sampling emoji-flux itself: what an image depends on, and what it does not."""
+"""Sampling a whole pipeline: what an image depends on, and what it does not."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ from reproduction.prompts import shard_indices
 from reproduction.stages.sample import Run, sample_run, sample_shard
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = {"num_inference_steps": 8, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 8, "height": 16, "width": 16, "max_sequence_length": 24}
 CALLS = read_calls(ROOT / "data/prompts/emoji-evaluation.txt", 4)
 FULL = Run("full", "full")
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline(ROOT / "data/emoji-flux", "float32")
+def pipe(tiny_model):
+    return load_pipeline(tiny_model, "float32")
 
 
 def call_of(index):

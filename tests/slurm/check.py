@@ -49,7 +49,7 @@ def project(folder: Path) -> Path:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config |= {"experiment": "small", "num_prompts": PROMPTS, "budgets": BUDGETS, "shards": SHARDS}
     config["timed_prompts"] = 1
-    config["arguments"]["num_inference_steps"] = 10
+    config["arguments"] |= {"num_inference_steps": 10, "height": 64, "width": 64}
     config["calibration"]["num_prompts"] = 4
     config["methods"] = {
         "FORA": {"method": "FORA"},

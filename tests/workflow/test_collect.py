@@ -30,7 +30,7 @@ from reproduction.stages import collect as stage
 from reproduction.trajectory import Trajectory, TrajectoryError
 
 ROOT = Path(__file__).parents[2]
-ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 4, "height": 64, "width": 64, "max_sequence_length": 24}
 CALL = ARGUMENTS | {"prompt": "a red apple"}
 CALIBRATION = ROOT / "data/prompts/emoji-calibration.txt"
 
@@ -169,7 +169,7 @@ def test_stage_records_a_calibration_run(tmp_path, monkeypatch):
     made = Trajectory.load(path)
     assert made.prompt == read_prompts(CALIBRATION)[2] and made.seed == image_seed(7, 2)
     assert list(made.features) == ["hidden"]
-    with pytest.raises(ValueError, match="no prompt 99 of 32"):
+    with pytest.raises(ValueError, match="no prompt 99 of 64"):
         stage.main(arguments(path, index=99))
 
 

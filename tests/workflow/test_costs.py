@@ -90,7 +90,7 @@ def test_recomputed_tokens_are_held_too(flux, sizes):
 
 def test_steps_are_timed_by_kind_on_every_tap(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
-    call = {"num_inference_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 16}
+    call = {"num_inference_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 24}
     arguments = argparse.Namespace(
         model=ROOT / "data/emoji-flux/manifest.json", pipeline=None, arguments=call,
         prompts=ROOT / "data/prompts/emoji-evaluation.txt", images=2,

@@ -229,10 +229,10 @@ def test_a_plan_of_other_timesteps_is_refused(pipe, timesteps):
 # ---- The stage
 
 
-def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
+def test_stage_writes_a_tidy_table(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
-    call = {"num_inference_steps": 5, "height": 64, "width": 64, "max_sequence_length": 16}
-    pipe = load_pipeline(ROOT / "data/emoji-flux", "float32")
+    call = {"num_inference_steps": 5, "height": 16, "width": 16, "max_sequence_length": 24}
+    pipe = load_pipeline(tiny_model, "float32")
     timesteps = timesteps_of(pipe, call | {"prompt": "a red apple"})
     kernel_of(random_trajectories(timesteps), timesteps).save(tmp_path / "kernel.safetensors")
     paths = []
@@ -240,7 +240,7 @@ def test_stage_writes_a_tidy_table(tmp_path, monkeypatch):
         paths.append(str(tmp_path / label / "4.safetensors"))
         METHODS["TaylorSeer"].plan(4, timesteps, tap=tap, order=1).save(paths[-1])
     arguments = argparse.Namespace(
-        model=ROOT / "data/emoji-flux/manifest.json", pipeline=None, plans=paths,
+        model=tiny_model / "manifest.json", pipeline=None, plans=paths,
         kernel=tmp_path / "kernel.safetensors",
         prompts=ROOT / "data/prompts/emoji-evaluation.txt", indices=[3, 1], seed=5,
         arguments=call, dtype="float32", threads=1, low_memory=0, anchor_device=None,

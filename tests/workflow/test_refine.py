@@ -14,23 +14,23 @@ from eigencache.commands.prompts import read_calls
 from eigencache.plan import Plan
 from reproduction.stages import refine as stage
 
-ARGUMENTS = {"num_inference_steps": 6, "height": 64, "width": 64, "max_sequence_length": 16}
+ARGUMENTS = {"num_inference_steps": 6, "height": 16, "width": 16, "max_sequence_length": 24}
 PROMPTS = ROOT / "data/prompts/emoji-calibration.txt"
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def pipe(tiny_model):
     torch.set_num_threads(1)
-    return load_pipeline(ROOT / "data/emoji-flux", "float32")
+    return load_pipeline(tiny_model, "float32")
 
 
 @pytest.mark.parametrize(
     "spec",
     [
-        {"method": "TaylorSeer", "psnr": 20, "tap": "output", "order": 1},
-        {"method": "FORA", "psnr": 15},
-        {"method": "EigenCache-design", "psnr": 25, "window": 3},
-        {"method": "EigenCache", "psnr": 25, "rounds": 1},
+        {"method": "TaylorSeer", "psnr": 40, "tap": "output", "order": 1},
+        {"method": "FORA", "psnr": 40},
+        {"method": "EigenCache-design", "psnr": 48, "window": 3},
+        {"method": "EigenCache", "psnr": 48, "rounds": 1},
     ],
     ids=lambda spec: spec["method"],
 )
