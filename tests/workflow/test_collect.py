@@ -199,7 +199,7 @@ def test_a_pipeline_that_cannot_be_called_so_is_refused_before_it_is_checked(
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"prompt": 99}, "collect.prompt: 99 is none of the 32 calibration prompts"),
+        ({"prompt": 99}, "collect.prompt: 99 is none of the 16 calibration prompts"),
         ({"features": "half"}, "collect.features: 'half' is not allowed"),
         ({"streams": {"attic": ["*"]}}, "collect.streams: 'attic' is not allowed"),
         ({"streams": {"modules": []}}, r"collect.streams.modules: \[\] is not allowed"),

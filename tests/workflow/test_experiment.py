@@ -184,13 +184,13 @@ MISTAKES = [
     (
         "methods/EigenCache/held_out",
         99,
-        "methods.EigenCache.held_out: 32 calibration prompts leave",
+        "methods.EigenCache.held_out: 16 calibration prompts leave",
     ),
     ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
     ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
     ("methods/fewer-steps/psnr", 40, "methods.fewer-steps.psnr: fewer-steps makes no plans"),
     ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),
-    ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 16"),
+    ("figures/samples/prompts", [99], "figures.samples.prompts: 99 is none of the 12"),
     ("experiment", "..", "experiment: '..' is not allowed"),
     ("shards", 2.0, "shards: 2.0 is not allowed.*integer"),
     ("methods/EigenCache", {"method": "EigenCache", 1: 2}, "EigenCache: the key 1 is no text"),
@@ -223,7 +223,7 @@ MISTAKES = [
     ("figures/samples/zoom", [120, 0, 16], "figures.samples.zoom: .* of 128 x 128 pixels"),
     ("figures/samples/budget", 8, "figures.samples.budget: 8 is not one of .5, 9"),
     ("figures/errors/budget", 8, "figures.errors.budget: 8 is not one of"),
-    ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 16 evaluation"),
+    ("figures/errors/prompts", [99], "figures.errors.prompts: 99 is none of the 12 evaluation"),
     ("figures/errors/prompts", [1, 1], r"figures.errors.prompts: \[1, 1\] is not allowed"),
     ("figures/costs/images", 0, "figures.costs.images: 0 is not allowed"),
     (
@@ -232,7 +232,7 @@ MISTAKES = [
         "figures.calibration.factors: 'runs' is not one of",
     ),
     ("figures/gallery/budgets", [9, 8], "figures.gallery.budgets.1: 8 is not one of"),
-    ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 16"),
+    ("figures/gallery/prompts", [0, 99], "figures.gallery.prompts: 99 is none of the 12"),
     (
         "figures/gallery/prompts",
         0,
@@ -289,8 +289,8 @@ def test_figures_follow_the_experiment(config):
     shown = experiment(config).config.figures
     assert shown.plans.budget == shown.errors.budget == 9, "the middle one"
     assert shown.samples.budget == shown.strip.budget == 5, "the smallest shows most"
-    assert shown.samples.prompts == shown.strip.prompts == [0, 8]
-    assert shown.errors.prompts == [0, 4, 8, 12]
+    assert shown.samples.prompts == shown.strip.prompts == [0, 6]
+    assert shown.errors.prompts == [0, 3, 6, 9]
     assert shown.gallery.budgets == [5, 9, 12] and shown.gallery.prompts is None
     shown = experiment(config | {"num_prompts": 2, "budgets": [30, 5]}).config.figures
     assert shown.samples.budget == shown.costs.budget == shown.trajectory.budget == 5
