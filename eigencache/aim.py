@@ -8,15 +8,18 @@ sizes of the steps before t. The cached sampler has moved them by p_t . y, with 
 own full steps. It is then off by e_t = p_t . y - m_t . f, and the network's output with it. The
 model of that is
 
-    y_t = f_t + decay e_t / r_t + white noise of variance distrust^2 E[e_t^2] / r_t^2,
+    y_t = f_t + (decay / r_t - growth / d_t) e_t + noise,
 
-where r_t is how far the latents still have to move per unit of the outputs, the noise level in flow
-matching. An error that does not look like data is removed with the noise: it shrinks as r does,
-which is a decay of 1. One that looks like data stays: 0. What the network makes of the rest is not
-known, and counts as noise. So all y are linear in f, whose second moments are the kernel, and the
-best linear estimate of m_t . f from the full steps before t follows, with the variance of its
-error. This is kriging of an integral from disturbed observations; without the disturbance it is
-least squares on undisturbed runs, as in OLSS (arXiv 2305.14677).
+with white noise of variance distrust^2 E[e_t^2] / r_t^2, where r_t is how far the latents still
+have to move per unit of the outputs, the noise level in flow matching, and d_t how far they have
+moved. An error that the network takes for noise is removed with it, and shrinks as r does: that is
+a decay of 1. One that it takes for data is enlarged with the data, and grows as d does: a growth of
+1. By default it is half and half, so that errors grow in the first half of the way and shrink in
+the second. What the network makes of the rest is not known, and counts as noise. So all y are
+linear in f, whose second moments are the kernel, and the best linear estimate of m_t . f from the
+full steps before t follows, with the variance of its error. This is kriging of an integral from
+disturbed observations; without the disturbance it is least squares on undisturbed runs, as in OLSS
+(arXiv 2305.14677).
 """
 
 from collections.abc import Sequence
@@ -29,8 +32,9 @@ from eigencache._checks import check_range, check_real
 
 # How far a full step is moved at once in the search for better ones.
 REACH = 3
-# The least share of all the way that r_t is taken to be.
-LEAST = 1e-3
+# The least share of all the way that r_t is taken to be; and d_t, since where there is hardly any
+# data, an error cannot look like it.
+LEAST, LEAST_DONE = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Aim:
     """How a plan makes up for the errors of its own forecasts.
 
     Attributes:
-        decay: as above, 0 to 1.
+        decay, growth: as above, 0 to 1.
         distrust: as above, at least 0.
         final: how much the error of the final latents counts in the choice of full steps beside
             those at the end of each gap, as a multiple of their number.
@@ -50,14 +54,16 @@ class Aim:
         ValueError: an option is out of range.
     """
 
-    decay: float = 0.25
-    distrust: float = 0.25
+    decay: float = 0.5
+    growth: float = 0.5
+    distrust: float = 0.5
     final: float = 1.0
     jitter: float = 1e-6
     ordinary: bool = True
 
     def __post_init__(self) -> None:
         check_range("decay", self.decay, 0, 1)
+        check_range("growth", self.growth, 0, 1)
         check_range("distrust", self.distrust, 0)
         check_range("final", self.final, 0)
         check_real("jitter", self.jitter, above=0)
@@ -159,7 +165,7 @@ class _Moves:
         rows: float64 `[T + 1, T]`, m_t of each step and of the end.
         across: float64 `[T, T + 1]`, E[f_s m_t . f].
         squares: float64 `[T + 1]`, E[(m_t . f)^2].
-        left: float64 `[T]`, r_t.
+        left, done: float64 `[T]`, r_t and d_t.
         scale: the mean square of an output.
     """
 
@@ -171,6 +177,10 @@ class _Moves:
         left = -np.cumsum(sizes[::-1])[::-1]
         least = LEAST * np.abs(left).max()
         self.left = np.where(np.abs(left) < least, np.copysign(least, left), left)
+        # Of the sign of all the way, on which r_t is positive.
+        self.done = np.copysign(
+            np.maximum(np.abs(left[0] - left), LEAST_DONE * np.abs(left[0])), left[0]
+        )
 
 
 class _Run:
@@ -194,12 +204,13 @@ class _Run:
 
     def compute(self, step: int) -> None:
         """Compute a step in full, where the last gap has led."""
-        i, share = self.done, self.aim.decay / self.full.left[step]
+        i, left, done = self.done, self.full.left[step], self.full.done[step]
+        share = self.aim.decay / left - self.aim.growth / done
         self.outputs[i, step] = 1
         if i:
             self.outputs[i] += share * (self.moved @ self.outputs[:i] - self.full.rows[step])
             self.own[i, :i] = share * self.moved @ self.own[:i, :i]
-            self.noise[i] = (self.aim.distrust / self.full.left[step]) ** 2 * self.errors[i - 1]
+            self.noise[i] = (self.aim.distrust / left) ** 2 * self.errors[i - 1]
         self.done += 1
         self.rows = self.outputs[: self.done]
         own = self.own[: self.done]

@@ -22,7 +22,7 @@ MATRIX, SIZES = KERNEL.matrix(), KERNEL.sizes
 BASE = Kriging(2, 1e-6, ordinary=True)
 FULL = (0, 3, 6, 9)
 # Of an undisturbed sampler, so that all can be computed otherwise.
-OPEN = Aim(decay=0, distrust=0, jitter=1e-12, ordinary=False)
+OPEN = Aim(decay=0, growth=0, distrust=0, jitter=1e-12, ordinary=False)
 
 
 def weights_of(aim, steps=FULL, base=BASE):
@@ -30,7 +30,7 @@ def weights_of(aim, steps=FULL, base=BASE):
     return full, aim.weights(full, fill(full, base, TIMESTEPS, MATRIX), MATRIX, SIZES)
 
 
-def sampled(full, weights, outputs, decay):
+def sampled(full, weights, outputs, decay, growth):
     """Return how far off the latents are at each step, float64 `[T + 1, D]`.
 
     The sampler's network answers as `eigencache.aim` says, without the noise.
@@ -38,13 +38,14 @@ def sampled(full, weights, outputs, decay):
     Args:
         full, weights: as of a plan.
         outputs: float64 `[T, D]`, of the full run.
-        decay: of `Aim`.
+        decay, growth: of `Aim`.
     """
     left, seen = -np.cumsum(SIZES[::-1])[::-1], np.zeros_like(outputs)
+    done = np.maximum(left[0] - left, 0.1 * left[0])
     off = np.zeros((len(outputs) + 1, outputs.shape[1]))
     for step, output in enumerate(outputs):
         if full[step]:
-            seen[step] = output + decay * off[step] / left[step]
+            seen[step] = output + (decay / left[step] - growth / done[step]) * off[step]
             made = seen[step]
         else:
             made = weights[step] @ seen
@@ -52,30 +53,35 @@ def sampled(full, weights, outputs, decay):
     return off
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-def test_expected_errors_are_those_of_a_sampler_of_that_kind(decay):
-    aim = Aim(decay=decay, distrust=0)
+# Shares of an error that shrink with the noise and grow with the data.
+ANSWERS = [(0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (0.0, 0.3), (0.5, 0.3)]
+every_answer = pytest.mark.parametrize("answer", ANSWERS, ids=str)
+
+
+@every_answer
+def test_expected_errors_are_those_of_a_sampler_of_that_kind(answer):
+    aim = Aim(*answer, distrust=0)
     full, weights = weights_of(aim)
     _, expected = aim.targets(FULL, MATRIX, SIZES)
     ends = [*FULL[1:], STEPS]
-    found = [np.square(sampled(full, weights, run, decay)[ends]).mean(1) for run in RUNS]
+    found = [np.square(sampled(full, weights, run, *answer)[ends]).mean(1) for run in RUNS]
     np.testing.assert_allclose(expected, np.mean(found, axis=0), rtol=1e-8)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-def test_an_aim_is_best_where_errors_behave_as_it_supposes(decay):
+@every_answer
+def test_an_aim_is_best_where_errors_behave_as_it_supposes(answer):
     """The last gap's, above all: nothing after it can make up for anything."""
 
-    def ends(supposed):
-        full, weights = weights_of(Aim(decay=supposed, distrust=0, jitter=1e-12))
-        return np.mean([np.square(sampled(full, weights, run, decay)[-1]).mean() for run in RUNS])
+    def ends(weights):
+        return np.mean([np.square(sampled(full, weights, r, *answer)[-1]).mean() for r in RUNS])
 
-    errors = {supposed: ends(supposed) for supposed in (0.0, 0.5, 1.0)}
-    assert min(errors, key=errors.get) == decay
     full = np.isin(np.arange(STEPS), FULL)
-    plain = fill(full, BASE, TIMESTEPS, MATRIX)
-    without = np.mean([np.square(sampled(full, plain, run, decay)[-1]).mean() for run in RUNS])
-    assert errors[decay] < without
+    errors = {
+        supposed: ends(weights_of(Aim(*supposed, distrust=0, jitter=1e-12))[1])
+        for supposed in ANSWERS
+    }
+    assert min(errors, key=errors.get) == answer
+    assert errors[answer] < ends(fill(full, BASE, TIMESTEPS, MATRIX))
 
 
 def test_without_disturbance_it_is_least_squares_on_full_runs():
@@ -187,8 +193,8 @@ def test_what_an_aim_cannot_serve_is_refused():
 
 @pytest.mark.parametrize(
     ("stated", "says"),
-    [({"decay": 1.5}, "decay"), ({"distrust": -1}, "distrust"), ({"final": -1}, "final"),
-     ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
+    [({"decay": 1.5}, "decay"), ({"growth": -1}, "growth"), ({"distrust": -1}, "distrust"),
+     ({"final": -1}, "final"), ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(stated, says):
     with pytest.raises(ValueError, match=says):
