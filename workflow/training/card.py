@@ -79,7 +79,7 @@ The same rule gets {judge:.1%} of freshly painted pictures right.
 |---|---|---|---|---|---|---|
 | autoencoder (f = 8, 16 channels) | {vae_parameters:,} | {vae_iterations:,} | {vae_batch} | \
 {vae_minutes:.1f} | {vae_device} | {vae_psnr:.1f} dB on held-out pictures, with latent noise of \
-0.1 std {vae_noisy:.1f} dB; in float16, on pictures of the proof's captions {proof_psnr:.1f} dB |
+0.1 std {vae_noisy:.1f} dB; on painted pictures of the proof's captions {proof_psnr:.1f} dB |
 | transformer (2 double, 8 single blocks, width 192) | {transformer:,} | {flow_iterations:,} | \
 {flow_batch} | {flow_minutes:.1f} | {flow_device} | held-out loss {held_out_loss:.4f} |
 | CLIP text encoder (2 layers, width 128) | {text_encoder:,} | | | | | trained with the \
@@ -143,11 +143,12 @@ def earlier_training(report: dict) -> str:
     """A sentence on the training that the flow's training went on from."""
     if not report:
         return ""
-    return (
+    line = (
         f"The transformer and the text encoders went on from weights of {report['iterations']:,}"
         f" iterations of batch {report['batch']} ({report['minutes']:.1f} minutes on"
-        f" {report['device']}).\n"
+        f" {report['device']})."
     )
+    return textwrap.fill(line, 100) + "\n"
 
 
 def jitter_of(flow: dict, vae: dict) -> str:
