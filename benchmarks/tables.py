@@ -38,8 +38,7 @@ MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high
 # What tables call the labels of the main job.
 METHODS = {
     "fewer-steps": "fewer steps", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
-    "TaylorSeer-2": "TaylorSeer, order 2", "HiCache": "HiCache",
-    "TaylorSeer-1-output": "TaylorSeer, order 1, at the output tap",
+    "HiCache": "HiCache",
     "EigenCache-published": "EigenCache as published",
     "EigenCache-design": "EigenCache, open loop (`EigenCache-design`)",
     "EigenCache": "EigenCache, closed loop (`EigenCache`)",
