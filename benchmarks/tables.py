@@ -139,10 +139,14 @@ def waits() -> str:
     between = max(0.0, find("between_calls_seconds") - fit)
     steps = {"H200": network / find("network_calls"), **ESTIMATED_STEPS}
     peers = pd.read_csv(PEERS)
-    closed = peers[(peers["method"] == OURS) & (peers["fit_prompts"] == 32)]
+    closed = peers[peers["method"] == OURS]
     cases = [(f"open loop, {n} prompts", n * 50, n * between + fit) for n in (8, 32)]
     cases += [
-        (f"closed loop, 32 prompts, {row.budget} full steps", int(row.fit_calls), 0.0)
+        (
+            f"closed loop, {row.fit_prompts:.0f} prompts, {row.budget} full steps",
+            int(row.fit_calls),
+            0.0,
+        )
         for row in closed.sort_values("budget").itertuples()
     ]
     rows = []

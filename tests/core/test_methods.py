@@ -87,8 +87,8 @@ def test_an_unknown_option_lists_the_allowed(name):
         ),
         (
             "EigenCache",
-            ("anchors", "batch", "decay", "distrust", "features", "final", "held_out", "jitter",
-             "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds", "runs",
+            ("anchors", "batch", "decay", "distrust", "features", "final", "growth", "held_out",
+             "jitter", "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds", "runs",
              "shared", "smooth", "sweeps", "window"),
         ),
     ],
@@ -130,7 +130,14 @@ def test_an_aim_is_a_part_of_two_methods():
     assert [name for name in METHODS if METHODS[name].parts(9).aim] == [
         "EigenCache-design", "EigenCache",
     ]  # fmt: skip
-    options = {"decay": 0.9, "distrust": 0, "final": 2, "jitter": 0.1, "ordinary": False}
+    options = {
+        "decay": 0.9,
+        "growth": 0.1,
+        "distrust": 0,
+        "final": 2,
+        "jitter": 0.1,
+        "ordinary": False,
+    }
     parts = METHODS["EigenCache-design"].parts(9, **options, window=3)
     assert parts.aim == Aim(**options)
     assert parts.predictor == Kriging(3, 0.1)
@@ -387,7 +394,7 @@ def test_planning_does_not_import_torch():
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
     "clusters": 5, "decay": 1.0, "degree": 2, "distrust": 3.0, "final": 9.0, "first": 1,
-    "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
+    "growth": 1.0, "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
     "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
     "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,

@@ -92,6 +92,7 @@ def given(pipe):
         "hidden_states": torch.zeros(1, 16, pipe.transformer.config.in_channels),
         "encoder_hidden_states": torch.zeros(1, 16, pipe.transformer.config.joint_attention_dim),
         "pooled_projections": torch.zeros(1, pipe.transformer.config.pooled_projection_dim),
+        "guidance": torch.ones(1),
         "timestep": torch.ones(1),
         "img_ids": torch.zeros(16, 3),
         "txt_ids": torch.zeros(16, 3),

@@ -91,7 +91,7 @@ def test_the_default_experiment_samples_in_few_jobs(monkeypatch):
     monkeypatch.chdir(ROOT)
     experiment = Experiment(yaml.safe_load((ROOT / "config.yaml").read_text()))
     labels = list(experiment.config.methods)
-    assert experiment.sharding.together == 8
+    assert experiment.sharding.together == 16
     # The full run waits for no plan, and EigenCache waits longest for its own.
     assert list(experiment.groups.values()) == [["full", *labels[:1]], labels[1:-1], labels[-1:]]
     assert experiment.parts("HiCache") == ["FORA/000", "FORA/001"]
@@ -103,7 +103,7 @@ def test_a_budget_that_is_not_known_beforehand_does_not_count(monkeypatch):
     config = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["methods"] = {"a": {"method": "EigenCache", "psnr": 30}}
     plan = Experiment(config | {"shards": 1}).sharding
-    assert plan.shortest == plan.longest == 25 * 50
+    assert plan.shortest == plan.longest == 13 * 50
 
 
 @pytest.mark.parametrize("shards", ["many", "auto\n", 1001, 0, 1.5, None])

@@ -42,8 +42,8 @@ start=()
 status=0
 python3 -m training.run --data emoji.tsv --assets assets --prompts prompts.txt \\
     --apart apart/*.txt "${start[@]}" --out "$work" --deliver "$OUT" \\
-    --vae-minutes "${VAE:-1.8}" --flow-minutes "${FLOW:-4.5}" --distil-minutes "${DISTIL:-1.5}" \\
-    --until "${UNTIL:-520}" "$@" >"$OUT/log.txt" 2>&1 || status=$?
+    --vae-minutes "${VAE:-1.8}" --flow-minutes "${FLOW:-6.5}" --distil-minutes "${DISTIL:-1.5}" \\
+    --until "${UNTIL:-700}" "$@" >"$OUT/log.txt" 2>&1 || status=$?
 # Tracebacks are in log.txt; what is said is enough here.
 grep -v '^  File\\|^    ' "$OUT/log.txt" | cut -c1-260
 exit $status

@@ -28,10 +28,10 @@ PLAIN = "--plain"
 USUAL = {
     "cuda": {
         "vae_minutes": 1.8,
-        "flow_minutes": 4.5,
+        "flow_minutes": 6.5,
         "distil_minutes": 1.5,
         "batch": 512,
-        "pool": 120_000,
+        "pool": 200_000,
     },
     "cpu": {
         "vae_minutes": 120.0,
