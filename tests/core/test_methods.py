@@ -88,8 +88,8 @@ def test_an_unknown_option_lists_the_allowed(name):
         (
             "EigenCache",
             ("anchors", "batch", "decay", "distrust", "features", "final", "growth", "held_out",
-             "jitter", "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds", "runs",
-             "shared", "smooth", "sweeps", "window"),
+             "jitter", "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds",
+             "runs", "shared", "smooth", "sweeps", "window"),
         ),
     ],
 )  # fmt: skip
