@@ -47,7 +47,7 @@ NOTE = (
 
 @style()
 def draw(kernels: Mapping[str, Kernel], setting: str = "") -> Figure:
-    """Return the figure of kernels by name, `TAP.FEATURES.NORMALISATION`.
+    """Return the figure of kernels by name, `TAP.FEATURES.NORMALISATION[.RUNS]`.
 
     Raises:
         ValueError: there is none, or one has no positive eigenvalue.
@@ -110,7 +110,8 @@ def left_out(shares: np.ndarray) -> np.ndarray:
 def _heading(name: str, streams: int) -> str:
     tap, features, *rest = name.split(".")
     rest = [*rest, f"mean of {streams} streams"] if streams > 1 else rest
-    return f"Tap {tap}, {features} features, {', '.join(rest).replace('-', ' ')}"
+    told = [f"the first {part} runs" if part.isdigit() else part.replace("-", " ") for part in rest]
+    return ", ".join([f"Tap {tap}", f"{features} features", *told])
 
 
 def _matrix(figure: SubFigure, axes: Axes, matrix: np.ndarray) -> None:
