@@ -34,7 +34,7 @@ from eigencache._checks import check_range, check_real
 REACH = 3
 # The least share of all the way that r_t is taken to be; and d_t, since where there is hardly any
 # data, an error cannot look like it.
-LEAST, LEAST_DONE = 1e-3, 0.1
+LEAST, LEAST_GONE = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Moves:
         rows: float64 `[T + 1, T]`, m_t of each step and of the end.
         across: float64 `[T, T + 1]`, E[f_s m_t . f].
         squares: float64 `[T + 1]`, E[(m_t . f)^2].
-        left, done: float64 `[T]`, r_t and d_t.
+        left, gone: float64 `[T]`, r_t and d_t.
         scale: the mean square of an output.
     """
 
@@ -177,10 +177,9 @@ class _Moves:
         left = -np.cumsum(sizes[::-1])[::-1]
         least = LEAST * np.abs(left).max()
         self.left = np.where(np.abs(left) < least, np.copysign(least, left), left)
-        # Of the sign of all the way, on which r_t is positive.
-        self.done = np.copysign(
-            np.maximum(np.abs(left[0] - left), LEAST_DONE * np.abs(left[0])), left[0]
-        )
+        # With the sign that all the way has, left[0].
+        gone = np.maximum(np.abs(left[0] - left), LEAST_GONE * np.abs(left[0]))
+        self.gone = np.copysign(gone, left[0])
 
 
 class _Run:
@@ -204,8 +203,8 @@ class _Run:
 
     def compute(self, step: int) -> None:
         """Compute a step in full, where the last gap has led."""
-        i, left, done = self.done, self.full.left[step], self.full.done[step]
-        share = self.aim.decay / left - self.aim.growth / done
+        i, left, gone = self.done, self.full.left[step], self.full.gone[step]
+        share = self.aim.decay / left - self.aim.growth / gone
         self.outputs[i, step] = 1
         if i:
             self.outputs[i] += share * (self.moved @ self.outputs[:i] - self.full.rows[step])

@@ -60,7 +60,7 @@ rule built_in_benchmark:
     """Judge built-in plans on each model by the kernels of the others."""
     input:
         models=expand("results/train/small/{small}", small=SMALL),
-        flux="data/emoji-flux",
+        flux=EMBEDDED,
         kernels="eigencache/built_in.safetensors",
     output:
         "results/train/built-in.csv",
@@ -77,7 +77,7 @@ rule quality_benchmark:
     """Compare the quality that plans predict with what unseen images come to."""
     input:
         models=expand("results/train/small/{small}", small=SMALL),
-        flux="data/emoji-flux",
+        flux=EMBEDDED,
         kernels="eigencache/built_in.safetensors",
     output:
         "results/train/quality.csv",
