@@ -19,6 +19,7 @@ measured, the most important first:
     7  calibration, and from that what a user waits for a plan
     8  1024 px with the whole transformer compiled
     9  Qwen-Image's architecture at 1024 px
+   10  Wan 2.2 TI2V-5B's architecture: 33 frames of 1280 x 704 px, two calls a step for guidance
 
 Every number is in the CSV file as soon as it is known. Beside it are a trace of the profiler
 (`.trace.json.gz`) and a summary of it (`.profile.json`). A case that fails has a row with the
@@ -64,12 +65,16 @@ from diffusers import (
     FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import eigencache
 from benchmarks.memory import forget_peak, process_peak_mb
+from benchmarks.models import WAN_5B
 from benchmarks.peers import diffusers_hooks
 
 NUM_STEPS, FULL_STEPS, ANCHORS = 50, 7, 6
@@ -79,31 +84,38 @@ EAGER, BLOCKS, WHOLE = "no", "blocks", "whole"  # what is compiled
 # The configuration of FLUX.1-dev's transformer and of its scheduler.
 TRANSFORMER = {"guidance_embeds": True}
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
+# Those of Wan 2.2 TI2V-5B's, whose VAE makes 16 x 16 pixels of a latent.
+WAN_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0}
+WAN_SPATIAL = 16
 # Peak rates of dense bfloat16 products, in FLOP/s, by the vendor's datasheets.
 H100_PEAK, A100_PEAK = 989e12, 312e12
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the transformers and their images are, and how often each case is measured.
+    """How large the transformers and what they sample are, and how often each case is measured.
 
     Attributes:
         pixels: sides of the square images, that of most cases first.
+        video: height, width and frames of Wan's video.
         text_tokens: of a prompt.
         dtype: of weights and features.
         repeats: runs of a case with 7 full steps; cases with more full steps have fewer.
         budgets: full steps at the tap "output".
         flux: configuration of FLUX's transformer.
         qwen: of Qwen-Image's.
+        wan: of Wan's.
     """
 
     pixels: tuple[int, int]
+    video: tuple[int, int, int]
     text_tokens: int
     dtype: torch.dtype
     repeats: int
     budgets: tuple[int, ...]
     flux: dict = field(default_factory=dict)
     qwen: dict = field(default_factory=dict)
+    wan: dict = field(default_factory=dict)
 
 
 SMALL_FLUX = {
@@ -114,10 +126,20 @@ SMALL_QWEN = {
     "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32,
     "joint_attention_dim": 48, "axes_dims_rope": (8, 12, 12),
 }  # fmt: skip
+SMALL_WAN = {
+    "num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32, "ffn_dim": 256,
+    "text_dim": 48, "freq_dim": 32,
+}  # fmt: skip
 SCALES = {
-    "full": Scale((1024, 512), 512, torch.bfloat16, 3, (7, 5, 9, 13, 20), TRANSFORMER),
-    "small": Scale((128, 64), 16, torch.float32, 1, (7, 20), TRANSFORMER | SMALL_FLUX, SMALL_QWEN),
-}
+    "full": Scale(
+        (1024, 512), (704, 1280, 33), 512, torch.bfloat16, 3, (7, 5, 9, 13, 20),
+        TRANSFORMER, {}, WAN_5B,
+    ),
+    "small": Scale(
+        (128, 64), (128, 192, 9), 16, torch.float32, 1, (7, 20),
+        TRANSFORMER | SMALL_FLUX, SMALL_QWEN, WAN_5B | SMALL_WAN,
+    ),
+}  # fmt: skip
 
 
 def random_transformer(kind: type, config: dict, dtype: torch.dtype, device: str) -> nn.Module:
@@ -125,6 +147,7 @@ def random_transformer(kind: type, config: dict, dtype: torch.dtype, device: str
 
     Matrices are normal with variance 1 / columns, scales of norms are one, biases zero: so states
     keep about their size from block to block, and their products take the power they would take.
+    Weights that diffusers keeps in float32 when it loads such a model are float32 here too.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -134,8 +157,11 @@ def random_transformer(kind: type, config: dict, dtype: torch.dtype, device: str
     finally:
         torch.set_default_dtype(before)
     draw = torch.Generator(device).manual_seed(0)
+    precise = set(model._keep_in_fp32_modules or ())
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if precise.intersection(name.split(".")):
+                weight.data = weight.data.float()
             if weight.ndim == 1:
                 weight.fill_(float(name.endswith("weight")))
             else:
@@ -168,6 +194,16 @@ def qwen_pipeline(scale: Scale, device: str) -> QwenImagePipeline:
     return pipe
 
 
+def wan_pipeline(scale: Scale, device: str) -> WanPipeline:
+    """Return Wan 2.2 TI2V-5B's pipeline with its transformer alone."""
+    transformer = random_transformer(WanTransformer3DModel, scale.wan, scale.dtype, device)
+    scheduler = UniPCMultistepScheduler(**WAN_SCHEDULER)
+    pipe = WanPipeline(None, None, None, scheduler, transformer, expand_timesteps=True)
+    pipe.vae_scale_factor_spatial = WAN_SPATIAL  # without a VAE it takes Wan 2.1's
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 class Mark:
     """A moment: of the device's stream where that is a GPU's, else of the clock."""
 
@@ -193,28 +229,40 @@ class Loop(NamedTuple):
 
 
 class Denoising:
-    """A pipeline that samples one image of one size from given embeddings, and is timed.
+    """A pipeline that samples one image or video of one size from given embeddings, and is timed.
+
+    Args:
+        pipe: of diffusers.
+        size: height and width in pixels, and of a video the number of frames.
+        scale: of the transformer.
+        device: "cuda" or "cpu", where the transformer is.
 
     Attributes:
-        pipe: of diffusers.
+        size: by the names of the pipeline's arguments.
+        tokens: of the image or video in the transformer.
         timesteps: number of steps to float64 `[T]`, the scheduler's, of those sampled so far.
     """
 
-    def __init__(self, pipe: Any, pixels: int, scale: Scale, device: str):
-        self.pipe, self.pixels, self.scale, self.device = pipe, pixels, scale, device
+    def __init__(self, pipe: Any, size: tuple[int, ...], scale: Scale, device: str):
+        self.pipe, self.scale, self.device = pipe, scale, device
+        self.size = dict(zip(("height", "width", "num_frames"), size, strict=False))
         self.timesteps: dict[int, np.ndarray] = {}
         config, draw = pipe.transformer.config, torch.Generator(device).manual_seed(1)
 
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=draw, device=device, dtype=scale.dtype)
 
-        self.arguments = {
-            "prompt_embeds": normal(1, scale.text_tokens, config.joint_attention_dim),
-            "height": pixels,
-            "width": pixels,
-            "output_type": "latent",
-        }
-        if isinstance(pipe, FluxPipeline):
+        is_video = isinstance(pipe, WanPipeline)
+        width = config.text_dim if is_video else config.joint_attention_dim
+        texts = (1, scale.text_tokens, width)
+        self.arguments = {"prompt_embeds": normal(*texts), "output_type": "latent"} | self.size
+        # All three patch 2 x 2 latents.
+        patch = 2 * (pipe.vae_scale_factor_spatial if is_video else pipe.vae_scale_factor)
+        self.tokens = (size[0] // patch) * (size[1] // patch)
+        if is_video:
+            self.tokens *= (size[2] - 1) // pipe.vae_scale_factor_temporal + 1
+            self.arguments |= {"negative_prompt_embeds": normal(*texts), "guidance_scale": 5.0}
+        elif isinstance(pipe, FluxPipeline):
             self.arguments["pooled_prompt_embeds"] = normal(1, config.pooled_projection_dim)
         else:
             ones = torch.ones(1, scale.text_tokens, device=device, dtype=torch.int64)
@@ -222,11 +270,11 @@ class Denoising:
 
     @property
     def shape(self) -> dict:
-        """The columns of the table that describe the model and its image."""
+        """The columns of the table that describe the model and what it samples."""
         return {
             "dtype": str(self.scale.dtype).removeprefix("torch."),
             "model": type(self.pipe.transformer).__name__,
-            "image_tokens": (self.pixels // 16) ** 2,
+            "image_tokens": self.tokens,
             "text_tokens": self.scale.text_tokens,
         }
 
@@ -918,8 +966,7 @@ def calibration(part: Part) -> None:
                 start = time.perf_counter()
                 by_prompts(
                     pipe, ["a lighthouse in a storm"], FULL_STEPS, num_inference_steps=NUM_STEPS,
-                    height=denoising.pixels, width=denoising.pixels,
-                    max_sequence_length=denoising.scale.text_tokens,
+                    max_sequence_length=denoising.scale.text_tokens, **denoising.size,
                 )  # fmt: skip
                 taken = time.perf_counter() - start
         finally:
@@ -995,7 +1042,7 @@ def measure(
 ) -> None:
     """Measure everything there is time for, in the order of the module's text, from ``first``."""
     pipe = flux_pipeline(scale, device)
-    large, little = (Denoising(pipe, pixels, scale, device) for pixels in scale.pixels)
+    large, little = (Denoising(pipe, (side, side), scale, device) for side in scale.pixels)
     guess = 0.25 if device == "cuda" else 0.01  # seconds of a full step, before any is measured
     building = 30.0 if backend == "inductor" and device == "cuda" else 5.0  # to compile the blocks
 
@@ -1027,19 +1074,19 @@ def measure(
         """Measure the output tap with something compiled."""
         made = Part(session, denoising, what)
         with compiled(pipe.transformer, what, backend):
-            made.baseline(part.step * (denoising.pixels / large.pixels) ** 2, seconds)
+            made.baseline(part.step * denoising.tokens / large.tokens, seconds)
             if made.reference:
                 made.cases(output_cases(denoising.timesteps[NUM_STEPS], repeats, budgets))
                 made.again()
                 if denoising is little:
-                    summary[f"{little.pixels} px, {what} compiled"] = profile_part(made, None)
+                    summary[f"{scale.pixels[1]} px, {what} compiled"] = profile_part(made, None)
                     write_summary(summary, out)
 
     if first <= 5:
         in_state(large, BLOCKS, building, scale.budgets)
     if first <= 6:
         fewer = Part(session, little)
-        fewer.baseline(part.step * (little.pixels / large.pixels) ** 2)
+        fewer.baseline(part.step * little.tokens / large.tokens)
         if fewer.reference:
             fewer.cases(output_cases(little.timesteps[NUM_STEPS], repeats, (FULL_STEPS,)))
             fewer.again()
@@ -1051,31 +1098,66 @@ def measure(
     if first <= 8:
         in_state(large, WHOLE, 4 * building, (FULL_STEPS,))
 
-    factor = 1.7  # of Qwen-Image's step to FLUX.1-dev's, by their parameters
-    seconds = part.step * factor
+    step = part.step
+    large.pipe = little.pipe = part = pipe = fewer = None  # its memory is needed
+    for number, other in enumerate(others(scale), 9):
+        if first <= number:
+            measure_other(session, other, scale, device, step * other.factor)
+
+
+class Other(NamedTuple):
+    """Another architecture than FLUX.1-dev's, which is measured at the output alone.
+
+    Attributes:
+        transformer: its class.
+        pipeline: `pipeline(scale, device)` makes its pipeline.
+        size: of what it samples (`Denoising`).
+        factor: of its full step's seconds to those of FLUX.1-dev's, a guess by their operations.
+        repeats: runs of the cached case.
+    """
+
+    transformer: type
+    pipeline: Callable[[Scale, str], Any]
+    size: tuple[int, ...]
+    factor: float
+    repeats: int
+
+
+def others(scale: Scale) -> list[Other]:
+    """Return the architectures of the module's text from 9 on."""
+    side = scale.pixels[0]
+    return [
+        Other(QwenImageTransformer2DModel, qwen_pipeline, (side, side), 1.1, scale.repeats),
+        Other(WanTransformer3DModel, wan_pipeline, scale.video, 3.0, 1),
+    ]
+
+
+def measure_other(
+    session: Session, other: Other, scale: Scale, device: str, seconds: float
+) -> None:
+    """Measure another architecture, whose full step is expected to take ``seconds``."""
+    of = {"model": other.transformer.__name__}
     if session.left() < (NUM_STEPS + 3) * seconds:  # not worth the making
         note = "no time"
-        session.table.add({"model": "QwenImageTransformer2DModel"}, "left_out", math.nan, note)
-        print(f"Qwen-Image: {note}")
+        session.table.add(of, "left_out", math.nan, note)
+        print(f"{short(of['model'])}: {note}")
         return
-    large.pipe = little.pipe = part = pipe = fewer = None  # its memory is needed
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    qwen: list[Denoising] = []
-    of = {"model": "QwenImageTransformer2DModel"}
+    made: list[Denoising] = []
 
     def make() -> dict[str, float]:
         begun = time.perf_counter()
-        qwen.append(Denoising(qwen_pipeline(scale, device), scale.pixels[0], scale, device))
+        made.append(Denoising(other.pipeline(scale, device), other.size, scale, device))
         return {"making_seconds": time.perf_counter() - begun}
 
     if session.attempt(of, 5, make):
-        other = Part(session, qwen[0])
-        other.baseline(seconds)
-        if other.reference:
-            steps = qwen[0].timesteps[NUM_STEPS]
-            other.cases(output_cases(steps, repeats, (FULL_STEPS,)))
+        part = Part(session, made[0])
+        part.baseline(seconds)
+        if part.reference:
+            steps = made[0].timesteps[NUM_STEPS]
+            part.cases(output_cases(steps, other.repeats, (FULL_STEPS,)))
 
 
 def targets(table: pd.DataFrame) -> list[str]:
@@ -1141,7 +1223,7 @@ def printed(table: pd.DataFrame) -> str:
 
 def short(model: str) -> str:
     """Return the name of a transformer's class without its ending."""
-    return model.replace("Transformer2DModel", "")
+    return re.sub("Transformer[23]DModel", "", model)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -1171,7 +1253,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--minutes", type=float, default=10, help="after which no case begins")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="N",
-                        choices=range(1, 10), help="begin with number N of the list, 1 to 9; "
+                        choices=range(1, 11), help="begin with number N of the list, 1 to 10; "
                         "the uncached run of 1 is measured all the same")  # fmt: skip
     parser.add_argument("--show", type=Path, help="measure nothing, show such a CSV")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")

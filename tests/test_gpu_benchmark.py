@@ -2,18 +2,21 @@
 
 import argparse
 import csv
+import gc
 import gzip
 import importlib.util
 import json
 import math
 import os
 import statistics
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxTransformer2DModel, WanTransformer3DModel
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 import eigencache
@@ -24,6 +27,7 @@ from benchmarks.peers.compare import counted
 pytestmark = pytest.mark.slow
 
 SMALL = SCALES["small"]
+FLUX, QWEN, WAN = "FluxTransformer2DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"
 TAPS = {("TaylorSeer-1", tap) for tap in ("hidden", "blocks", "delta", "modules")}
 THEIRS = {
     ("diffusers FirstBlockCache", "blocks"),
@@ -37,7 +41,7 @@ HAS_CACHE_DIT = importlib.util.find_spec("cache_dit") is not None
 @pytest.fixture(scope="module")
 def denoising():
     torch.set_num_threads(1)
-    return gpu.Denoising(gpu.flux_pipeline(SMALL, "cpu"), SMALL.pixels[0], SMALL, "cpu")
+    return gpu.Denoising(gpu.flux_pipeline(SMALL, "cpu"), SMALL.pixels[:1] * 2, SMALL, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +94,15 @@ def test_the_table_has_every_case_once_and_none_failed(table):
         )
     }
     again = {(gpu.AGAIN, "")}
-    flux, qwen = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
     peers = THEIRS | ({("cache-dit DBCache + TaylorSeer-1", "blocks")} if HAS_CACHE_DIT else set())
     assert found == {
-        (flux, 64, "no"): OUTPUT | TAPS | peers | again,
-        (flux, 64, "blocks"): OUTPUT | again,
-        (flux, 64, "whole"): OUTPUT | again,
-        (flux, 16, "no"): OUTPUT | again,
-        (flux, 16, "blocks"): OUTPUT | again,
-        (qwen, 64, "no"): OUTPUT,
+        (FLUX, 64, "no"): OUTPUT | TAPS | peers | again,
+        (FLUX, 64, "blocks"): OUTPUT | again,
+        (FLUX, 64, "whole"): OUTPUT | again,
+        (FLUX, 16, "no"): OUTPUT | again,
+        (FLUX, 16, "blocks"): OUTPUT | again,
+        (QWEN, 64, "no"): OUTPUT,
+        (WAN, 72, "no"): OUTPUT,
     }
     assert np.isfinite(table.value[table.quantity != "left_out"]).all()
     assert set(table.full_steps.dropna()) == {3, 6, *SMALL.budgets, NUM_STEPS}
@@ -109,7 +113,7 @@ def test_a_skipped_step_at_the_output_is_far_cheaper_than_a_full_one(table):
     wide = rows.pivot_table(
         "value", ["model", "image_tokens", "compiled", "full_steps"], "quantity"
     )
-    assert len(wide) == 8
+    assert len(wide) == 9
     assert (wide.skipped_step_seconds > 0).all()
     assert (5 * wide.skipped_step_seconds < wide.full_step_seconds).all()
     # Steps are between the same marks as the loop, so nothing of it is lost.
@@ -277,6 +281,38 @@ def test_the_full_scale_is_flux_1_dev():
     assert (tokens, scale.text_tokens, scale.dtype) == ([4096, 1024], 512, torch.bfloat16)
 
 
+def test_wan_is_sampled_as_its_users_sample_it():
+    """In bfloat16, as on a GPU: two calls a step, in which each token has a timestep."""
+    scale = replace(SMALL, dtype=torch.bfloat16)
+    denoising = gpu.Denoising(gpu.wan_pipeline(scale, "cpu"), scale.video, scale, "cpu")
+    transformer, seen = denoising.pipe.transformer, []
+    dtypes = {name: weight.dtype for name, weight in transformer.named_parameters()}
+    assert dtypes["condition_embedder.time_embedder.linear_1.weight"] == torch.float32
+    assert dtypes["blocks.0.attn1.to_q.weight"] == transformer.dtype == torch.bfloat16
+    transformer.register_forward_hook(
+        lambda module, arguments, named, output: seen.append((named["timestep"].shape, output[0])),
+        with_kwargs=True,
+    )
+    denoising.run()
+    assert len(seen) == 2 * NUM_STEPS
+    for shape, output in seen:
+        assert shape == (1, denoising.tokens) and output.shape == (1, 48, 3, 8, 12)
+        assert 0.1 < float(output.std()) < 10
+    (case,) = gpu.output_cases(denoising.timesteps[NUM_STEPS], 1, (FULL_STEPS,))
+    with case.apply(denoising.pipe), counted(transformer.proj_out) as calls:
+        steps, _ = denoising.run()
+    assert len(calls) == 2 * FULL_STEPS and len(steps) == NUM_STEPS
+
+
+def test_the_full_scale_is_wan_22_ti2v_5b():
+    scale = SCALES["full"]
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**scale.wan)
+    assert sum(weight.numel() for weight in model.parameters()) == 4_999_787_712
+    video = gpu.Denoising(gpu.wan_pipeline(SMALL, "cpu"), scale.video, SMALL, "cpu")
+    assert video.tokens == 9 * 22 * 40
+
+
 def test_random_weights_are_the_same_again_and_keep_states_finite(denoising):
     one, two = (
         gpu.random_transformer(
@@ -357,13 +393,32 @@ def test_what_there_is_no_time_for_is_left_out(tmp_path):
     assert not session.attempt({}, 61, lambda: {"value": 1.0})
 
 
-def test_a_run_from_a_later_number_measures_that_beside_the_uncached_run(tmp_path):
+@pytest.mark.parametrize(
+    ("first", "models"), [(8, [FLUX, FLUX, QWEN, WAN]), (9, [FLUX, QWEN, WAN]), (10, [FLUX, WAN])]
+)
+def test_a_run_from_a_later_number_measures_that_beside_the_uncached_run(
+    tmp_path, monkeypatch, first, models
+):
+    """Each transformer is made when no other is left, which would count for its memory."""
+    random_transformer, alive = gpu.random_transformer, []
+
+    def alone(*arguments):
+        gc.collect()
+        assert not [ref for ref in alive if ref() is not None]
+        made = random_transformer(*arguments)
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(gpu, "random_transformer", alone)
     path = tmp_path / "t.csv"
-    gpu.main(arguments(out=path, first=9))
+    gpu.main(arguments(out=path, first=first))
     rows = list(csv.DictReader(path.open()))
+    assert "error" not in {row["quantity"] for row in rows}
     loops = [(row["model"], row["method"]) for row in rows if row["quantity"] == "loop_seconds"]
-    flux, qwen = "FluxTransformer2DModel", "QwenImageTransformer2DModel"
-    assert loops == [(flux, UNCACHED), (qwen, UNCACHED), (qwen, OURS)]
+    rest = [(model, method) for model in models[1:] for method in (UNCACHED, OURS)]
+    # The whole transformer compiled is measured again without a cache.
+    again = [(FLUX, gpu.AGAIN)] if first == 8 else []
+    assert loops == [(FLUX, UNCACHED), *rest[: 2 * len(again)], *again, *rest[2 * len(again) :]]
 
 
 def test_targets_tell_what_is_missed():
@@ -392,9 +447,11 @@ def test_targets_tell_what_is_missed():
 def test_a_table_is_shown_again_from_its_file(made, capsys):
     gpu.main(argparse.Namespace(show=made))
     shown = capsys.readouterr().out.splitlines()
-    assert sum(OURS in line and line.split()[0] in ("Flux", "QwenImage") for line in shown) == 8
+    assert (
+        sum(OURS in line and line.split()[0] in ("Flux", "QwenImage", "Wan") for line in shown) == 9
+    )
     outcomes = [line for line in shown if line.startswith(("met: ", "MISSED: "))]
-    assert len(outcomes) == 2 * 8 + 3 * 3 + 2
+    assert len(outcomes) == 2 * 9 + 3 * 3 + 2
 
 
 def test_the_full_scale_needs_a_gpu(monkeypatch):
