@@ -84,7 +84,7 @@ EAGER, BLOCKS, WHOLE = "no", "blocks", "whole"  # what is compiled
 # The configuration of FLUX.1-dev's transformer and of its scheduler.
 TRANSFORMER = {"guidance_embeds": True}
 SCHEDULER = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
-# Those of Wan 2.2 TI2V-5B's, whose VAE makes 16 x 16 pixels of a latent.
+# The scheduler of Wan 2.2 TI2V-5B, and how many pixels a side of its latents stands for.
 WAN_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0}
 WAN_SPATIAL = 16
 # Peak rates of dense bfloat16 products, in FLOP/s, by the vendor's datasheets.
