@@ -115,8 +115,9 @@ def triples(count: int, held_out: bool) -> np.ndarray:
 
 
 def picture_files(selection: list[Emoji], assets: Path) -> list[Path]:
-    """The file ``<hexcode>.webp`` of each emoji in a folder."""
-    files = {plain_hexcode(path.stem): path for path in sorted(assets.glob("*.webp"))}
+    """The file ``<hexcode>.webp`` or ``<hexcode>.png`` of each emoji in a folder."""
+    found = sorted(path for kind in ("webp", "png") for path in assets.glob(f"*.{kind}"))
+    files = {plain_hexcode(path.stem): path for path in found}
     missing = [emoji.hexcode for emoji in selection if emoji.hexcode not in files]
     if missing:
         raise FileNotFoundError(f"no picture in {assets} for {', '.join(missing)}")

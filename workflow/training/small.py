@@ -1,8 +1,10 @@
 """Small models whose kernels go into the package, for plans that need no calibration.
 
-They are as different as minutes on one CPU core allow: drawn shapes, letters and emoji, in pixel
-space; trained to predict the flow or the noise. All are transformers that are conditional on a
-class, so that guidance means something.
+They are as different as a short training allows: drawn shapes, letters and emoji, in pixel space;
+transformers and a U-Net; trained to predict the flow or the noise. All are conditional on a class,
+so that guidance means something. The small ones take minutes on one CPU core. The others, of 32 px,
+take a minute or two on a GPU and a night on a CPU: theirs are the trajectories that are hard to
+forecast.
 
     python -m training.small NAME --out FOLDER [--data EMOJI --assets ASSETS]
 """
@@ -10,7 +12,7 @@ class, so that guidance means something.
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,18 @@ from diffusers import (
     DiffusionPipeline,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
 )
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.utils import BaseOutput
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 from torch.nn import functional
 
-from training import data, steps
+from training import data, steps, vae
 
-SIDE = 16  # px of pictures in pixel space
-POOL = 4096  # pictures are drawn once
+CHUNK = 256  # pictures that are painted at once
+DROPPED = 0.1  # of the classes, for guidance
 LETTERS = "ABCDEGHKMPRSXZ24"
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif",
@@ -44,38 +48,54 @@ class Small:
     """One small model.
 
     Attributes:
-        pictures: what it is trained on, "shapes", "letters" or "emoji".
+        pictures: what it is trained on, "shapes", "letters", "emoji" or "twemoji".
         predicts: "flow" or "epsilon".
         iterations: of the training, with batches of `batch` pictures.
         scheduler: options of its scheduler.
+        batch: pictures of a training step.
+        side: px of its pictures.
+        width, layers: of its transformer; with no layers it is a U-Net.
+        pool: how many pictures are drawn, once.
+        rate: the highest learning rate.
+        decay: of the averaged weights, per training step.
     """
 
     pictures: str
     predicts: str
     iterations: int
+    scheduler: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
-    scheduler: tuple[tuple[str, Any], ...] = ()
+    side: int = 16
+    width: int = 96
+    layers: int = 4
+    pool: int = 4096
+    rate: float = 2e-3
+    decay: float = 0.995
 
 
-MODELS = {
-    "shapes-flow": Small("shapes", "flow", 250, scheduler=(("shift", 1.5),)),
-    "letters-flow": Small("letters", "flow", 900, 48, (("shift", 3.0),)),
-    "emoji-epsilon": Small(
-        "emoji", "epsilon", 300, scheduler=(
-            ("beta_schedule", "scaled_linear"), ("beta_start", 0.00085), ("beta_end", 0.012),
-        ),
-    ),
-    "shapes-epsilon": Small("shapes", "epsilon", 400),
+SCALED_LINEAR = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+LARGER: dict[str, Any] = {
+    "batch": 512, "side": 32, "width": 192, "layers": 8, "pool": 65_536, "rate": 1e-3,
+    "decay": 0.999,
 }  # fmt: skip
+MODELS = {
+    "shapes-flow": Small("shapes", "flow", 250, {"shift": 1.5}),
+    "letters-flow": Small("letters", "flow", 900, {"shift": 3.0}, batch=48),
+    "twemoji-flow": Small("twemoji", "flow", 10_000, {"shift": 2.0}, **LARGER),
+    "emoji-epsilon": Small("emoji", "epsilon", 7_000, SCALED_LINEAR, **LARGER),
+    "shapes-epsilon": Small("shapes", "epsilon", 5_000, **LARGER | {"layers": 0, "pool": 20_000}),
+}
 
 
-def shapes(count: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return pictures `[N, 3, 16, 16]` of shapes in [-1, 1], their classes and how many there are.
+def shapes(
+    count: int, draw: np.random.Generator, side: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return pictures `[N, 3, side, side]` of shapes in [-1, 1], their classes and their number.
 
     A class is a form: polygons of 3 to 6 corners, stars, discs, rings, bars and crosses.
     """
-    kinds, large = 10, 4 * SIDE
-    labels, pictures = draw.integers(kinds, size=count), np.empty((count, SIDE, SIDE, 3), np.uint8)
+    kinds, large = 10, 4 * side
+    labels, pictures = draw.integers(kinds, size=count), np.empty((count, side, side, 3), np.uint8)
     for i, kind in enumerate(labels):
         ground, ink = (tuple(int(v) for v in draw.integers(30, 226, 3)) for _ in range(2))
         picture = Image.new("RGB", (large, large), ground)
@@ -100,39 +120,38 @@ def shapes(count: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.T
         else:
             for corner in around([radius] * 4)[: 2 * (kind - 7)]:
                 pen.line([(x, y), corner], fill=ink, width=int(0.35 * radius))
-        pictures[i] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+        pictures[i] = np.asarray(picture.resize((side, side), Image.Resampling.BOX))
     return _scaled(pictures), torch.from_numpy(labels), kinds
 
 
-def letters(count: int, draw: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return pictures `[N, 1, 16, 16]` of letters in [-1, 1], as `shapes`; a class is a letter."""
-    folder, large = Path(matplotlib.get_data_path()) / "fonts/ttf", 4 * SIDE
-    fonts = [
-        ImageFont.truetype(folder / f"{name}.ttf", size) for name in FONTS for size in (40, 48, 56)
-    ]
+def letters(
+    count: int, draw: np.random.Generator, side: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return pictures `[N, 1, side, side]` of letters, as `shapes`; a class is a letter."""
+    folder, large = Path(matplotlib.get_data_path()) / "fonts/ttf", 4 * side
+    sizes = [large * share // 64 for share in (40, 48, 56)]
+    fonts = [ImageFont.truetype(folder / f"{name}.ttf", size) for name in FONTS for size in sizes]
     labels = draw.integers(len(LETTERS), size=count)
-    pictures = np.empty((count, SIDE, SIDE, 1), np.uint8)
+    pictures = np.empty((count, side, side, 1), np.uint8)
     for i, label in enumerate(labels):
         picture = Image.new("L", (large, large), 0)
-        middle = tuple((large / 2 + draw.uniform(-6, 6, 2)).tolist())
+        middle = tuple((large / 2 + draw.uniform(-large / 10.7, large / 10.7, 2)).tolist())
         font = fonts[draw.integers(len(fonts))]
         ImageDraw.Draw(picture).text(middle, LETTERS[label], 255, font, anchor="mm")
         picture = picture.rotate(draw.uniform(-12, 12), Image.Resampling.BILINEAR)
-        pictures[i, ..., 0] = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+        pictures[i, ..., 0] = np.asarray(picture.resize((side, side), Image.Resampling.BOX))
     return _scaled(pictures), torch.from_numpy(labels), len(LETTERS)
 
 
 def emoji(
-    count: int, selection: list[data.Emoji], assets: Path, size: int
+    count: int, selection: list[data.Emoji], assets: Path, side: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Return pictures `[N, 3, size, size]` of emoji, as `shapes`; a class is a group of emoji."""
-    painter = data.Painter(data.load_icons(selection, assets), torch.device("cpu"), size)
-    groups = sorted({item.group for item in selection})
-    group = torch.tensor([groups.index(item.group) for item in selection])
-    chosen = torch.randint(len(selection), (count,))
-    colours = torch.randint(len(data.COLOURS), (count,))
-    parts = zip(chosen.split(256), colours.split(256), strict=True)
-    return torch.cat([painter.one(*part) for part in parts]), group[chosen], len(groups)
+    """Return pictures of emoji on plain backgrounds, as `shapes`; a class is an emoji."""
+    painter = data.Painter(data.load_icons(selection, assets), device, side)
+    chosen = torch.randint(len(selection), (count,), device=device)
+    colours = torch.randint(len(data.COLOURS), (count,), device=device)
+    parts = zip(chosen.split(CHUNK), colours.split(CHUNK), strict=True)
+    return torch.cat([painter.one(*part) for part in parts]), chosen, len(selection)
 
 
 DRAWN = {"shapes": shapes, "letters": letters}
@@ -142,11 +161,20 @@ def _scaled(pictures: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def transformer(channels: int, classes: int) -> nn.Module:
-    """Return a fresh diffusion transformer of 16 tokens, which drops classes by itself."""
+def network_of(model: Small, channels: int, classes: int) -> nn.Module:
+    """Return a fresh network for pictures of some channels."""
+    if model.layers == 0:
+        widths = (model.width // 4, model.width // 2, model.width)
+        return UNet2DModel(
+            sample_size=model.side, in_channels=channels, out_channels=channels,
+            block_out_channels=widths, down_block_types=("DownBlock2D",) * 3,
+            up_block_types=("UpBlock2D",) * 3, layers_per_block=1, norm_num_groups=16,
+            num_class_embeds=classes + 1,
+        )  # fmt: skip
     return DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=24, in_channels=channels, out_channels=channels,
-        num_layers=4, sample_size=SIDE, patch_size=SIDE // 4, num_embeds_ada_norm=classes,
+        num_attention_heads=model.width // 24, attention_head_dim=24, in_channels=channels,
+        out_channels=channels, num_layers=model.layers, sample_size=model.side, patch_size=4,
+        num_embeds_ada_norm=classes,
     )  # fmt: skip
 
 
@@ -162,17 +190,18 @@ class ClassPipeline(DiffusionPipeline):
 
     Args:
         scheduler: of diffusers.
-        transformer: the network.
+        transformer: the network, or a U-Net in its place.
     """
 
-    def __init__(self, scheduler: Any, transformer: DiTTransformer2DModel) -> None:
+    def __init__(self, scheduler: Any, transformer: nn.Module) -> None:
         super().__init__()
         self.register_modules(scheduler=scheduler, transformer=transformer)
 
     @property
     def classes(self) -> int:
         """How many classes there are; the number itself stands for none."""
-        return self.transformer.config.num_embeds_ada_norm
+        config = self.transformer.config
+        return config.get("num_embeds_ada_norm") or config.num_class_embeds - 1
 
     @property
     def guidance_scale(self) -> float:
@@ -223,43 +252,50 @@ class ClassPipeline(DiffusionPipeline):
 
 def scheduler_of(model: Small) -> Any:
     """Return the scheduler of a model."""
-    options = dict(model.scheduler)
     if model.predicts == "flow":
-        return FlowMatchEulerDiscreteScheduler(**options)
-    return DDIMScheduler(prediction_type=model.predicts, clip_sample=False, **options)
+        return FlowMatchEulerDiscreteScheduler(**model.scheduler)
+    return DDIMScheduler(prediction_type=model.predicts, clip_sample=False, **model.scheduler)
 
 
 def loss_of(
-    pipe: ClassPipeline, predicts: str, pool: torch.Tensor, labels: torch.Tensor, batch: int
+    model: Small, pipe: ClassPipeline, pool: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[nn.Module], torch.Tensor]:
     """Return the loss of a network on a batch that it draws."""
+    device, batch = pool.device, model.batch
+    if model.predicts == "epsilon":
+        kept = pipe.scheduler.alphas_cumprod.to(device)
+
+    def drawn(network: nn.Module, classes: torch.Tensor) -> torch.Tensor:
+        if not isinstance(network, UNet2DModel):
+            return classes  # diffusers' transformer drops classes by itself
+        dropped = torch.rand(batch, device=device) < DROPPED
+        return torch.where(dropped, pipe.classes, classes)
 
     def loss(network: nn.Module) -> torch.Tensor:
-        chosen = torch.randint(len(pool), (batch,))
-        clean, classes = pool[chosen], labels[chosen]
+        chosen = torch.randint(len(pool), (batch,), device=device)
+        clean, classes = pool[chosen], drawn(network, labels[chosen])
         noise = torch.randn_like(clean)
-        if predicts == "flow":
-            sigma = torch.sigmoid(torch.randn(batch))[:, None, None, None]
+        if model.predicts == "flow":
+            sigma = torch.sigmoid(torch.randn(batch, device=device))[:, None, None, None]
             times, noised = 1000 * sigma.flatten(), torch.lerp(clean, noise, sigma)
             target = noise - clean
         else:
-            times = torch.randint(pipe.scheduler.config.num_train_timesteps, (batch,))
-            noised, target = pipe.scheduler.add_noise(clean, noise, times), noise
+            times = torch.randint(len(kept), (batch,), device=device)
+            share = kept[times][:, None, None, None]
+            noised, target = share.sqrt() * clean + (1 - share).sqrt() * noise, noise
+        noised = noised.to(network.dtype)
         output = network(noised, times, class_labels=classes, return_dict=False)[0]
-        return functional.mse_loss(output, target)
+        return functional.mse_loss(output.float(), target)
 
     return loss
 
 
 def pictures_of(model: Small, arguments: argparse.Namespace) -> tuple:
     """Return the pool of a model's pictures, their classes and how many classes there are."""
-    draw = np.random.default_rng(0)
     if model.pictures in DRAWN:
-        pool, labels, classes = DRAWN[model.pictures](POOL, draw)
-    else:
-        selection = data.read_selection(arguments.data)
-        pool, labels, classes = emoji(POOL, selection, arguments.assets, SIDE)
-    return pool, labels, classes
+        return DRAWN[model.pictures](model.pool, np.random.default_rng(0), model.side)
+    selection, device = data.read_selection(arguments.data), torch.device(arguments.device)
+    return emoji(model.pool, selection, arguments.assets, model.side, device)
 
 
 def pipeline_of(model: Small, network: nn.Module) -> ClassPipeline:
@@ -275,30 +311,44 @@ def main() -> None:
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--data", type=Path, help="emoji.tsv, for models of emoji")
-    parser.add_argument("--assets", type=Path, help="folder of <hexcode>.webp, likewise")
+    parser.add_argument("--assets", type=Path, help="folder of their pictures, likewise")
     parser.add_argument("--iterations", type=int, help="by default the model's own number")
+    parser.add_argument("--minutes", type=float, help="instead of iterations")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model = MODELS[arguments.name]
-    pool, labels, classes = pictures_of(model, arguments)
-    network = transformer(pool.shape[1], classes)
+    model, on_gpu = MODELS[arguments.name], arguments.device == "cuda"
+    pool, labels, classes = (
+        part.to(arguments.device) if isinstance(part, torch.Tensor) else part
+        for part in pictures_of(model, arguments)
+    )
+    network = network_of(model, pool.shape[1], classes).to(arguments.device)
     pipe = pipeline_of(model, network)
     network.train()
-    trainee = steps.Trainee(network, torch.float32, decay=0.995)
-    budget = steps.Budget(math.inf, arguments.iterations or model.iterations)
-    loss = loss_of(pipe, model.predicts, pool, labels, model.batch)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    trainee = steps.Trainee(network, dtype, decay=model.decay)
+    for module in trainee.worker.modules():
+        if isinstance(module, Attention):  # fused ones cannot be relied on at these shapes
+            module.set_processor(AttnProcessor())
     arguments.out.mkdir(parents=True, exist_ok=True)
     checkpoint = arguments.out.with_suffix(".pt")
+    if checkpoint.exists():
+        trainee.load(checkpoint)
+    iterations = arguments.iterations or (None if arguments.minutes else model.iterations)
+    budget = steps.Budget(arguments.minutes or math.inf, iterations, trainee.elapsed)
     steps.train(
-        trainee, loss, budget, 2e-3, arguments.name, checkpoint, save_seconds=math.inf,
-        look=lambda: {},
+        trainee, loss_of(model, pipe, pool, labels), budget, model.rate, arguments.name,
+        checkpoint, graph=on_gpu, look=dict,
     )  # fmt: skip
     checkpoint.unlink()
     pipe = pipeline_of(model, trainee.average.eval())
     pipe.save_pretrained(arguments.out)
-    report = {"history": trainee.history, "seconds": trainee.elapsed}
+    report = {
+        "device": vae.device_name(pipe.device), "iterations": trainee.iteration,
+        "seconds": trainee.elapsed, "history": trainee.history,
+    }  # fmt: skip
     steps.write_json(arguments.out / "training.json", report)
     labels = [i % classes for i in range(60)]
     noise = [torch.Generator().manual_seed(i) for i in range(60)]
