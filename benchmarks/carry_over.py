@@ -46,10 +46,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration import OUTPUT, Calibration, ClosedLoopMaker
+from eigencache.calibration import Calibration, ClosedLoopMaker
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
+from eigencache.kernel import OUTPUT
 from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels

@@ -162,8 +162,8 @@ class ClosedLoop:
             check_whole(name, getattr(self, name), low=low)
         check_range("ridge", self.ridge, 1e-9)  # none would leave ties
 
-    def judges(self, prompts: int) -> int:
-        """Return how many of so many calibration prompts are held out.
+    def fitted(self, prompts: int) -> int:
+        """Return how many of so many calibration prompts are not held out.
 
         Args:
             prompts: how many there are.
@@ -177,7 +177,7 @@ class ClosedLoop:
                 f"{prompts} calibration prompts leave none to fit on when {held_out} are held out: "
                 "give at least two prompts, or lower held_out"
             )
-        return held_out
+        return prompts - held_out
 
     def fit(
         self, runs: "Simulator", base: Base, steps: Sequence[int], known: Sampled | None = None,

@@ -341,6 +341,20 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         return ".".join(str(part) for part in self if part is not None)
 
+    def among(self, count: int) -> "Kind":
+        """Return this kind with a number of runs, all of so many unless it states fewer.
+
+        Raises:
+            ValueError: it states more.
+        """
+        if (self.runs or 0) > count:
+            raise ValueError(f"runs={self.runs}: there are only {count} prompts for the kernel")
+        return self._replace(runs=self.runs or count)
+
+
+# What the design of a schedule wants by default.
+OUTPUT = Kind("output", "full", "second-moment")
+
 
 @dataclass(frozen=True)
 class KernelUse:

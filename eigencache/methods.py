@@ -17,7 +17,7 @@ from eigencache._checks import check_range
 from eigencache.aim import Aim
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
-from eigencache.kernel import Kernel, KernelUse
+from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
     Chebyshev,
@@ -156,6 +156,18 @@ class Method:
             made(self.schedule), made(self.predictor), made(self.aim), made(self.gate),
             made(self.refresh), made(self.closed_loop), use,
         )  # fmt: skip
+
+    def kind(self, tap: str | None = None, **options: Any) -> Kind:
+        """Return which kernel plans are made from; if none, that of the outputs, for its timesteps.
+
+        Args:
+            tap, options: as for `open_loop`.
+
+        Raises:
+            ValueError: an option is unknown or out of range.
+        """
+        use = self.parts(1, **options).use
+        return use.kind(tap or self.tap) if use else OUTPUT
 
     def plan(
         self, full_steps: int | None, timesteps: ArrayLike, kernel: Kernel | None = None,
@@ -302,7 +314,7 @@ def check_wish(
         raise ValueError(f"tap: the closed loop works at {method.tap!r}, not at {tap!r}")
     loop = method.parts(full_steps or FEWEST, **options).closed_loop
     if prompts is not None and loop:
-        loop.judges(prompts)
+        loop.fitted(prompts)
     elif prompts is not None and psnr is not None and method.needs_kernel and prompts < 2:
         raise ValueError("psnr: state two prompts or more, to calibrate on and to judge by")
 

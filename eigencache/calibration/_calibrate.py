@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eigencache.calibration._calibration import Calibration, kind_of
+from eigencache.calibration._calibration import Calibration
 from eigencache.calibration._calls import Call, calls_of
 from eigencache.calibration._closed_loop import ClosedLoopMaker
 from eigencache.calibration.quality import cheapest, with_prediction
@@ -93,14 +93,16 @@ def plan_with(
     if method.closed_loop:
         maker = ClosedLoopMaker(calibration, method, options, kernel, report)
         return maker.cheapest(psnr) if full_steps is None else maker.plan(full_steps)  # type: ignore[arg-type]
-    used = kernel or calibration.kernel(kind_of(method, tap, options), method.needs_kernel)
+    count = len(calibration.calls)
+    used = kernel or calibration.kernel(
+        method.kind(tap, **options).among(count if method.needs_kernel else 1)
+    )
 
     def open_loop(budget: int) -> Plan:
         return method.plan(budget, used.timesteps, used, tap=tap, **options)
 
     if full_steps is not None:
         return open_loop(full_steps)
-    count = len(calibration.calls)
     judge = calibration.judge(min(JUDGES, count // 2 if method.needs_kernel else count))
 
     def judged(budget: int) -> Plan:

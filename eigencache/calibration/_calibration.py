@@ -5,21 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.kernel import Kernel, Kind
+from eigencache.kernel import OUTPUT, Kernel, Kind
 from eigencache.runtime._policies import is_guidance
-
-if TYPE_CHECKING:
-    from eigencache.methods import Method
-
-# What a method that needs no kernel is given, for its timesteps alone.
-OUTPUT = Kind("output", "full", "second-moment")
 
 
 class Calibration:
@@ -78,17 +72,15 @@ class Calibration:
             self.arguments | latent, batch,
         )  # fmt: skip
 
-    def kernel(self, kind: Kind, needed: bool = True, batch: int = 16) -> Kernel:
-        """Return the kernel of a kind; of one call alone if it is not `needed` for its values."""
-        indices = range(len(self.calls) if needed else 1)
+    def kernel(self, kind: Kind, batch: int = 16, runs: Simulator | None = None) -> Kernel:
+        """Return the kernel of a kind; of `runs` if these are as many of the first calls."""
+        indices = range(len(self.calls))[: kind.runs]
         if kind[:3] == OUTPUT[:3]:
-            return self.kernel_of(self.simulator(indices[: kind.runs], batch))
+            if runs is None or runs.count != len(indices):
+                runs = self.simulator(indices, batch)
+            return replace(runs.kernel(self.source), **self.belongs)
         (kernel,) = self.kernels([kind], indices)
         return kernel
-
-    def kernel_of(self, runs: Simulator) -> Kernel:
-        """Return the kernel of full runs of some of the calls."""
-        return replace(runs.kernel(self.source), **self.belongs)
 
     def kernels(self, kinds: list[Kind], indices: Sequence[int] | None = None) -> list[Kernel]:
         """Return kernels of several kinds, from one full run of every call."""
@@ -105,11 +97,3 @@ class Calibration:
             self.pipe, [self.arguments | dict(call) for call in self.calls[-count:]],
             self.seeds[-count:], runs.recorded() if runs else None,
         )  # fmt: skip
-
-
-def kind_of(method: Method, tap: str | None, options: Mapping[str, Any]) -> Kind:
-    """Return the kind of kernel that a method wants with these options."""
-    use = method.parts(1, **options).use
-    if use is None:
-        return OUTPUT
-    return use.kind(tap or method.tap)

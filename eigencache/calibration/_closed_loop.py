@@ -22,8 +22,8 @@ class ClosedLoopMaker:
         report: called with one line about each plan.
 
     Raises:
-        ValueError: the method has no closed loop, an option is unknown or out of range, or so
-            many calls are held out that none is left to fit on.
+        ValueError: the method has no closed loop, an option is unknown or out of range, or too few
+            calls are left to fit on.
     """
 
     def __init__(
@@ -34,13 +34,15 @@ class ClosedLoopMaker:
         if loop is None:
             raise ValueError("the method has no closed loop, so its plans cannot be fitted")
         count = len(calibration.calls)
-        held_out = loop.judges(count)
+        fitted = loop.fitted(count)
+        if kernel is None:  # too few calls are refused before any run
+            kind = method.kind(**options).among(fitted)
         self.method, self.options, self.report = method, options, report or (lambda line: None)
         self.loop: ClosedLoop = loop
-        self.runs = calibration.simulator(range(count - held_out), loop.batch)
-        self.held_out = calibration.simulator(range(count - held_out, count), loop.batch)
-        self.kernel = kernel or calibration.kernel_of(self.runs)
-        self.judge = calibration.judge(held_out, self.held_out)
+        self.runs = calibration.simulator(range(fitted), loop.batch)
+        self.held_out = calibration.simulator(range(fitted, count), loop.batch)
+        self.kernel = kernel or calibration.kernel(kind, loop.batch, self.runs)
+        self.judge = calibration.judge(count - fitted, self.held_out)
 
     def plan(self, full_steps: int) -> Plan:
         """Return the plan of a budget, fitted, with its predicted PSNR.

@@ -113,6 +113,7 @@ class Simulator:
             alone. What is said of each call is in the order of the batches.
 
     Attributes:
+        count: the number of calls.
         timesteps: float64 `[T]`, those that the scheduler's steps saw.
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output, if the other outputs stay as they are.
@@ -130,7 +131,7 @@ class Simulator:
         self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
         arguments: Mapping[str, Any], batch: int = 16,
     ) -> None:  # fmt: skip
-        self.pipe, self.computed = pipe, 0
+        self.pipe, self.count, self.computed = pipe, len(calls), 0
         self.grams: list[np.ndarray] = []
         self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
         self.batches: list[Batch] = []

@@ -53,18 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Record the kernel that the method wants, and write it."""
     method, options = method_of(arguments.method), parsed_options(arguments.options)
-    use = method.parts(1, **options).use
     calls, shared = calls_from(arguments), call_arguments(arguments)
-    if use and use.runs is not None and use.runs > len(calls):
-        raise ValueError(f"runs={use.runs}: there are only {len(calls)} prompts")
+    kind = method.kind(arguments.tap, **options).among(len(calls) if method.needs_kernel else 1)
     check_file(arguments.out)
 
-    from eigencache.calibration import Calibration, kind_of
+    from eigencache.calibration import Calibration
     from eigencache.commands.prompts import opened
 
     pipe = loaded(arguments, calls, shared, arguments.dtype)
     calibration = Calibration(pipe, [opened(call) for call in calls], shared, arguments.seed)
-    kernel = calibration.kernel(kind_of(method, arguments.tap, options), method.needs_kernel)
+    kernel = calibration.kernel(kind)
     kernel.save(arguments.out)
     print(
         f"{arguments.out}: kernel of tap {kernel.tap}, {len(kernel.streams)} streams, "

@@ -45,16 +45,16 @@ def test_an_invalid_option_is_named(options):
 
 @pytest.mark.parametrize(
     ("held_out", "prompts", "expected"),
-    [(None, 2, 1), (None, 3, 1), (None, 8, 4), (None, 100, 16), (5, 8, 5), (7, 8, 7)],
+    [(None, 2, 1), (None, 3, 2), (None, 8, 4), (None, 100, 84), (5, 8, 3), (7, 8, 1)],
 )
-def test_so_many_prompts_judge(held_out, prompts, expected):
-    assert ClosedLoop(held_out=held_out).judges(prompts) == expected
+def test_so_many_prompts_are_fitted(held_out, prompts, expected):
+    assert ClosedLoop(held_out=held_out).fitted(prompts) == expected
 
 
 @pytest.mark.parametrize(("held_out", "prompts"), [(None, 1), (4, 4), (5, 4)])
 def test_too_few_prompts_are_refused(held_out, prompts):
     with pytest.raises(ValueError, match=f"^{prompts} calibration prompts leave none to fit on"):
-        ClosedLoop(held_out=held_out).judges(prompts)
+        ClosedLoop(held_out=held_out).fitted(prompts)
 
 
 @pytest.mark.parametrize("count", range(1, 6))

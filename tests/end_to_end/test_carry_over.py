@@ -19,9 +19,9 @@ from benchmarks.carry_over import (
     pipeline,
     settings_of,
 )
-from eigencache.calibration import OUTPUT
 from eigencache.calibration.recording import timesteps_of as steps_of
 from eigencache.calibration.sampler import image_seed
+from eigencache.kernel import OUTPUT
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton

@@ -159,6 +159,10 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     ),
     "the runtime": (edited("eigencache/runtime/_driver.py"), EVERYTHING),
     "the closed loop": (edited("eigencache/closed_loop.py"), REFINED),
+    "the stage that calibrates": (
+        edited(f"{PACKAGE}/stages/calibrate.py"),
+        {"calibrate": 1, "figure_kernel": 1, "plan": 2, **sampled(1, 2)},
+    ),
     "a comment and a docstring of the runtime": (
         edited("eigencache/runtime/_driver.py", '"""', '# A comment.\n"""More. '), {},
     ),

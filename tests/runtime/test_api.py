@@ -15,7 +15,7 @@ from helpers import arguments_of, flow_timesteps, sampling, tiny_flux, tiny_pipe
 from torch import nn
 
 import eigencache
-from eigencache.calibration import Calibration, calibrate
+from eigencache.calibration import Calibration, ClosedLoopMaker, calibrate
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed, load_pipeline
@@ -205,6 +205,27 @@ def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
     assert np.isnan(plan.predicted_error) and plan.method == "EigenCache"
 
 
+@pytest.mark.parametrize(
+    ("options", "told", "runs"),
+    [
+        ({}, "full second-moment", 2),
+        ({"runs": 1}, "full second-moment", 1),
+        ({"features": "stride-8"}, "stride-8 second-moment", 2),
+        ({"features": "token-mean", "normalisation": "cosine", "runs": 1}, "token-mean cosine", 1),
+    ],
+    ids=str,
+)
+def test_the_closed_loop_makes_the_kernel_that_its_options_ask_for(pipe, options, told, runs):
+    """Of the prompts that it is fitted on alone."""
+    calls = [call | SMALL for call in CALLS[:runs]]
+    kind = METHODS["EigenCache"].kind(**options)
+    maker = ClosedLoopMaker(Calibration(pipe, CALLS, SMALL, 7), METHODS["EigenCache"], options)
+    seeds = [image_seed(7, i) for i in range(runs)]
+    (expected,) = record_kernels(pipe, calls, seeds, [kind])
+    np.testing.assert_allclose(maker.kernel.matrix(), expected.matrix(), rtol=1e-3, atol=1e-4)
+    assert maker.plan(4).source["kernel"] == f"{told}, {runs} runs"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_plan_that_samples(method):
     """On a tiny FLUX, whose prompts are the arguments of each call."""
@@ -278,6 +299,8 @@ def test_a_kernel_of_50_steps_designs_for_28(trained):
         ({"options": {"jitter": -1}}, "jitter must be"),
         ({"method": "EigenCache", "prompts": ["a"]}, "1 calibration prompts leave none to fit"),
         ({"method": "EigenCache", "options": {"held_out": 4}}, "when 4 are held out"),
+        ({"method": "EigenCache", "options": {"runs": 3}}, "runs=3: there are only 2 prompts"),
+        ({"options": {"runs": 5}}, "runs=5: there are only 4 prompts"),
         ({"method": "EigenCache", "tap": "modules"}, "the closed loop works at 'output'"),
         ({"prompts": "a cat"}, "must be a list, got a single one"),
         ({"prompts": {"prompt": "a"}}, "must be a list, got a single one"),

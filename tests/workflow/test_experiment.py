@@ -97,6 +97,16 @@ def test_kernel_is_calibrated_at_the_tap_that_a_method_uses(config):
     assert set(ours.kernels) == {ours.kernel(label) for label in "abc"}
 
 
+def test_no_kernel_is_calibrated_for_a_closed_loop(config):
+    config["methods"] = {
+        "a": {"method": "EigenCache", "features": "stride-8"},
+        "b": {"method": "EigenCache", "psnr": 40, "runs": 2},
+        "c": {"method": "EigenCache-design", "psnr": 40, "runs": 3},
+    }
+    outputs = "output.full.second-moment"
+    assert experiment(config).kernels == [outputs, f"{outputs}.3"]
+
+
 def test_any_run_of_a_known_budget_can_be_a_reference(config):
     config["methods"]["EigenCache-50dB"] = {"method": "EigenCache", "psnr": 50}
     config["references"] = ["TaylorSeer-1-09", "full", "TaylorSeer-1-12"]
@@ -124,7 +134,7 @@ def test_any_method_with_plans_can_be_asked_for_quality(config):
 def test_a_quality_needs_prompts_to_judge_by(config):
     config["methods"] = {"d": {"method": "EigenCache-design", "psnr": 40}}
     config["calibration"]["num_prompts"] = 1
-    with pytest.raises(ConfigError, match=r"methods\.d\.psnr: psnr: state two prompts"):
+    with pytest.raises(ConfigError, match=r"methods\.d: psnr: state two prompts"):
         experiment(config)
     config["methods"] = {"d": {"method": "FORA", "psnr": 40}}  # a formula is not fitted
     experiment(config)
@@ -184,9 +194,15 @@ MISTAKES = [
     (
         "methods/EigenCache/held_out",
         99,
-        "methods.EigenCache.held_out: 16 calibration prompts leave",
+        "methods.EigenCache: 16 calibration prompts leave",
     ),
-    ("methods/EigenCache/runs", 99, "methods.EigenCache.runs: needs 99 calibration prompts"),
+    # 8 of the 16 judge the closed loop.
+    ("methods/EigenCache/runs", 9, "methods.EigenCache: runs=9: there are only 8 prompts"),
+    (
+        "methods/EigenCache-design/runs",
+        17,
+        "methods.EigenCache-design: runs=17: there are only 16 prompts",
+    ),
     ("methods/EigenCache/rank", 99, "methods.EigenCache.rank: 99 exceeds the 50"),
     ("methods/fewer-steps/psnr", 40, "methods.fewer-steps.psnr: fewer-steps makes no plans"),
     ("methods/fewer-steps/tap", "output", "methods.fewer-steps.tap: fewer-steps has no such"),

@@ -8,9 +8,9 @@ import torch
 from helpers import ROOT
 
 from eigencache.calibration import Calibration, calibrate
-from eigencache.calibration.recording import Kind
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.commands.prompts import read_calls
+from eigencache.kernel import OUTPUT
 from eigencache.plan import Plan
 from reproduction.stages import refine as stage
 
@@ -30,19 +30,20 @@ def pipe(tiny_model):
         {"method": "TaylorSeer", "psnr": 40, "tap": "output", "order": 1},
         {"method": "FORA", "psnr": 40},
         {"method": "EigenCache-design", "psnr": 48, "window": 3},
-        {"method": "EigenCache", "psnr": 48, "rounds": 1},
+        {"method": "EigenCache", "psnr": 48, "rounds": 1, "features": "stride-8"},
     ],
     ids=lambda spec: spec["method"],
 )
 def test_the_plan_for_a_quality_is_that_of_calibrate(pipe, tmp_path, monkeypatch, spec):
     monkeypatch.setattr(stage, "loaded", lambda arguments, calls: pipe)
     calls = read_calls(PROMPTS, 2)
-    kernel = Calibration(pipe, calls, ARGUMENTS, 7).kernel(Kind("output", "full", "second-moment"))
-    kernel.save(tmp_path / "kernel.safetensors")
+    kernel = None if spec["method"] == "EigenCache" else tmp_path / "kernel.safetensors"
+    if kernel:
+        Calibration(pipe, calls, ARGUMENTS, 7).kernel(OUTPUT).save(kernel)
     stage.main(
         argparse.Namespace(
-            method=json.dumps(spec), kernel=tmp_path / "kernel.safetensors", prompts=PROMPTS,
-            num_prompts=2, seed=7, arguments=ARGUMENTS, plans=[tmp_path / "psnr.safetensors"],
+            method=json.dumps(spec), kernel=kernel, prompts=PROMPTS, num_prompts=2, seed=7,
+            arguments=ARGUMENTS, plans=[tmp_path / "psnr.safetensors"],
         )
     )  # fmt: skip
     made = Plan.load(tmp_path / "psnr.safetensors")
@@ -50,6 +51,6 @@ def test_the_plan_for_a_quality_is_that_of_calibrate(pipe, tmp_path, monkeypatch
     own = calibrate(pipe, calls, psnr=psnr, method=method, options=spec, tap=tap, **ARGUMENTS)
     assert made.predicted_psnr >= psnr and made.tap == own.tap
     assert len(made.full_steps) < 6
-    if method != "EigenCache":  # whose own kernel is of the prompts that it is fitted on
-        assert made.full_steps == own.full_steps
-        assert made.predicted_psnr == pytest.approx(own.predicted_psnr, abs=0.05)
+    assert made.full_steps == own.full_steps
+    assert made.predicted_psnr == pytest.approx(own.predicted_psnr, abs=0.05)
+    assert kernel or made.digest == own.digest  # from the same kernel

@@ -488,21 +488,17 @@ class Config(_Part):
         for label, spec in self.methods.items():
             if spec.method in BASELINES:
                 continue
-            parts = METHODS[spec.method].parts(1, **spec.options)
+            method = METHODS[spec.method]
+            parts = method.parts(1, **spec.options)
             try:
                 check_wish(
-                    METHODS[spec.method], None if spec.psnr else FEWEST, spec.psnr, spec.tap,
+                    method, None if spec.psnr else FEWEST, spec.psnr, spec.tap,
                     spec.options, count,
                 )  # fmt: skip
+                fitted = parts.closed_loop.fitted(count) if parts.closed_loop else count
+                method.kind(spec.tap, **spec.options).among(fitted)
             except ValueError as error:
-                key = "held_out" if parts.closed_loop else "psnr"
-                raise fault(f"methods.{label}.{key}", str(error)) from error
-            runs = (parts.use and parts.use.runs) or 0
-            if runs > count:
-                raise fault(
-                    f"methods.{label}.runs",
-                    f"needs {runs} calibration prompts, calibration.num_prompts gives {count}",
-                )
+                raise fault(f"methods.{label}", str(error)) from error
             if parts.use and (parts.use.rank or 0) > steps:
                 raise fault(
                     f"methods.{label}.rank",

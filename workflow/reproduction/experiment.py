@@ -13,15 +13,13 @@ from typing import Any
 
 import yaml
 
+from eigencache.kernel import OUTPUT
 from eigencache.methods import METHODS
 from eigencache.metrics import METRICS
 from eigencache.plan import BASELINES, FEWER_STEPS, FULL
 from reproduction.config import load
 from reproduction.provenance.code import source_hash
 from reproduction.shards import plan_shards
-
-# The kernel that every experiment has: of the network's output, as design wants it.
-OUTPUT_KERNEL = "output.full.second-moment"
 
 
 class Experiment:
@@ -118,8 +116,12 @@ class Experiment:
 
     @property
     def kernels(self) -> list[str]:
-        """The kernels to calibrate: TAP.FEATURES.NORMALISATION, then .RUNS if not of all runs."""
-        return sorted({self.kernel(label) for label in self.planned} | {OUTPUT_KERNEL})
+        """The kernels to calibrate: TAP.FEATURES.NORMALISATION, then .RUNS if not of all runs.
+
+        That of the outputs comes first. A closed loop makes its own, which is not among them.
+        """
+        wanted = {self.kernel(label) for label in self.planned if not self.is_closed(label)}
+        return [str(OUTPUT), *sorted(wanted - {str(OUTPUT)})]
 
     @property
     def tables(self) -> list[str]:
@@ -162,22 +164,9 @@ class Experiment:
         return {"method": FULL} if label == FULL else self.config.methods[label].stated
 
     def kernel(self, label: str) -> str:
-        """Return the kernel from which the plans of a label are made.
-
-        A method that needs none gets the output kernel, only for its timesteps. That of a closed
-        loop has not seen the prompts that judge the fit.
-        """
-        spec = self.spec(label)
-        method = METHODS[spec["method"]]
-        if not method.needs_kernel:
-            return OUTPUT_KERNEL
-        parts = method.parts(1, **self.config.methods[label].options)
-        kind = parts.use.kind(spec.get("tap", method.tap))
-        if parts.closed_loop:
-            count = len(self.calibration_prompts)
-            fitted = count - parts.closed_loop.judges(count)
-            kind = kind._replace(runs=min(kind.runs or fitted, fitted))
-        return str(kind)
+        """Return the kernel from which the plans of a label are made."""
+        spec = self.config.methods[label]
+        return str(METHODS[spec.method].kind(spec.tap, **spec.options))
 
     def budgets(self, label: str) -> list[int]:
         """Return the budgets of a label's runs; none where it has one run, or a quality."""

@@ -4,7 +4,11 @@ from reproduction.experiment import hash_of
 rule refine:
     """Make the plans of a method with the network: fitted, or tried for a quality."""
     input:
-        kernel=lambda w: f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors",
+        kernel=lambda w: (
+            []  # the closed loop makes its own
+            if E.is_closed(w.label)
+            else f"results/{w.experiment}/kernels/{E.kernel(w.label)}.safetensors"
+        ),
         model=f"models/{E.config.model}/manifest.json",
         prompts=E.config.calibration.prompts,
         images=E.config.calibration_images,  # that the prompts name

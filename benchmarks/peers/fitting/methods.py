@@ -23,7 +23,8 @@ from benchmarks.peers.fitting.olss import olss
 from benchmarks.peers.fitting.solver import Solver
 from benchmarks.peers.fitting.teacher import Teacher
 from benchmarks.peers.sampling import Arguments, Case
-from eigencache.calibration import OUTPUT, Calibration, ClosedLoopMaker
+from eigencache.calibration import Calibration, ClosedLoopMaker
+from eigencache.kernel import OUTPUT
 from eigencache.methods import METHODS as OURS
 from eigencache.plan import Plan
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from eigencache.methods import METHODS
 from eigencache.plan import FULL
-from reproduction.experiment import OUTPUT_KERNEL, Experiment, options
+from reproduction.experiment import Experiment, options
 
 # Taps whose skipped steps run next to nothing of the network, and the methods of this project.
 OUTER, OURS = ("output", "hidden"), ("EigenCache-design", "EigenCache")
@@ -62,7 +62,6 @@ def figures(e: Experiment) -> dict[str, Figure]:
     folder, settings = f"results/{e.config.experiment}", e.config.figures
     summary, scores = {"summary": f"{folder}/summary.csv"}, {"scores": f"{folder}/scores.csv"}
     ablation = {"table": f"{folder}/ablation.csv"}
-    kernels = sorted(e.kernels, key=lambda kernel: kernel != OUTPUT_KERNEL)
     shown = [plan for label in e.planned for plan in e.plans(label)]
     compared = [
         f"{folder}/plans/{label}/{settings.plans.budget}.safetensors"
@@ -99,7 +98,7 @@ def figures(e: Experiment) -> dict[str, Figure]:
         "plans": Figure("plans", {"plans": compared}, {}, several, full(settings.plans)),
         "schedules": Figure("schedules", {"plans": shown}, wanted=several),
         "kernel": Figure(
-            "kernels", {"kernels": [f"{folder}/kernels/{k}.safetensors" for k in kernels]}, {},
+            "kernels", {"kernels": [f"{folder}/kernels/{k}.safetensors" for k in e.kernels]}, {},
             several, calibrated,
         ),
         "errors": Figure(

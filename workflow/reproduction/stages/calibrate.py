@@ -10,11 +10,8 @@ from reproduction.models.pipeline import add_pipeline, loaded
 
 
 def main(arguments: argparse.Namespace) -> None:
-    kinds = [Kind.of(Path(path).stem) for path in arguments.kernels]
     calls = read_calls(arguments.prompts, arguments.num_prompts)
-    for path, kind in zip(arguments.kernels, kinds, strict=True):
-        if kind.runs is not None and kind.runs > len(calls):
-            raise ValueError(f"{path}: of {kind.runs} runs, there are {len(calls)} prompts")
+    kinds = [Kind.of(Path(path).stem).among(len(calls)) for path in arguments.kernels]
     pipe = loaded(arguments, calls)
     calls = [opened(call) for call in calls]
     calibration = Calibration(pipe, calls, arguments.arguments, arguments.seed)

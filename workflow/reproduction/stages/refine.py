@@ -19,7 +19,8 @@ from reproduction.models.pipeline import add_pipeline, loaded
 
 def main(arguments: argparse.Namespace) -> None:
     spec = json.loads(arguments.method)
-    method, kernel = METHODS[spec.pop("method")], Kernel.load(arguments.kernel)
+    method = METHODS[spec.pop("method")]
+    kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     quality, tap = spec.pop("psnr", None), spec.pop("tap", None)
     calls = read_calls(arguments.prompts, arguments.num_prompts)
     budget = None if quality else FEWEST
@@ -35,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
         )  # fmt: skip
         plan.save(paths[0])
         return
-    maker = ClosedLoopMaker(calibration, method, spec, kernel, report=tqdm.write)
+    maker = ClosedLoopMaker(calibration, method, spec, report=tqdm.write)
     for path in tqdm(paths, desc="refine", unit="plan"):
         maker.plan(int(path.stem)).save(path)
 
@@ -45,7 +46,9 @@ if __name__ == "__main__":
 
     parser = argparse.ArgumentParser("refine", description=__doc__)
     add_pipeline(parser)
-    parser.add_argument("--kernel", required=True, help="of the kind the method wants")
+    parser.add_argument(
+        "--kernel", nargs="?", help="of the kind the method wants; a closed loop makes its own"
+    )
     parser.add_argument("--method", required=True, help='as JSON: {"method": name, options ...}')
     parser.add_argument("--prompts", required=True, help="calibration prompts")
     parser.add_argument("--num-prompts", type=int)
