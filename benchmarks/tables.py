@@ -21,18 +21,20 @@ import pandas as pd
 from benchmarks import pipelines
 
 BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
-GPU, MAIN = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "main.csv"
+# Runs 1 and 2 of benchmarks/gpu.py, and run 3, which measured anew what run 2 had, and more.
+GPU, GPU_RUN_3 = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "gpu-nvidia-h200-from-6.csv"
 GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
+MAIN = BENCHMARKS / "main.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE = BENCHMARKS / "oracle.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
-QWEN = "QwenImageTransformer2DModel"
-TOKENS_1024, TOKENS_512 = 4096, 1024
+QWEN, WAN = "QwenImageTransformer2DModel", "WanTransformer3DModel"
+TOKENS_1024, TOKENS_512, TOKENS_VIDEO = 4096, 1024, 7920
 # Seconds of a full step of FLUX.1-dev at 1024 pixels on GPUs without a measurement: docs/models.md.
 ESTIMATED_STEPS = {"H100": 0.19, "A100": 0.48}
-EAGER, COMPILED = "no", "blocks"
+EAGER, COMPILED, WHOLE = "no", "blocks", "whole"
 # What main.csv has of the main job's summary.
 MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high", "predicted_psnr"]
 # What tables call the labels of the main job.
@@ -48,18 +50,20 @@ METHODS = {
 def measured(
     quantity: str, method: str = OURS, full_steps: int | None = None, tap: str | None = None,
     compiled: str = EAGER, model: str = FLUX, image_tokens: int = TOKENS_1024, num_steps: int = 50,
+    file: Path = GPU,
 ) -> float:  # fmt: skip
-    """Return the one number that the GPU's file has of a case.
+    """Return the one number that a GPU's file has of a case.
 
     Args:
         quantity: the name in the column of that name.
         method, full_steps, tap, compiled, model, image_tokens, num_steps: of the case; a
             `full_steps` or `tap` of None fits every row.
+        file: `GPU` or `GPU_RUN_3`.
 
     Raises:
         LookupError: there is no such row, or rows differ.
     """
-    data = pd.read_csv(GPU, dtype={"compiled": str})
+    data = pd.read_csv(file, dtype={"compiled": str})
     stated = {
         "quantity": quantity, "method": method, "full_steps": full_steps, "tap": tap,
         "compiled": compiled, "model": model, "image_tokens": image_tokens, "num_steps": num_steps,
@@ -120,12 +124,21 @@ def depth() -> str:
 
 
 def shapes() -> str:
-    """Return the table of docs/speed.md: the output tap at other shapes."""
-    small, qwen = {"image_tokens": TOKENS_512}, {"model": QWEN}
-    rows = _loops("512 px, eager", (7,), **small)
-    rows += _loops("512 px, blocks compiled", (7,), **small, compiled=COMPILED)
-    rows += _loops("Qwen-Image, 1024 px, eager", (7,), **qwen)
-    return _lines(["shape", *LOOPS], rows)
+    """Return the table of docs/speed.md: the output tap at other shapes, and compiled whole."""
+    small, video = {"image_tokens": TOKENS_512}, {"model": WAN, "image_tokens": TOKENS_VIDEO}
+    both, run_3 = {"2": GPU, "3": GPU_RUN_3}, {"3": GPU_RUN_3}
+    cases: list[tuple[str, dict[str, Any], dict[str, Path]]] = [
+        ("512 px, eager", small, both),
+        ("512 px, blocks compiled", small | {"compiled": COMPILED}, both),
+        ("1024 px, the whole transformer compiled", {"compiled": WHOLE}, run_3),
+        ("Qwen-Image, 1024 px, eager", {"model": QWEN}, both),
+        ("Wan 2.2 5B, 33 frames of 1280 x 704 px, eager", video, run_3),
+    ]
+    rows = []
+    for title, case, runs in cases:
+        for run, file in runs.items():
+            rows += [[title, run, *row[1:]] for row in _loops(title, (7,), file=file, **case)]
+    return _lines(["shape", "run", *LOOPS], rows)
 
 
 def waits() -> str:
@@ -134,7 +147,7 @@ def waits() -> str:
     By network calls, which are measured, times the seconds of a step; and in open loop the time
     between calls. A closed loop has the calls that it took on emoji-flux.
     """
-    find = partial(measured, method="EigenCache-design", full_steps=7)
+    find = partial(measured, method="EigenCache-design", full_steps=7, file=GPU_RUN_3)
     fit, network = find("fit_seconds"), find("network_seconds")
     between = max(0.0, find("between_calls_seconds") - fit)
     steps = {"H200": network / find("network_calls"), **ESTIMATED_STEPS}
