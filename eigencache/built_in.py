@@ -208,27 +208,27 @@ class Design:
         mixed = np.tensordot(amounts / amounts.sum(), self.matrices, 1)
         return mixed / np.diag(mixed).mean()
 
-    def plan(self, full_steps: int) -> Plan:
-        """Return the plan of a budget, 1 to T.
+    def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
+        """Return the plan of a budget, 1 to T, with these steps among the full ones.
 
         It is designed twice: the second time each source counts by how small its error is in the
         first plan, so that smooth models count as much as rough ones.
         """
-        full = self._full(full_steps)
+        full = self._full(full_steps, kept)
         if not full.all():
             weights = self._weights(full)
             errors = np.array([self._error(weights, full, matrix) for matrix in self.matrices])
             self.matrix = self._mixed(1 / np.maximum(errors, 1e-12))
-            full = self._full(full_steps)
+            full = self._full(full_steps, kept)
         return self.with_steps(full)
 
-    def _full(self, full_steps: int) -> np.ndarray:
+    def _full(self, full_steps: int, kept: Sequence[int]) -> np.ndarray:
         """Return the best full steps for the present mixture of sources, bool `[T]`."""
         count = len(self.levels)
         start = optimal_steps(
-            FORECASTS, self.timesteps, self.matrix, [full_steps], sizes=self.sizes
+            FORECASTS, self.timesteps, self.matrix, [full_steps], sizes=self.sizes, kept=kept
         )[full_steps]
-        return np.isin(np.arange(count), AIM.steps(start, self.matrix, self.sizes))
+        return np.isin(np.arange(count), AIM.steps(start, self.matrix, self.sizes, kept))
 
     def _weights(self, full: np.ndarray) -> np.ndarray:
         """Return the weights for outputs that are scaled, float64 `[T, T]`."""

@@ -122,7 +122,10 @@ def optimal_steps(
             f"window={window} is too large to design {count} steps exactly: choose less"
         )
     if budgets[0] < len(kept) + (0 not in kept):
-        raise ValueError(f"{budgets[0]} full steps cannot include step 0 and {sorted(kept)}")
+        raise ValueError(
+            f"{budgets[0]} full steps cannot include step 0 and {sorted(kept)}: state "
+            f"{len({0, *kept})} or more"
+        )
     # Above zero: a gap that cannot be filled stays infinite where errors vanish.
     carry = np.ones(count + 1) if carry is None else np.maximum(carry, np.finfo(np.float64).tiny)
     errors = {

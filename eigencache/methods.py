@@ -171,12 +171,13 @@ class Method:
 
     def plan(
         self, full_steps: int | None, timesteps: ArrayLike, kernel: Kernel | None = None,
-        tap: str | None = None, *, every: int | None = None, **options: Any,
+        tap: str | None = None, *, every: int | None = None, kept: Sequence[int] = (),
+        **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps.
 
         Args:
-            full_steps, timesteps, kernel, tap, every, options: as for `open_loop`.
+            full_steps, timesteps, kernel, tap, every, kept, options: as for `open_loop`.
 
         Raises:
             ValueError: as `open_loop` says; or the method's plans are fitted with the network in
@@ -188,11 +189,12 @@ class Method:
                 "plans of this method are fitted with the network in the loop: make them with "
                 "eigencache.calibrate, or take EigenCache-design for a plan in open loop"
             )
-        return self.open_loop(full_steps, timesteps, kernel, tap, every=every, **options)
+        return self.open_loop(full_steps, timesteps, kernel, tap, every=every, kept=kept, **options)
 
     def open_loop(
         self, full_steps: int | None, timesteps: ArrayLike, kernel: Kernel | None = None,
-        tap: str | None = None, *, every: int | None = None, **options: Any,
+        tap: str | None = None, *, every: int | None = None, kept: Sequence[int] = (),
+        **options: Any,
     ) -> Plan:  # fmt: skip
         """Return the plan of this method for a budget of full steps, before any closed loop.
 
@@ -203,6 +205,8 @@ class Method:
                 only what it says of its calibration.
             tap: where features are taken; by default the method's own.
             every: or one full step in every so many, after the first few.
+            kept: steps that must be full at the tap "output", such as the first step of a second
+                expert; by default those that the kernel tells of.
             options: values for some of the names in `options`; the others keep their defaults.
 
         Raises:
@@ -213,8 +217,10 @@ class Method:
         parts = self.parts(full_steps, every, **options)
         if parts.use and kernel:
             kernel = parts.use.of(kernel)
-        tap, kept = tap or self.tap, tuple[int, ...]()
-        if kernel and kernel.switches and tap == kernel.tap == "output":
+        tap = tap or self.tap
+        if tap != "output":
+            kept = ()
+        elif not kept and kernel and kernel.switches and kernel.tap == "output":
             kept = kernel.at(timesteps).switches
         plan = make_plan(
             parts.schedule, parts.predictor, timesteps, kernel, tap=tap, aim=parts.aim,
@@ -331,7 +337,8 @@ def holding(full: np.ndarray, kept: Sequence[int]) -> np.ndarray:
             others = [s for s in np.flatnonzero(full) if s and s not in kept]
             if not others:
                 raise ValueError(
-                    f"{full.sum()} full steps cannot include step 0 and {sorted(kept)}"
+                    f"{full.sum()} full steps cannot include step 0 and {sorted(kept)}: state "
+                    f"{len({0, *kept})} or more"
                 )
             full[min(others, key=lambda other: abs(other - step))] = False
             full[step] = True
@@ -363,8 +370,9 @@ def make_plan(
             schedule and corrects the forecasts. By default it does not.
         gate: which half of the blocks is forecast when, at tap "delta"; by default both always.
         refresh: which tokens skipped steps recompute, at tap "modules"; by default none.
-        kept: steps that must be full, such as the first step of a second expert. To each that the
-            schedule skips, its nearest full step moves, so that the budget is as it was.
+        kept: steps that must be full, such as the first step of a second expert; by default those
+            that a kernel which is needed tells of. To each that the schedule skips, its nearest
+            full step moves, so that the budget is as it was.
 
     Raises:
         PlanError: a kernel is needed and missing, or was made at another tap; or there is a
@@ -381,6 +389,7 @@ def make_plan(
         if used.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {used.tap!r}, not at {tap!r}")
         used = used.at(timesteps)
+        used = replace(used, switches=tuple(kept) or used.switches)
     full = holding(schedule.full(timesteps, predictor, used if schedule.kernel else None), kept)
     streams: tuple[str, ...] = ()
     if aim and (tap != "output" or used is None):
@@ -389,7 +398,7 @@ def make_plan(
         raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
     if aim and used:
         start = np.flatnonzero(full).tolist()
-        steps = aim.steps(start, used.matrix(), used.sizes, (*kept, *used.switches))
+        steps = aim.steps(start, used.matrix(), used.sizes, used.switches)
         full = np.isin(np.arange(len(full)), steps)
     if used and predictor.kernel and len(used.streams) > 1:
         streams = used.streams

@@ -9,7 +9,7 @@ from typing import Any
 from eigencache.built_in import Budget
 from eigencache.calibration._calibration import Calibration
 from eigencache.calibration.quality import cheapest, with_prediction
-from eigencache.calibration.recording import timesteps_of
+from eigencache.calibration.recording import outline
 from eigencache.methods import FEWEST
 from eigencache.plan import Plan
 from eigencache.runtime._built_in import FEW, built_in_plan
@@ -47,11 +47,11 @@ def probe(pipe: Any, call: Mapping[str, Any], psnr: float) -> Plan:
     )  # fmt: skip
     calibration = Calibration(pipe, [call] * IMAGES, {}, SEED)
     judge = calibration.judge(IMAGES)
-    timesteps = timesteps_of(pipe, call)
+    timesteps, kept = outline(pipe, call)
 
     def judged(budget: int) -> Plan:
-        plan = built_in_plan(pipe.scheduler, timesteps, Budget(budget))
+        plan = built_in_plan(pipe.scheduler, timesteps, Budget(budget), kept)
         return replace(with_prediction(plan, judge), **calibration.belongs)
 
     steps = len(timesteps)
-    return cheapest(judged, psnr, range(max(FEWEST, math.ceil(FEW * steps)), steps))
+    return cheapest(judged, psnr, range(max(FEWEST, 1 + len(kept), math.ceil(FEW * steps)), steps))

@@ -11,11 +11,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eigencache.calibration._calls import Stop, called, forked, quiet, sample_of
+from eigencache.calibration._calls import called, forked, quiet, sample_of
 from eigencache.kernel import Kernel, Kind
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
-from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tapped, watching
+from eigencache.runtime._taps import (
+    FEATURES,
+    Stream,
+    fingerprint,
+    map_tensors,
+    network_of,
+    tapped,
+    watching,
+)
 
 Streams = Mapping[str, Stream]
 Passes = tuple[Pass, ...]  # the calls of networks at a step
@@ -190,28 +198,41 @@ def recording(
         yield recorder
 
 
-def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
-    """Return the timesteps that a pipeline's scheduler is stepped through, float64 `[T]`.
-
-    The call is left at its first step, or run in full where that does not tell.
+def outline(pipe: Any, call: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return what steps a call of a pipeline takes, at the price of a step or two.
 
     Args:
         pipe: a pipeline of diffusers.
         call: its arguments.
+
+    Returns:
+        The timesteps that the scheduler is stepped through, float64 `[T]`, and the steps at which
+        networks are called otherwise than at the step before.
     """
-    recorder = _First()
-    with quiet(pipe), Driver(pipe, recorder), contextlib.suppress(Stop):
+    recorder = _Outline()
+    with quiet(pipe), Driver(pipe, recorder):
         called(pipe, call, seed=0)
-    return recorder.timesteps
+    return recorder.timesteps, switches_of(recorder.passes)
 
 
-class _First(Recorder):
-    """Leaves the run at its first step, if that tells all timesteps."""
+def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
+    """Return the timesteps that a call steps a pipeline's scheduler through, float64 `[T]`."""
+    return outline(pipe, call)[0]
 
-    def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
-        if timesteps is not None:
-            self.moments = timesteps.tolist()
-            raise Stop
+
+class _Outline(Recorder):
+    """Runs the networks at the first step, and where they are called as at no step before."""
+
+    first: Any = None
+
+    def computes(self, step: int) -> bool:
+        return step == 0
+
+    def given(self, call: StepCall) -> None:
+        if call.index == 0:
+            self.first = map_tensors(torch.clone, call.output)
+        call.output = map_tensors(torch.clone, self.first)
+        super().given(call)
 
 
 def record_kernels(

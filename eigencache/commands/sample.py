@@ -246,7 +246,7 @@ def _is_built_in(arguments: argparse.Namespace) -> bool:
 
 def _plan_of(job: Job, pipe: Any) -> Plan | None:
     """Return the plan to sample by: one made now is for the timesteps of the first call."""
-    from eigencache.calibration.recording import timesteps_of
+    from eigencache.calibration.recording import outline
     from eigencache.commands.prompts import opened
 
     arguments, call = job.arguments, {**job.shared, **opened(job.calls[0])}
@@ -256,14 +256,14 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
         from eigencache.calibration.probe import probe
 
         return probe(pipe, call, arguments.psnr)
-    timesteps = timesteps_of(pipe, call)
+    timesteps, kept = outline(pipe, call)
     if arguments.method is None:
         from eigencache.runtime._built_in import built_in_plan
 
-        return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps))
+        return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps), kept)
     return method_of(arguments.method).plan(
         arguments.full_steps, timesteps, job.kernel, arguments.tap, every=arguments.interval,
-        **parsed_options(arguments.options),
+        kept=kept, **parsed_options(arguments.options),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -128,14 +129,23 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
     return min(wanted, steps)
 
 
-def built_in_plan(scheduler: Any, timesteps: np.ndarray, budget: Budget) -> Plan:
+def built_in_plan(
+    scheduler: Any, timesteps: np.ndarray, budget: Budget, kept: Sequence[int] = ()
+) -> Plan:
     """Return the built-in plan for a scheduler, after `set_timesteps`, and the timesteps it visits.
+
+    Args:
+        scheduler: of a pipeline.
+        timesteps: float64 `[T]`.
+        budget: how many steps are full.
+        kept: steps that must be among them.
 
     Raises:
         PlanError: there is none for the scheduler.
+        ValueError: the budget is too small for the steps that must be full.
     """
     design = Design(kind_of(scheduler), levels_of(scheduler, timesteps), timesteps)
-    return design.plan(full_steps_of(budget, len(timesteps)))
+    return design.plan(full_steps_of(budget, len(timesteps)), kept)
 
 
 class BuiltInPolicy(OutputPolicy):

@@ -9,6 +9,7 @@ from zoo import ZOO
 from zoo.runs import check_same, kept, recorded
 
 import eigencache
+from eigencache.calibration.recording import outline
 from eigencache.plan import PlanError, PlanWarning
 from eigencache.runtime._built_in import levels_of
 
@@ -42,6 +43,9 @@ def test_it_samples_or_says_why_not(name):
     case = ZOO[name]()
     run = recorded(case)
     before = kept(case)
+    timesteps, switches = outline(case.pipe, case.shared() | case.prompt(1))
+    assert np.array_equal(timesteps, run.timesteps) and {*run.switches} <= {*switches}
+    assert kept(case) == before
     config = case.pipe.scheduler.config
     is_flow = "FlowMatch" in type(case.pipe.scheduler).__name__ or "flow" in config.prediction_type
     why = REFUSED.get(name) or (None if is_flow else "fewer than two of the models")
@@ -55,12 +59,12 @@ def test_it_samples_or_says_why_not(name):
         return
     with eigencache.cached(case.pipe, full_steps=FULL) as stats:
         first = case(0)
-        switches = stats.full - FULL  # steps at which networks begin to be called otherwise
-        assert switches in (0, 1)  # 1 if such a step is beyond the plan's last full one
+        more = stats.full - FULL  # where networks begin to be called otherwise
+        assert more in (0, 1)  # 1 if that step is beyond the plan's last full one
         assert stats.full + stats.skipped == len(run)
         case(1)
         check_same(case(0), first)
-        assert stats.full == 3 * (FULL + switches)
+        assert stats.full == 3 * (FULL + more)
         assert stats.plan.full.sum() == FULL
         assert np.array_equal(stats.plan.timesteps, run.timesteps)
     assert all(torch.isfinite(part.float()).all() for part in first)

@@ -14,7 +14,10 @@ from zoo.runs import Measured, check_same, kept, recorded, reused
 
 import eigencache
 from eigencache import cached
+from eigencache.built_in import Budget
+from eigencache.calibration.recording import outline
 from eigencache.predictors import Reuse
+from eigencache.runtime._built_in import built_in_plan
 from eigencache.schedules import Interval, Steps
 
 NAMES = ["flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22", "ltx2-one-pass"]
@@ -129,6 +132,22 @@ def test_a_step_at_which_calls_change_is_full_and_within_the_budget(name, method
             assert stats.full == full_steps
             check_same(case(0), first)
         assert stats.full == 2 * full_steps
+
+
+@pytest.mark.parametrize("name", ["wan22", "z-image-cfg-truncated", "sd35-skip-layers"])
+def test_a_plan_without_a_calibration_keeps_its_budget_where_the_pipeline_is_outlined(name):
+    case = ZOO[name]()
+    timesteps, kept = outline(case.pipe, case.shared() | case.prompt(1))
+    assert kept
+    plans = [
+        eigencache.METHODS["TaylorSeer"].plan(4, timesteps, tap="output", kept=kept),
+        built_in_plan(case.pipe.scheduler, timesteps, Budget(4), kept),
+    ]
+    for plan in plans:
+        assert plan.full.sum() == 4 and plan.full[[0, *kept]].all()
+        with cached(case.pipe, plan) as stats:
+            case(0)
+        assert stats.full == 4
 
 
 def test_where_it_was_not_known_it_is_full_in_every_image():

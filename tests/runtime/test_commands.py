@@ -201,6 +201,19 @@ def test_a_kernel_designs_for_other_steps(tmp_path, made):
     assert (row["steps"], row["full_steps"]) == (12, 5)
 
 
+@pytest.mark.parametrize("more", [["--method", "FORA", "--tap", "output"], []])
+def test_a_second_expert_begins_within_the_budget(tmp_path, more):
+    from pipelines.stand_ins import save
+
+    save("Wan2.2-T2V-A14B", tmp_path / "wan")
+    arguments = {"num_frames": 5, "guidance_scale": 4.0, "guidance_scale_2": 3.0}
+    sample(tmp_path / "videos", *more, "--full-steps", 3, "--steps", 8, "--height", 16,
+           "--width", 16, "--dtype", "float32", "--arguments", json.dumps(arguments),
+           model=tmp_path / "wan", prompts=1)  # fmt: skip
+    (row,) = records(tmp_path / "videos")
+    assert (row["full_steps"], row["steps"]) == (3, 8)
+
+
 @pytest.fixture
 def warm_processes(monkeypatch):
     """The processes of the devices start warm."""

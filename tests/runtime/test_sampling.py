@@ -8,7 +8,7 @@ import torch
 
 from eigencache.calibration import Calibration
 from eigencache.calibration._calls import called
-from eigencache.calibration.recording import recording, timesteps_of
+from eigencache.calibration.recording import outline, recording
 from eigencache.calibration.sampler import image_seed, load_pipeline, sample
 from eigencache.commands.prompts import read_calls
 from eigencache.kernel import Kind
@@ -149,12 +149,13 @@ def test_a_kernel_says_how_its_scheduler_moves_the_latents(pipe, kernels):
     assert output.switches == alone.switches == () and modules.step_sizes is None
 
 
-def test_timesteps_are_told_at_the_first_step(pipe, kernels):
+def test_timesteps_are_told_at_the_price_of_a_step(pipe, kernels):
     calls = []
-    hook = pipe.transformer.register_forward_hook(lambda *_: calls.append(None))
-    np.testing.assert_array_equal(timesteps_of(pipe, call_of(0)), kernels[0].timesteps)
+    hook = pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(None))
+    timesteps, switches = outline(pipe, call_of(0))
     hook.remove()
-    assert len(calls) == 1
+    np.testing.assert_array_equal(timesteps, kernels[0].timesteps)
+    assert len(calls) == 1 and switches == ()
 
 
 def test_prompts_with_guidance_are_calibrated_in_batches(pipe):
