@@ -2,8 +2,9 @@
 
     python benchmarks/carry_over.py models/emoji-flux data/benchmarks/carry_over.csv
 
-The arguments are a fetched model and the table to write, which is printed too. It takes about 4
-minutes on two idle cores; `--prompts 2 --budgets 9` is a quick look.
+The arguments are a fetched model and the table to write, which is printed too. The table in
+data/benchmarks is of the former emoji-flux (docs/results.md), with which it took about 4 minutes on
+two idle cores; `--prompts 2 --budgets 9` is a quick look.
 
 There is one setting from which every other differs in one respect: 128 px, guidance 3.5, prompts of
 one thing. Its plans are used on the others, and theirs on it. A row is a plan's method and

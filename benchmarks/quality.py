@@ -5,9 +5,10 @@
 The arguments are the table to write, and the models' folders: emoji-flux, and small models of
 `workflow/rules/small.smk`. Each is calibrated at two guidance scales with `CALIBRATION` prompts or
 classes, and plans of several methods and budgets are measured on `EVALUATION` others, with noise of
-other seeds. Rows that the table has already are kept, so that a run which was stopped goes on. It
-takes some 6 minutes of one core's time, and then some 2 for each small model's plan in closed loop;
-these come last, and data/benchmarks/quality.csv has them of shapes-flow alone.
+other seeds. Rows that the table has already are kept, so that a run which was stopped goes on. With
+the former emoji-flux (docs/results.md), which data/benchmarks/quality.csv has, it took some 6
+minutes of one core's time, and then some 2 for each small model's plan in closed loop; these come
+last, and the file has them of shapes-flow alone.
 
 A row is a plan of 50 steps at the output tap:
 

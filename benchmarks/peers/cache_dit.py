@@ -18,7 +18,7 @@ CALIBRATORS = {
     "DMD": cache_dit.DMDCalibratorConfig,
 }
 # One block of the stack is computed at every step, which is what the decision is made from. By
-# default it is eight, which is all that a small model has, and the first eight steps are full.
+# default it is eight, which is most of a small model, and the first eight steps are full.
 BASE = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "max_warmup_steps": 3}
 
 

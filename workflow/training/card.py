@@ -125,7 +125,8 @@ batches of {batch} pictures, half of one thing and half of two, from a pool of {
 | {one_pictures} of one thing, held out | **{one_accuracy:.1%}**, among all {one_captions:,} \
 captions of one thing |
 | {two_pictures} of two things, held out | **{two_accuracy:.1%}**, among {two_captions:,} \
-captions: theirs, and the same with left and right exchanged |
+captions: theirs, and the same with left and right exchanged; 50% would be chance for the \
+order |
 """
 
 
