@@ -337,9 +337,8 @@ def slow_note(rows: pd.DataFrame, inner: Collection[str]) -> str:
     ends = sorted({f"{100 * middle[slow].min():.0f}", f"{100 * middle[slow].max():.0f}"}, key=int)
     return (
         f"{', '.join(slow)}: these forecast features inside the network, so a skipped step still "
-        f"runs what lies between them. Here that takes {' to '.join(ends)} % of a full step. The "
-        "share falls as a model's attention and MLPs grow, so on a large model these methods are "
-        "faster than here; compare them at equal full steps too."
+        f"runs what lies between them. Here that takes {' to '.join(ends)} % of a full step: "
+        "compare them at equal full steps too."
     )
 
 
