@@ -8,33 +8,80 @@ sizes of the steps before t. The cached sampler has moved them by p_t . y, with 
 own full steps. It is then off by e_t = p_t . y - m_t . f, and the network's output with it. The
 model of that is
 
-    y_t = f_t + (decay / r_t - growth / d_t) e_t + noise,
+    y_t = f_t + pull_t e_t + noise,
 
-with white noise of variance distrust^2 E[e_t^2] / r_t^2, where r_t is how far the latents still
-have to move per unit of the outputs, the noise level in flow matching, and d_t how far they have
-moved. An error that the network takes for noise is removed with it, and shrinks as r does: that is
-a decay of 1. One that it takes for data is enlarged with the data, and grows as d does: a growth of
-1. By default it is half and half, so that errors grow in the first half of the way and shrink in
-the second. What the network makes of the rest is not known, and counts as noise. So all y are
+with white noise of variance scatter_t^2 E[e_t^2]. How a network answers errors, its pull and its
+scatter, is measured in calibration (`eigencache.calibration.recording.Responses`). With a pull of
+1 / s at noise level s it takes the error for noise and removes it; with a negative one it enlarges
+the error; and scatter is what cannot be foretold, much of it under strong guidance. So all y are
 linear in f, whose second moments are the kernel, and the best linear estimate of m_t . f from the
 full steps before t follows, with the variance of its error. This is kriging of an integral from
-disturbed observations; without the disturbance it is least squares on undisturbed runs, as in OLSS
+disturbed observations; without pull and scatter it is least squares on undisturbed runs, as in OLSS
 (arXiv 2305.14677).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_real
 
-# How far a full step is moved at once in the search for better ones.
+# How far full steps are moved at once in the search for better ones.
 REACH = 3
-# The least share of all the way that r_t is taken to be; and d_t, since where there is hardly any
-# data, an error cannot look like it.
-LEAST, LEAST_GONE = 1e-3, 0.1
+# Where the outputs of a gap move the latents by a smaller share than this, nothing is corrected.
+LEAST = 1e-3
+
+
+def evenly(count: int, steps: int) -> tuple[int, ...]:
+    """Return so many of the sampler's steps, evenly apart from the first on."""
+    return tuple((np.arange(count) * steps // count).tolist())
+
+
+class FullRun:
+    """How the full runs of one or several models move the latents, and how errors disturb them.
+
+    Args:
+        matrices: float64 `[S, T, T]` or `[T, T]`, the second moments of the outputs of S models.
+        sizes: float64 `[T]`, by how much the final latents move per unit of each step's output.
+        pull, scatter: float64 `[S, T]` or `[T]`, as above; by default 0.
+        shares: float64 `[S]`, how much each model counts; by default all the same.
+
+    Attributes:
+        rows: float64 `[T + 1, T]`, m_t of each step and of the end.
+        squares: float64 `[S, T + 1]`, E[(m_t . f)^2].
+        scale: the mean square of an output, by the shares.
+    """
+
+    def __init__(
+        self, matrices: ArrayLike, sizes: ArrayLike, pull: ArrayLike = 0.0,
+        scatter: ArrayLike = 0.0, shares: ArrayLike = 1.0,
+    ) -> None:  # fmt: skip
+        self.sizes = np.asarray(sizes, np.float64)
+        steps = len(self.sizes)
+        self.matrices = np.asarray(matrices, np.float64).reshape(-1, steps, steps)
+        count = len(self.matrices)
+        self.pull, self.scatter = (np.broadcast_to(x, (count, steps)) for x in (pull, scatter))
+        self.rows = np.tri(steps + 1, steps, -1) * self.sizes
+        self.squares = np.einsum("ti,sij,tj->st", self.rows, self.matrices, self.rows)
+        self.weigh(shares)
+
+    def __len__(self) -> int:
+        """The number of sampler steps, `T`."""
+        return len(self.sizes)
+
+    def weigh(self, shares: ArrayLike) -> None:
+        """Let each model count by its share, float `[S]`."""
+        shares = np.broadcast_to(np.asarray(shares, np.float64), len(self.matrices))
+        self.shares = shares / shares.sum()
+        self.scale = float(np.einsum("s,stt->", self.shares, self.matrices)) / len(self)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The second moments of all models by their shares, float64 `[T, T]`."""
+        return np.tensordot(self.shares, self.matrices, 1)
 
 
 @dataclass(frozen=True)
@@ -42,8 +89,8 @@ class Aim:
     """How a plan makes up for the errors of its own forecasts.
 
     Attributes:
-        decay, growth: as above, 0 to 1.
-        distrust: as above, at least 0.
+        response: a factor of the measured pull and scatter; with 0 errors are supposed not to
+            disturb the outputs.
         final: how much the error of the final latents counts in the choice of full steps beside
             those at the end of each gap, as a multiple of their number.
         jitter: added to the diagonal, as a share of its mean in the kernel.
@@ -54,62 +101,61 @@ class Aim:
         ValueError: an option is out of range.
     """
 
-    decay: float = 0.5
-    growth: float = 0.5
-    distrust: float = 0.5
+    response: float = 1.0
     final: float = 1.0
     jitter: float = 1e-6
     ordinary: bool = True
 
     def __post_init__(self) -> None:
-        check_range("decay", self.decay, 0, 1)
-        check_range("growth", self.growth, 0, 1)
-        check_range("distrust", self.distrust, 0)
+        check_range("response", self.response, 0)
         check_range("final", self.final, 0)
         check_real("jitter", self.jitter, above=0)
         if not isinstance(self.ordinary, bool):
             raise ValueError(f"ordinary must be true or false, got {self.ordinary!r}")
 
     def targets(
-        self, steps: Sequence[int], matrix: np.ndarray, sizes: np.ndarray
+        self, steps: Sequence[int], run: FullRun, reuse: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the latents are to have moved by at the end of each gap, and its error.
 
         Args:
             steps: the n full steps, ascending, from 0 on.
-            matrix: float64 `[T, T]`, the second moments of the outputs.
-            sizes: float64 `[T]`, by how much the final latents move per unit of each step's output.
+            run: the full run.
+            reuse: whether each gap repeats the output of the full step before it instead.
 
         Returns:
             Float64 `[n, n]`, p_t at the end t of the gap behind each full step, as weights of the
-            full steps' outputs; and float64 `[n]`, E[e_t^2] there.
+            full steps' outputs; and float64 `[S, n]`, E[e_t^2] there.
         """
-        return self._targets(steps, _Moves(matrix, sizes))
-
-    def _targets(self, steps: Sequence[int], moves: "_Moves") -> tuple[np.ndarray, np.ndarray]:
-        run, ends = _Run(self, len(steps), moves), [*steps[1:], len(moves.sizes)]
+        cached = _Cached(self, len(steps), run)
         planned = np.zeros((len(steps), len(steps)))
-        for i, (step, end) in enumerate(zip(steps, ends, strict=True)):
-            run.compute(step)
-            if end > step + 1:
-                planned[i, : i + 1] = run.estimate(end)
-            else:  # nothing is skipped, so nothing can be made up for
-                planned[i], planned[i, i] = planned[i - 1] if i else 0, moves.sizes[step]
-            run.reach(end, planned[i, : i + 1])
-        return planned, run.errors
+        for i, (step, end) in enumerate(pairwise([*steps, len(run)])):
+            cached.compute(step)
+            if reuse or end == step + 1:  # where nothing is skipped, nothing can be made up for
+                planned[i] = planned[i - 1] if i else 0
+                planned[i, i] = run.sizes[step:end].sum()
+            else:
+                planned[i, : i + 1] = cached.estimate(end)
+            cached.reach(end, planned[i, : i + 1])
+        return planned, cached.errors
 
-    def weights(
-        self, full: np.ndarray, base: np.ndarray, matrix: np.ndarray, sizes: np.ndarray
-    ) -> np.ndarray:
+    def cost(self, steps: Sequence[int], run: FullRun, reuse: bool = False) -> np.ndarray:
+        """Return what full steps cost by the errors of `targets`, of each model: float64 `[S]`."""
+        return self._cost(np.sqrt(self.targets(steps, run, reuse)[1]))
+
+    def _cost(self, errors: np.ndarray) -> np.ndarray:
+        return errors.sum(-1) + self.final * errors.shape[-1] * errors[..., -1]
+
+    def weights(self, full: np.ndarray, base: np.ndarray, run: FullRun) -> np.ndarray:
         """Return the weights of a plan, float64 `[T, T]`: all of a gap are moved alike.
 
         Args:
             full: bool `[T]`.
             base: float64 `[T, T]`, the weights of the forecasts that are corrected.
-            matrix, sizes: as for `targets`.
+            run: the full run.
         """
-        steps, weights = np.flatnonzero(full).tolist(), base.copy()
-        planned, _ = self.targets(steps, matrix, sizes)
+        steps, weights, sizes = np.flatnonzero(full).tolist(), base.copy(), run.sizes
+        planned, _ = self.targets(steps, run)
         moved = np.zeros(len(steps))
         for i, (step, end) in enumerate(pairwise([*steps, len(full)])):
             gap = slice(step + 1, end)
@@ -123,114 +169,109 @@ class Aim:
         return weights
 
     def steps(
-        self, start: Sequence[int], matrix: np.ndarray, sizes: np.ndarray, kept: Sequence[int] = ()
+        self, start: Sequence[int], run: FullRun, kept: Sequence[int] = ()
     ) -> tuple[int, ...]:
-        """Return better full steps, by moving one at a time while the expected error falls.
+        """Return better full steps: they are moved while the expected error falls.
+
+        One is moved at a time, or all before it or after it with it. Where no step has to stay, the
+        search begins from steps that are evenly apart too.
 
         Args:
             start: the full steps to begin with; as many are returned.
-            matrix, sizes: as for `targets`.
+            run: the full run.
             kept: steps that stay full.
         """
-        moves = _Moves(matrix, sizes)
+        starts = {tuple(start)} if kept else {tuple(start), evenly(len(start), len(run))}
+        return min(self._search(steps, run, set(kept)) for steps in sorted(starts))[1]
 
-        def cost(steps: Sequence[int]) -> float:
-            errors = np.sqrt(self._targets(steps, moves)[1])
-            return float(errors.sum() + self.final * len(errors) * errors[-1])
+    def _search(
+        self, start: tuple[int, ...], run: FullRun, kept: set[int]
+    ) -> tuple[float, tuple[int, ...]]:
+        """Return the least cost that is found from a start, and its full steps."""
 
-        best, least, before = tuple(start), cost(start), None
+        def cost(steps: tuple[int, ...]) -> float:
+            return float(self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1])))
+
+        best, least, before = start, cost(start), None
         while best != before:
             before = best
-            for i in range(1, len(best)):
-                for place in self._places(best, i, len(matrix)) if best[i] not in kept else ():
-                    moved = (*best[:i], place, *best[i + 1 :])
+            for i, by in product(range(1, len(best)), range(-REACH, REACH + 1)):
+                for part in (slice(i, i + 1), slice(i, None), slice(1, i + 1)):
+                    places = np.array(best)
+                    places[part] += by
+                    moved = tuple(places.tolist())
+                    rising = moved[-1] < len(run) and (np.diff(places) > 0).all()
+                    if moved == best or not rising or not kept <= set(moved):
+                        continue
                     found = cost(moved)
                     if found < least * (1 - 1e-9):
                         best, least = moved, found
-        return best
-
-    def _places(self, steps: tuple[int, ...], i: int, count: int) -> list[int]:
-        low, high = steps[i - 1], (*steps, count)[i + 1]
-        near = range(steps[i] - REACH, steps[i] + REACH + 1)
-        return [place for place in near if low < place < high and place != steps[i]]
+        return least, best
 
 
-class _Moves:
-    """How the full run moves the latents, whichever steps are full.
-
-    Args:
-        matrix, sizes: as for `Aim.targets`.
-
-    Attributes:
-        rows: float64 `[T + 1, T]`, m_t of each step and of the end.
-        across: float64 `[T, T + 1]`, E[f_s m_t . f].
-        squares: float64 `[T + 1]`, E[(m_t . f)^2].
-        left, gone: float64 `[T]`, r_t and d_t.
-        scale: the mean square of an output.
-    """
-
-    def __init__(self, matrix: np.ndarray, sizes: np.ndarray) -> None:
-        self.matrix, self.sizes, self.scale = matrix, sizes, np.diag(matrix).mean()
-        self.rows = np.tri(len(sizes) + 1, len(sizes), -1) * sizes
-        self.across = matrix @ self.rows.T
-        self.squares = np.einsum("ts,st->t", self.rows, self.across)
-        left = -np.cumsum(sizes[::-1])[::-1]
-        least = LEAST * np.abs(left).max()
-        self.left = np.where(np.abs(left) < least, np.copysign(least, left), left)
-        # With the sign that all the way has, left[0].
-        gone = np.maximum(np.abs(left[0] - left), LEAST_GONE * np.abs(left[0]))
-        self.gone = np.copysign(gone, left[0])
-
-
-class _Run:
+class _Cached:
     """The second moments of a cached sampling, full step by full step.
 
     Args:
         aim: what is supposed of errors.
         count: how many full steps there will be.
-        moves: of the full run.
+        run: the full run.
 
     Attributes:
-        errors: float64 `[count]`, E[e_t^2] at the ends of the gaps so far.
+        errors: float64 `[S, count]`, E[e_t^2] at the ends of the gaps so far.
     """
 
-    def __init__(self, aim: Aim, count: int, moves: _Moves) -> None:
-        self.aim, self.full, self.errors = aim, moves, np.zeros(count)
-        # y of each full step: as weights of f, and of the noises, which have these variances.
-        self.outputs, self.own = np.zeros((count, len(moves.sizes))), np.eye(count)
-        self.noise = np.zeros(count)
+    def __init__(self, aim: Aim, count: int, run: FullRun) -> None:
+        self.aim, self.full = aim, run
+        models = len(run.matrices)
+        self.errors = np.zeros((models, count))
+        # y of each full step: as weights of f, these times the matrix, and as weights of the
+        # noises, which have these variances.
+        self.outputs = np.zeros((models, count, len(run)))
+        self.across = np.zeros_like(self.outputs)
+        self.own = np.tile(np.eye(count), (models, 1, 1))
+        self.noise = np.zeros((models, count))
         self.done, self.moved = 0, np.zeros(0)
 
     def compute(self, step: int) -> None:
         """Compute a step in full, where the last gap has led."""
-        i, left, gone = self.done, self.full.left[step], self.full.gone[step]
-        share = self.aim.decay / left - self.aim.growth / gone
-        self.outputs[i, step] = 1
+        i, run = self.done, self.full
+        self.outputs[:, i, step] = 1
         if i:
-            self.outputs[i] += share * (self.moved @ self.outputs[:i] - self.full.rows[step])
-            self.own[i, :i] = share * self.moved @ self.own[:i, :i]
-            self.noise[i] = (self.aim.distrust / left) ** 2 * self.errors[i - 1]
+            pull = self.aim.response * run.pull[:, step, None]
+            self.outputs[:, i] += pull * (self.moved @ self.outputs[:, :i] - run.rows[step])
+            self.own[:, i, :i] = pull * (self.moved @ self.own[:, :i, :i])
+            self.noise[:, i] = (self.aim.response * run.scatter[:, step]) ** 2
+            self.noise[:, i] *= self.errors[:, i - 1]
+        self.across[:, i] = (self.outputs[:, i, None] @ run.matrices)[:, 0]
         self.done += 1
-        self.rows = self.outputs[: self.done]
-        own = self.own[: self.done]
-        self.among = self.rows @ self.full.matrix @ self.rows.T + (own * self.noise) @ own.T
+        rows, own = self.outputs[:, : self.done], self.own[:, : self.done]
+        self.among = self.across[:, : self.done] @ rows.transpose(0, 2, 1)
+        self.among += (own * self.noise[:, None]) @ own.transpose(0, 2, 1)
+
+    def _toward(self, end: int) -> np.ndarray:
+        """Return E[y m_end . f], float64 `[S, done]`."""
+        return self.across[:, : self.done] @ self.full.rows[end]
 
     def estimate(self, end: int) -> np.ndarray:
         """Return where to move the latents by `end`, as weights of the full steps so far.
 
         That is what they were moved by, and the best linear estimate of what is missing.
         """
-        moved, unit = np.append(self.moved, 0.0), self.rows.sum(1)
-        floor = self.aim.jitter * self.full.scale * np.eye(self.done)
-        toward = self.rows @ self.full.across[:, end] - self.among @ moved
-        free, even = np.linalg.solve(self.among + floor, np.stack([toward, unit], axis=1)).T
+        moved, run = np.append(self.moved, 0.0), self.full
+        among = np.tensordot(run.shares, self.among, 1)
+        # Each output holds the noise with what it is summed up to of f: one, if `ordinary`.
+        unit = run.shares @ self.outputs[:, : self.done].sum(2)
+        floor = self.aim.jitter * run.scale * np.eye(self.done)
+        toward = run.shares @ self._toward(end) - among @ moved
+        free, even = np.linalg.solve(among + floor, np.stack([toward, unit], axis=1)).T
         if self.aim.ordinary:
-            missing = self.full.rows[end].sum() - unit @ (moved + free)
+            missing = run.rows[end].sum() - unit @ (moved + free)
             free = free + missing / (unit @ even) * even
         return moved + free
 
     def reach(self, end: int, moved: np.ndarray) -> None:
         """End a gap where the latents have been moved by `moved . y`, float64 `[done]`."""
-        toward = self.rows @ self.full.across[:, end]
-        error = moved @ self.among @ moved - 2 * moved @ toward + self.full.squares[end]
-        self.errors[self.done - 1], self.moved = max(error, 0), moved
+        error = np.einsum("i,sij,j->s", moved, self.among, moved)
+        error += self.full.squares[:, end] - 2 * self._toward(end) @ moved
+        self.errors[:, self.done - 1], self.moved = np.maximum(error, 0), moved

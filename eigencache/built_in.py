@@ -9,7 +9,7 @@ of flow matching and runs from 1 to 0.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,19 +18,20 @@ from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
-from eigencache.aim import Aim
+from eigencache.aim import Aim, FullRun, evenly
 from eigencache.design import fill, optimal_steps
 from eigencache.kernel import KernelError, spline
 from eigencache.plan import Plan
 from eigencache.predictors import Kriging
 
-FORMAT = "eigencache-sources-1"
+FORMAT = "eigencache-sources-2"
 FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 AIM, FORECASTS = Aim(), Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
 # What is kept of a source: so many eigenpairs.
 RANK = 16
+ARRAYS = ("sigmas", "clean", "noise", "pull", "scatter")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Source:
         sigmas: float64 `[G]`, noise levels in (0, 1].
         clean, noise: float64 `[G, R]`: the mean over runs of <x0_s, e_t> is `clean[s] @ noise[t]`,
             and so for the others, where every run is scaled to a mean square of noise - clean of 1.
+        pull, scatter: float64 `[G]`, how outputs answer errors of the latents (`eigencache.aim`).
     """
 
     model: str
@@ -52,17 +54,20 @@ class Source:
     sigmas: np.ndarray
     clean: np.ndarray
     noise: np.ndarray
+    pull: np.ndarray
+    scatter: np.ndarray
 
     @classmethod
     def of_runs(
         cls, model: str, predicts: str, guidance: float, sigmas: ArrayLike,
-        runs: Sequence[tuple[np.ndarray, np.ndarray]],
+        runs: Sequence[tuple[np.ndarray, np.ndarray]], response: tuple[np.ndarray, np.ndarray],
     ) -> "Source":  # fmt: skip
         """Return the source of some runs.
 
         Args:
             model, predicts, guidance, sigmas: as of the class.
             runs: of each its clean samples and noises, float `[G, D]` each.
+            response: the pull and the scatter.
         """
         gram: np.ndarray | float = 0.0
         for clean, noise in runs:
@@ -72,13 +77,19 @@ class Source:
         values, vectors = np.linalg.eigh(gram)
         factor = (vectors * np.sqrt(np.maximum(values, 0)))[:, : -RANK - 1 : -1]
         sigmas = np.asarray(sigmas, np.float64)
-        return cls(model, predicts, guidance, sigmas, factor[: len(sigmas)], factor[len(sigmas) :])
+        moments = factor[: len(sigmas)], factor[len(sigmas) :]
+        return cls(model, predicts, guidance, sigmas, *moments, *response)
 
-    def at(self, sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return `clean` and `noise` at other noise levels; beyond its own, those of the last."""
+    def at(self, sigmas: np.ndarray) -> "Source":
+        """Return the source at other noise levels; beyond its own, all is as at the last."""
         inside = np.clip(sigmas, self.sigmas.min(), self.sigmas.max())
-        both = spline(self.sigmas, np.concatenate([self.clean, self.noise], 1), inside)
-        return both[:, : self.clean.shape[1]], both[:, self.clean.shape[1] :]
+        response, rank = np.stack([self.pull, self.scatter], 1), self.clean.shape[1]
+        read = spline(self.sigmas, np.concatenate([self.clean, self.noise, response], 1), inside)
+        clean, noise, pull, scatter = np.split(read, [rank, 2 * rank, 2 * rank + 1], 1)
+        return replace(
+            self, sigmas=sigmas, clean=clean, noise=noise, pull=pull[:, 0],
+            scatter=np.maximum(scatter[:, 0], 0),
+        )  # fmt: skip
 
 
 def save_sources(path: str | os.PathLike, sources: Sequence[Source]) -> None:
@@ -86,7 +97,7 @@ def save_sources(path: str | os.PathLike, sources: Sequence[Source]) -> None:
     arrays, names = {}, []
     for i, source in enumerate(sources):
         names.append(f"{source.model} {source.predicts} {source.guidance:g}")
-        for name in ("sigmas", "clean", "noise"):
+        for name in ARRAYS:
             arrays[f"{i}/{name}"] = getattr(source, name).astype(np.float32)
     write_arrays(path, arrays, FORMAT, {"sources": "\n".join(names)})
 
@@ -98,7 +109,7 @@ def sources(path: str | os.PathLike | None = None) -> tuple[Source, ...]:
     found = []
     for i, name in enumerate(metadata["sources"].split("\n")):
         model, predicts, guidance = name.split()
-        kept = (arrays[f"{i}/{part}"].astype(np.float64) for part in ("sigmas", "clean", "noise"))
+        kept = (arrays[f"{i}/{part}"].astype(np.float64) for part in ARRAYS)
         found.append(Source(model, predicts, float(guidance), *kept))
     return tuple(found)
 
@@ -174,7 +185,7 @@ class Design:
 
     Attributes:
         sizes: float64 `[T]`, by how much the latents of flow matching move per unit of an output.
-        matrices: float64 `[S, T, T]`, of each source.
+        run: the full runs of all sources.
     """
 
     def __init__(
@@ -196,53 +207,33 @@ class Design:
         # Of latents that stay as they are, an error of the noise is one of the clean sample too.
         self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
         self.scale = scale
-        matrices = []
-        for source in fitting(kind, sources() if models is None else models):
-            x0, e = source.at(self.levels)
-            rows = ((noise / scale)[:, None] * e) + (clean / scale)[:, None] * x0
+        found = [source.at(self.levels) for source in fitting(kind, models or sources())]
+        matrices, responses = [], []
+        for source in found:
+            rows = (noise / scale)[:, None] * source.noise + (clean / scale)[:, None] * source.clean
             matrices.append(rows @ rows.T / np.square(rows).sum(1).mean())
-        self.matrices = np.array(matrices)
-        self.matrix = self._mixed(np.ones(len(matrices)))
+            responses.append((source.pull / scale, source.scatter / scale))
+        self.run = FullRun(matrices, self.sizes, *np.swapaxes(responses, 0, 1))
 
-    def _mixed(self, amounts: np.ndarray) -> np.ndarray:
-        mixed = np.tensordot(amounts / amounts.sum(), self.matrices, 1)
-        return mixed / np.diag(mixed).mean()
+    def plan(self, full_steps: int) -> Plan:
+        """Return the plan of a budget, 1 to T.
 
-    def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
-        """Return the plan of a budget, 1 to T, with these steps among the full ones.
-
-        It is designed twice: the second time each source counts by how small its error is in the
-        first plan, so that smooth models count as much as rough ones.
+        Each source counts by how small its error is in plain sampling with as many steps, so that
+        smooth models count as much as rough ones.
         """
-        full = self._full(full_steps, kept)
-        if not full.all():
-            weights = self._weights(full)
-            errors = np.array([self._error(weights, full, matrix) for matrix in self.matrices])
-            self.matrix = self._mixed(1 / np.maximum(errors, 1e-12))
-            full = self._full(full_steps, kept)
+        full = np.ones(len(self.levels), bool)
+        if full_steps < len(full):
+            plain = AIM.cost(evenly(full_steps, len(full)), self.run, reuse=True)
+            self.run.weigh(1 / np.maximum(plain, 1e-12))
+            start = optimal_steps(
+                FORECASTS, self.timesteps, self.run.matrix, [full_steps], sizes=self.sizes
+            )[full_steps]
+            full = np.isin(np.arange(len(full)), AIM.steps(start, self.run))
         return self.with_steps(full)
-
-    def _full(self, full_steps: int, kept: Sequence[int]) -> np.ndarray:
-        """Return the best full steps for the present mixture of sources, bool `[T]`."""
-        count = len(self.levels)
-        start = optimal_steps(
-            FORECASTS, self.timesteps, self.matrix, [full_steps], sizes=self.sizes, kept=kept
-        )[full_steps]
-        return np.isin(np.arange(count), AIM.steps(start, self.matrix, self.sizes, kept))
-
-    def _weights(self, full: np.ndarray) -> np.ndarray:
-        """Return the weights for outputs that are scaled, float64 `[T, T]`."""
-        base = fill(full, FORECASTS, self.timesteps, self.matrix)
-        return AIM.weights(full, base, self.matrix, self.sizes)
-
-    def _error(self, weights: np.ndarray, full: np.ndarray, matrix: np.ndarray) -> float:
-        """Return the mean square error of the latents at full steps and the end, in open loop."""
-        wrong = np.where(full[:, None], 0.0, weights - np.eye(len(full)))
-        drift = np.cumsum(self.sizes[:, None] * wrong, axis=0)[np.append(full[1:], True)]
-        return float(((drift @ matrix) * drift).sum(-1).mean())
 
     def with_steps(self, full: np.ndarray) -> Plan:
         """Return the plan with these full steps, bool `[T]`."""
-        weights = self._weights(full) * self.scale[:, None] / self.scale[None, :]
+        base = fill(full, FORECASTS, self.timesteps, self.run.matrix)
+        weights = AIM.weights(full, base, self.run) * self.scale[:, None] / self.scale[None, :]
         source = {"built in": self.kind}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eigencache._checks import check_range, check_whole
-from eigencache.aim import Aim
+from eigencache.aim import Aim, FullRun
 from eigencache.design import MAX_TABLE, fill, optimal_steps
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Predictor
@@ -110,20 +110,18 @@ class Base:
 
     Attributes:
         predictor: what fills the gaps of a schedule.
-        matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
+        run: what is known of full runs at the output tap.
         aim: what corrects these forecasts in open loop already, if anything.
     """
 
     predictor: Predictor
-    matrix: np.ndarray
+    run: FullRun
     aim: Aim | None = None
 
     def weights(self, full: np.ndarray, runs: "Simulator") -> np.ndarray:
         """Return float64 `[T, T]`."""
-        weights = fill(full, self.predictor, runs.timesteps, self.matrix)
-        return (
-            self.aim.weights(full, weights, self.matrix, runs.step_sizes) if self.aim else weights
-        )
+        weights = fill(full, self.predictor, runs.timesteps, self.run.matrix)
+        return self.aim.weights(full, weights, self.run) if self.aim else weights
 
 
 @dataclass(frozen=True)
@@ -394,7 +392,7 @@ def refine(
             f"the closed loop needs a plan at the output tap, this one is at {plan.tap!r}{of}"
         )
     plan.check_timesteps(runs.timesteps)
-    starts = sorted({plan.full_steps} | designs(runs, plan, base.matrix))
+    starts = sorted({plan.full_steps} | designs(runs, plan, base.run.matrix))
     # Neither with the aim nor without it is the fit always better.
     bases = [base, replace(base, aim=None)] if base.aim else [base]
     tried = [(loop.fit(runs, each, steps), each) for each in bases for steps in starts]

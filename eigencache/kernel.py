@@ -14,6 +14,8 @@ from eigencache._records import Record
 NORMALISATIONS = ("second-moment", "cosine")
 # The names of `eigencache.runtime._taps.FEATURES`, which needs torch.
 FEATURES = ("full", "stride-8", "token-mean")
+# How many widths of the window in which responses are averaged the steps are.
+NEARBY = 20
 
 
 def step_sizes(timesteps: ArrayLike) -> np.ndarray:
@@ -58,6 +60,9 @@ class Kernel(Record):
         arguments: what the pipeline was called with: names to numbers, texts, flags.
         scheduler: class of the sampler's scheduler; None if it is not known.
         pipeline: class of the pipeline; None if it is not known.
+        responses: float64 `[3, T]`, how outputs answered errors of the latents at each step
+            (`eigencache.calibration.recording.Responses`): how often that was seen, and the sums of
+            the pull and of the squared scatter. None if it was not measured.
 
     Raises:
         KernelError: a shape or a value is wrong; the message says which.
@@ -76,10 +81,13 @@ class Kernel(Record):
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
     pipeline: str | None = None
+    responses: np.ndarray | None = None
 
-    FORMAT: ClassVar[str] = "eigencache-kernel-1"
+    FORMAT: ClassVar[str] = "eigencache-kernel-2"
     ERROR: ClassVar[type[ValueError]] = KernelError
-    ARRAYS: ClassVar[Mapping] = dict.fromkeys(("sums", "timesteps", "step_sizes"), np.float64)
+    ARRAYS: ClassVar[Mapping] = dict.fromkeys(
+        ("sums", "timesteps", "step_sizes", "responses"), np.float64
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +97,9 @@ class Kernel(Record):
         steps, sizes = len(self.timesteps), self.step_sizes
         if sizes is not None and (sizes.shape != (steps,) or not np.isfinite(sizes).all()):
             raise KernelError(f"`step_sizes` must be {steps} finite numbers")
+        seen = self.responses
+        if seen is not None and (seen.shape != (3, steps) or not np.isfinite(seen).all()):
+            raise KernelError(f"`responses` must be 3 x {steps} finite numbers")
         if not all(0 <= step < steps for step in self.switches):
             raise KernelError(f"`switches` {self.switches} are not all among {steps} steps")
         if not self.sums or not isinstance(self.runs, int) or self.runs < 1:
@@ -161,7 +172,9 @@ class Kernel(Record):
         if self.switches != other.switches:
             raise KernelError(f"kernels differ in switches: {self.switches} and {other.switches}")
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
-        return replace(self, sums=sums, runs=self.runs + other.runs)
+        seen = [k.responses for k in (self, other) if k.responses is not None]
+        responses = sum(seen[1:], seen[0]) if seen else None
+        return replace(self, sums=sums, runs=self.runs + other.runs, responses=responses)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -221,6 +234,16 @@ class Kernel(Record):
     def sizes(self) -> np.ndarray:
         """The `step_sizes`; where they are not known, those of a flow-matching Euler sampler."""
         return step_sizes(self.timesteps) if self.step_sizes is None else self.step_sizes
+
+    @property
+    def response(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pull and the scatter at each step, float64 `[T]` each (`eigencache.aim`).
+
+        They are means over the steps nearby; 0 if nothing was measured.
+        """
+        if self.responses is None:
+            return np.zeros(len(self.timesteps)), np.zeros(len(self.timesteps))
+        return response_of(self.responses)
 
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.
@@ -285,9 +308,27 @@ class Kernel(Record):
             knots, wanted = np.append(self.timesteps, end), np.append(new, end)
             sizes = np.diff(spline(knots, come, wanted)[:, 0])
         switches = {int(np.argmax(new <= self.timesteps[s])) for s in self.switches}
+        responses = self.responses
+        if responses is not None:
+            order = np.argsort(self.timesteps)
+            knots = self.timesteps[order]
+            responses = np.array([np.interp(new, knots, row[order]) for row in responses])
         return replace(
-            self, sums=sums, timesteps=new, step_sizes=sizes, switches=tuple(sorted(switches - {0}))
-        )
+            self, sums=sums, timesteps=new, step_sizes=sizes,
+            switches=tuple(sorted(switches - {0})), responses=responses,
+        )  # fmt: skip
+
+
+def response_of(responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `Kernel.response` does from `Kernel.responses`."""
+    steps = responses.shape[1]
+    if not responses[0].any():
+        return np.zeros(steps), np.zeros(steps)
+    apart = np.subtract.outer(np.arange(steps), np.arange(steps)) * (NEARBY / steps)
+    # The second term reaches where nothing was seen nearby.
+    near = np.exp(-np.square(apart) / 2) + 1e-9 / (1 + np.square(apart))
+    often, pull, scatter = responses @ near
+    return pull / often, np.sqrt(scatter / often)
 
 
 def spline(knots: np.ndarray, values: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range
-from eigencache.aim import Aim
+from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
@@ -397,8 +397,8 @@ def make_plan(
     if aim and used and len(used.streams) > 1:
         raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
     if aim and used:
-        start = np.flatnonzero(full).tolist()
-        steps = aim.steps(start, used.matrix(), used.sizes, used.switches)
+        run = FullRun(used.matrix(), used.sizes, *used.response)
+        steps = aim.steps(np.flatnonzero(full).tolist(), run, used.switches)
         full = np.isin(np.arange(len(full)), steps)
     if used and predictor.kernel and len(used.streams) > 1:
         streams = used.streams
@@ -408,7 +408,7 @@ def make_plan(
         matrix = used.matrix() if used and predictor.kernel else None
         weights = fill(full, predictor, timesteps, matrix)
     if aim and used:
-        weights = aim.weights(full, weights, used.matrix(), used.sizes)
+        weights = aim.weights(full, weights, run)
     if gate:
         if tap != "delta":
             raise PlanError(f"a gate chooses between the halves of tap 'delta'; {tap!r} has none")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from eigencache.aim import FullRun
 from eigencache.calibration._calibration import Calibration
 from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.closed_loop import Base, ClosedLoop, refine
@@ -54,9 +55,10 @@ class ClosedLoopMaker:
         parts = self.method.parts(full_steps, **self.options)
         timesteps = self.runs.timesteps
         plan = self.method.open_loop(full_steps, timesteps, self.kernel, **self.options)
-        matrix = (parts.use or KernelUse()).of(self.kernel.at(timesteps)).matrix()
+        kernel = (parts.use or KernelUse()).of(self.kernel.at(timesteps))
+        run = FullRun(kernel.matrix(), self.runs.step_sizes, *kernel.response)
         plan = refine(
-            plan, Base(parts.predictor, matrix, parts.aim), self.runs, self.held_out, self.loop
+            plan, Base(parts.predictor, run, parts.aim), self.runs, self.held_out, self.loop
         )
         plan = with_prediction(plan, self.judge)
         self.report(

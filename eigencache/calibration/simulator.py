@@ -10,7 +10,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,19 +27,23 @@ from eigencache.calibration._calls import (
     seeded,
 )
 from eigencache.calibration.recording import (
+    SPARSE,
     Passes,
     Recorder,
+    Responses,
     Stepper,
     among,
     denoisers_of,
-    evenly,
     shares_of,
+    sparse,
     switches_of,
+    weighed,
 )
 from eigencache.kernel import Kernel
 from eigencache.plan import PlanError
 from eigencache.runtime._driver import Driver, Policy, StepCall
 from eigencache.runtime._hooks import forecast
+from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime._taps import fingerprint, map_tensors, network_of
 
 
@@ -117,6 +121,7 @@ class Simulator:
         timesteps: float64 `[T]`, those that the scheduler's steps saw.
         step_sizes: float64 `[T]`, by how much the final latents move per unit of each step's
             output, if the other outputs stay as they are.
+        responses: float64 `[3, T]`, as of a kernel.
         grams: float64 `[T, T]` of each call: the mean products of its outputs at any two steps.
         shares: float64 `[N]`, how much each call weighs in the kernel and in a fit: one over how
             far its outputs move from step to step, so that calls with strong guidance do not
@@ -164,7 +169,7 @@ class Simulator:
     ) -> None:  # fmt: skip
         """Make the full runs, those of a chunk at once."""
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams = []
+        self.grams, self.responses = [], 0.0
         for index, batch in enumerate(self.batches):
             record = _Record()
             self._call(batch, record)
@@ -183,6 +188,11 @@ class Simulator:
             batch.copies, batch.passes = record.copies, record.passes
             batch.ending = record.ending
             batch.alike = len(batch.calls) == 1 or not record.drew
+            for share in SPARSE:
+                plan = sparse(timesteps, share, switches_of(batch.passes))
+                policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
+                self._call(batch, policy)
+                self.responses = self.responses + policy.seen
             self.grams += record.grams()
 
     def __len__(self) -> int:
@@ -208,7 +218,7 @@ class Simulator:
             )
             for gram in self.grams
         ]  # fmt: skip
-        return evenly(runs)
+        return replace(weighed(runs), responses=self.responses)
 
     def recorded(self) -> list[Ending | None]:
         """Return how the full run of each call ended, in the order of the calls.
@@ -329,8 +339,8 @@ class _Simulated(Policy):
 
     begins_alike = False  # whether the first step calls the networks as the second does
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.computed = self.index = self.copies = 0
         self.ending: Any = None
         self.drew = True  # whether anything drew from torch's own generators
@@ -405,6 +415,12 @@ class _Record(_Simulated, Recorder):
             found.append((rows @ rows.T / rows.shape[1]).cpu().numpy())
         self.outputs.clear()
         return found
+
+
+class _Respond(_Simulated, Responses):
+    """Samples with few full steps, to see how outputs answer errors."""
+
+    sibling = OutputPolicy.sibling
 
 
 class _Follow(_Simulated):

@@ -3,19 +3,15 @@
 python -m training.kernels --out eigencache/built_in.safetensors FOLDER ...
 """
 
-import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
 
-from eigencache.built_in import Source, save_sources
-from eigencache.runtime._driver import Driver, Policy, StepCall
-from training import data, steps, text
-from training.small import ClassPipeline
+from eigencache.calibration.recording import SPARSE, Recorder, Responses, sparse
+from eigencache.kernel import response_of
+from eigencache.runtime._driver import Driver, StepCall
 
 STEPS = 50
 # Runs of a text-to-image pipeline cost more.
@@ -23,33 +19,52 @@ RUNS, TEXT_RUNS = 12, 6
 GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 
 
-class _Traced(Policy):
+class _Traced(Recorder):
     """Keeps what the scheduler is given."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.outputs: list[torch.Tensor] = []
         self.samples: list[torch.Tensor] = []
-        self.timesteps: list[float] = []
 
     def given(self, call: StepCall) -> None:
+        super().given(call)
         self.outputs.append(call.output.double().flatten(1))
         self.samples.append(call.sample.double().flatten(1))
-        self.timesteps.append(float(call.timestep))
 
 
-def traced(
-    pipe: Any, arguments: Mapping[str, Any]
-) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Return the noise levels `[T]` of a full run, and of each image its clean samples and noises.
+class Traced(NamedTuple):
+    """What full runs of a model tell.
+
+    Attributes:
+        levels: float64 `[T]`, the noise level before each step.
+        runs: of each image its clean samples and noises, float64 `[T, D]` each.
+        response: the pull and the scatter, float64 `[T]` each (`eigencache.aim`).
+    """
+
+    levels: np.ndarray
+    runs: list[tuple[np.ndarray, np.ndarray]]
+    response: tuple[np.ndarray, np.ndarray]
+
+
+def traced(pipe: Any, make: Callable[[], Mapping[str, Any]]) -> Traced:
+    """Return what full runs tell, and others with few full steps.
 
     Args:
         pipe: with a scheduler of flow matching (Euler), or DDIM.
-        arguments: of the call.
+        make: makes the arguments of the call, the same each time.
     """
     policy = _Traced()
     with Driver(pipe, policy):
-        pipe(**arguments, output_type="latent")
-    times = torch.tensor(policy.timesteps, dtype=torch.float64)
+        pipe(**make(), output_type="latent")
+    seen = np.zeros((3, len(policy.outputs)))
+    for share in SPARSE:
+        plan = sparse(policy.timesteps, share, ())
+        responses = Responses(policy.outputs, policy.step_sizes(), plan, torch.Tensor.detach)
+        with Driver(pipe, responses):
+            pipe(**make(), output_type="latent")
+        seen += responses.seen
+    times = torch.from_numpy(policy.timesteps)
     samples, outputs = torch.stack(policy.samples), torch.stack(policy.outputs)
     scheduler = pipe.scheduler
     if hasattr(scheduler, "alphas_cumprod"):
@@ -66,7 +81,7 @@ def traced(
         clean, noise = samples - sigma * outputs, samples + alpha * outputs
     level = (sigma / (alpha + sigma)).flatten().numpy()
     pairs = zip(clean.unbind(1), noise.unbind(1), strict=True)
-    return level, [(c.numpy(), n.numpy()) for c, n in pairs]
+    return Traced(level, [(c.numpy(), n.numpy()) for c, n in pairs], response_of(seen))
 
 
 class Subject:
@@ -131,9 +146,11 @@ def sources_of(subject: Subject) -> list[Source]:
     found = []
     for guidance in GUIDANCE:
         with torch.no_grad():
-            levels, made = traced(subject.pipe, subject.arguments(guidance, runs))
+            made = traced(subject.pipe, partial(subject.arguments, guidance, runs))
         kind = predicts(subject.pipe)
-        found.append(Source.of_runs(subject.name, kind, guidance, levels, made))
+        found.append(
+            Source.of_runs(subject.name, kind, guidance, made.levels, made.runs, made.response)
+        )
     return found
 
 
