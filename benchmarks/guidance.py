@@ -42,7 +42,7 @@ ARGUMENTS = {
 # The design; and, as OLSS has it, with outputs taken for those of undisturbed runs.
 DESIGNS = {
     "EigenCache-design": {},
-    "EigenCache-design, undisturbed": {"decay": 0, "growth": 0, "distrust": 0},
+    "EigenCache-design, undisturbed": {"response": 0},
 }
 MADE_AT = [(1.0,), (3.0,), (1.0, 3.0)]
 OTHERS: dict[str, dict] = {"TaylorSeer": {"order": 1}, "HiCache": {"order": 2, "scale": 0.5}}

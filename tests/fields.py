@@ -38,6 +38,10 @@ class Field(ModelMixin, ConfigMixin):
         """v = 0.7 x / sigma."""
         return 0.7 * x / max(sigma, 1e-3)
 
+    def constant(self, x, sigma, text):
+        """It is the same everywhere and at every step."""
+        return text
+
     def forced(self, x, sigma, text):
         """It does not look at x."""
         waves = torch.arange(1, SIZE + 1, dtype=torch.float64)

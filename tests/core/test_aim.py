@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
-from eigencache.aim import REACH, Aim
+from eigencache.aim import REACH, Aim, FullRun
 from eigencache.design import fill, latents_errors
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS, make_plan
@@ -21,16 +21,26 @@ KERNEL = kernel_of(RUNS, TIMESTEPS)
 MATRIX, SIZES = KERNEL.matrix(), KERNEL.sizes
 BASE = Kriging(2, 1e-6, ordinary=True)
 FULL = (0, 3, 6, 9)
+LEFT = -np.cumsum(SIZES[::-1])[::-1]
+GONE = np.maximum(LEFT[0] - LEFT, 0.1 * LEFT[0])
+QUIET = FullRun(MATRIX, SIZES)
+# Half of an error is removed and half enlarged, and what a network makes of the rest is not known.
+RUN = FullRun(MATRIX, SIZES, 0.5 / LEFT - 0.5 / GONE, 0.5 / LEFT)
 # Of an undisturbed sampler, so that all can be computed otherwise.
-OPEN = Aim(decay=0, growth=0, distrust=0, jitter=1e-12, ordinary=False)
+OPEN = Aim(jitter=1e-12, ordinary=False)
 
 
-def weights_of(aim, steps=FULL, base=BASE):
+def run_of(decay, growth):
+    """Return the full run where a share of an error shrinks as noise, and one grows as data."""
+    return FullRun(MATRIX, SIZES, decay / LEFT - growth / GONE)
+
+
+def weights_of(aim, run=RUN, steps=FULL, base=BASE):
     full = np.isin(np.arange(STEPS), steps)
-    return full, aim.weights(full, fill(full, base, TIMESTEPS, MATRIX), MATRIX, SIZES)
+    return full, aim.weights(full, fill(full, base, TIMESTEPS, MATRIX), run)
 
 
-def sampled(full, weights, outputs, decay, growth):
+def sampled(full, weights, outputs, run):
     """Return how far off the latents are at each step, float64 `[T + 1, D]`.
 
     The sampler's network answers as `eigencache.aim` says, without the noise.
@@ -38,14 +48,13 @@ def sampled(full, weights, outputs, decay, growth):
     Args:
         full, weights: as of a plan.
         outputs: float64 `[T, D]`, of the full run.
-        decay, growth: of `Aim`.
+        run: whose pull it has.
     """
-    left, seen = -np.cumsum(SIZES[::-1])[::-1], np.zeros_like(outputs)
-    done = np.maximum(left[0] - left, 0.1 * left[0])
+    seen, pull = np.zeros_like(outputs), run.pull[0]
     off = np.zeros((len(outputs) + 1, outputs.shape[1]))
     for step, output in enumerate(outputs):
         if full[step]:
-            seen[step] = output + (decay / left[step] - growth / done[step]) * off[step]
+            seen[step] = output + pull[step] * off[step]
             made = seen[step]
         else:
             made = weights[step] @ seen
@@ -60,11 +69,11 @@ every_answer = pytest.mark.parametrize("answer", ANSWERS, ids=str)
 
 @every_answer
 def test_expected_errors_are_those_of_a_sampler_of_that_kind(answer):
-    aim = Aim(*answer, distrust=0)
-    full, weights = weights_of(aim)
-    _, expected = aim.targets(FULL, MATRIX, SIZES)
+    run = run_of(*answer)
+    full, weights = weights_of(Aim(), run)
+    _, (expected,) = Aim().targets(FULL, run)
     ends = [*FULL[1:], STEPS]
-    found = [np.square(sampled(full, weights, run, *answer)[ends]).mean(1) for run in RUNS]
+    found = [np.square(sampled(full, weights, outputs, run)[ends]).mean(1) for outputs in RUNS]
     np.testing.assert_allclose(expected, np.mean(found, axis=0), rtol=1e-8)
 
 
@@ -72,13 +81,14 @@ def test_expected_errors_are_those_of_a_sampler_of_that_kind(answer):
 def test_an_aim_is_best_where_errors_behave_as_it_supposes(answer):
     """The last gap's, above all: nothing after it can make up for anything."""
 
+    run = run_of(*answer)
+
     def ends(weights):
-        return np.mean([np.square(sampled(full, weights, r, *answer)[-1]).mean() for r in RUNS])
+        return np.mean([np.square(sampled(full, weights, r, run)[-1]).mean() for r in RUNS])
 
     full = np.isin(np.arange(STEPS), FULL)
     errors = {
-        supposed: ends(weights_of(Aim(*supposed, distrust=0, jitter=1e-12))[1])
-        for supposed in ANSWERS
+        supposed: ends(weights_of(Aim(jitter=1e-12), run_of(*supposed))[1]) for supposed in ANSWERS
     }
     assert min(errors, key=errors.get) == answer
     assert errors[answer] < ends(fill(full, BASE, TIMESTEPS, MATRIX))
@@ -87,7 +97,7 @@ def test_an_aim_is_best_where_errors_behave_as_it_supposes(answer):
 def test_without_disturbance_it_is_least_squares_on_full_runs():
     """As OLSS has it: of the latents at the end of each gap, on the outputs so far."""
     rows = np.concatenate(RUNS, axis=1).T  # [runs * D, T]
-    planned, errors = OPEN.targets(FULL, MATRIX, SIZES)
+    planned, (errors,) = OPEN.targets(FULL, QUIET)
     for i, end in enumerate([*FULL[1:], STEPS]):
         moved = rows[:, :end] @ SIZES[:end]
         used = list(FULL[: i + 1])
@@ -100,7 +110,7 @@ def test_without_disturbance_it_is_least_squares_on_full_runs():
 
 def test_the_weights_lead_where_the_aim_is():
     full, weights = weights_of(Aim())
-    planned, _ = Aim().targets(FULL, MATRIX, SIZES)
+    planned, _ = Aim().targets(FULL, RUN)
     rows = np.where(full[:, None], np.eye(STEPS), weights)
     moved = np.cumsum(SIZES[:, None] * rows, axis=0)
     for i, end in enumerate([*FULL[1:], STEPS]):
@@ -109,31 +119,30 @@ def test_the_weights_lead_where_the_aim_is():
     np.testing.assert_allclose(weights[~full].sum(1), 1)  # as much noise as the full run
 
 
-def test_full_distrust_corrects_nothing():
+def test_with_boundless_scatter_nothing_is_corrected():
     """With outputs that say nothing of the errors, only the first gap's forecast can be better."""
-    _, errors = Aim(distrust=1e6).targets(FULL, MATRIX, SIZES)
-    _, trusting = Aim(distrust=0).targets(FULL, MATRIX, SIZES)
+    _, (errors,) = Aim().targets(FULL, FullRun(MATRIX, SIZES, scatter=1e6))
+    _, (trusting,) = Aim().targets(FULL, QUIET)
     assert errors[0] == trusting[0]
     assert (errors[1:] > trusting[1:]).all()
 
 
 def test_adjacent_full_steps_add_no_error_without_disturbance():
-    _, errors = OPEN.targets((0, 4, 5, 6, 9), MATRIX, SIZES)
+    _, (errors,) = OPEN.targets((0, 4, 5, 6, 9), QUIET)
     assert errors[0] == pytest.approx(errors[1], rel=1e-6)
     assert errors[0] == pytest.approx(errors[2], rel=1e-6)
     assert errors[3] != pytest.approx(errors[2], rel=1e-3)
-    assert Aim().targets(range(STEPS), MATRIX, SIZES)[1].max() < 1e-12
+    assert Aim().targets(range(STEPS), RUN)[1].max() < 1e-12
 
 
 def cost(aim, steps):
-    errors = np.sqrt(aim.targets(steps, MATRIX, SIZES)[1])
-    return errors.sum() + aim.final * len(errors) * errors[-1]
+    return float(aim.cost(steps, RUN)[0])
 
 
-@pytest.mark.parametrize("aim", [Aim(), Aim(final=0), OPEN], ids=str)
+@pytest.mark.parametrize("aim", [Aim(), Aim(final=0), Aim(response=0)], ids=str)
 def test_no_schedule_nearby_is_better(aim):
     for start in ((0, 1, 2, 3), (0, 4, 7, 9), (0, 9, 10, 11)):
-        steps = aim.steps(start, MATRIX, SIZES)
+        steps = aim.steps(start, RUN)
         assert len(steps) == 4 and steps[0] == 0 and list(steps) == sorted(set(steps))
         least = cost(aim, steps) * (1 - 1e-9)
         for i in range(1, 4):
@@ -144,7 +153,7 @@ def test_no_schedule_nearby_is_better(aim):
 
 
 def test_steps_that_must_be_full_stay():
-    assert 5 in Aim().steps((0, 2, 5, 8), MATRIX, SIZES, kept=(5,))
+    assert 5 in Aim().steps((0, 2, 5, 8), RUN, kept=(5,))
 
 
 def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
@@ -152,20 +161,54 @@ def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
     sizes[4:6] = 0
     full = np.isin(np.arange(STEPS), FULL)
     base = fill(full, BASE, TIMESTEPS, MATRIX)
-    weights = Aim().weights(full, base, MATRIX, sizes)
+    weights = Aim().weights(full, base, FullRun(MATRIX, sizes))
     assert np.isfinite(weights).all()
     assert np.array_equal(weights[4:6], base[4:6])
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_size_of_outputs_does_not_matter(scale):
-    steps = Aim().steps((0, 3, 6, 9), MATRIX, SIZES)
-    assert Aim().steps((0, 3, 6, 9), scale * MATRIX, SIZES) == steps
+    steps = Aim().steps((0, 3, 6, 9), RUN)
+    scaled = FullRun(scale * MATRIX, SIZES, RUN.pull, RUN.scatter)
+    assert Aim().steps((0, 3, 6, 9), scaled) == steps
     full, weights = weights_of(Aim())
     base = fill(full, BASE, TIMESTEPS, MATRIX)
-    np.testing.assert_allclose(Aim().weights(full, base, scale * MATRIX, SIZES), weights, atol=1e-9)
+    np.testing.assert_allclose(Aim().weights(full, base, scaled), weights, atol=1e-9)
     # Nor does the sign: some samplers walk sigma upwards and predict the opposite.
-    np.testing.assert_allclose(Aim().weights(full, base, MATRIX, -SIZES), weights, atol=1e-9)
+    other = FullRun(MATRIX, -SIZES, -RUN.pull, RUN.scatter)
+    np.testing.assert_allclose(Aim().weights(full, base, other), weights, atol=1e-9)
+
+
+def test_several_models_count_by_their_shares():
+    """One model twice is that model; one with no share only has its own errors told."""
+    other = MATRIX + 0.2 * np.diag(np.diag(MATRIX))
+    one, _ = Aim().targets(FULL, RUN)
+    twice, errors = Aim().targets(
+        FULL, FullRun([MATRIX, MATRIX], SIZES, [RUN.pull[0]] * 2, [RUN.scatter[0]] * 2)
+    )
+    np.testing.assert_allclose(twice, one)
+    np.testing.assert_allclose(errors[0], errors[1])
+    both = FullRun([MATRIX, other], SIZES, RUN.pull, RUN.scatter, [1, 0])
+    planned, errors = Aim().targets(FULL, both)
+    np.testing.assert_allclose(planned, one)
+    assert (errors[1] > errors[0]).all()
+    both.weigh([1, 1])
+    assert np.abs(Aim().targets(FULL, both)[0] - one).max() > 1e-3
+
+
+def test_reuse_ends_where_repeated_outputs_lead():
+    planned, _ = Aim().targets(FULL, RUN, reuse=True)
+    moved = np.zeros(len(FULL))
+    for i, (step, end) in enumerate(zip(FULL, [*FULL[1:], STEPS], strict=True)):
+        moved[i] += SIZES[step:end].sum()
+        np.testing.assert_allclose(planned[i], moved)
+
+
+def test_a_search_leaves_a_poor_start():
+    """Full steps that are all too late are moved together, not only one by one."""
+    late = tuple(range(STEPS - 5, STEPS))
+    start = (0, *late[1:])
+    assert cost(Aim(), Aim().steps(start, RUN)) <= cost(Aim(), Aim().steps((0, 2, 4, 6, 8), RUN))
 
 
 def test_a_plan_with_an_aim_ends_closer_in_open_loop():
@@ -178,7 +221,7 @@ def test_a_plan_with_an_aim_ends_closer_in_open_loop():
     assert "Aim(" in aimed.source["aim"]
     method = METHODS["EigenCache-design"]
     assert np.array_equal(method.plan(4, TIMESTEPS, kernel).weights, aimed.weights)
-    assert method.plan(4, TIMESTEPS, kernel, decay=1.0).source["aim"] == str(Aim(decay=1.0))
+    assert method.plan(4, TIMESTEPS, kernel, response=0.5).source["aim"] == str(Aim(response=0.5))
 
 
 def test_what_an_aim_cannot_serve_is_refused():
@@ -193,8 +236,7 @@ def test_what_an_aim_cannot_serve_is_refused():
 
 @pytest.mark.parametrize(
     ("stated", "says"),
-    [({"decay": 1.5}, "decay"), ({"growth": -1}, "growth"), ({"distrust": -1}, "distrust"),
-     ({"final": -1}, "final"), ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
+    [({"response": -1}, "response"), ({"final": -1}, "final"), ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(stated, says):
     with pytest.raises(ValueError, match=says):

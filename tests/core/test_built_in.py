@@ -36,7 +36,8 @@ def test_the_package_has_several_models_at_several_guidance_scales():
 def test_sources_are_read_as_they_were_written(tmp_path):
     draw = np.random.default_rng(0)
     runs = [(draw.normal(size=(5, 40)), draw.normal(size=(5, 40))) for _ in range(3)]
-    source = Source.of_runs("model", "flow", 2.5, np.linspace(1, 0.1, 5), runs)
+    response = np.linspace(-1, 1, 5), np.linspace(3, 2, 5)
+    source = Source.of_runs("model", "flow", 2.5, np.linspace(1, 0.1, 5), runs, response)
     gram = source.clean @ source.noise.T
     expected = sum(c @ n.T / np.square(n - c).sum(1).mean() / 3 for c, n in runs)
     assert np.allclose(gram, expected)
@@ -44,7 +45,7 @@ def test_sources_are_read_as_they_were_written(tmp_path):
     read = sources(tmp_path / "sources.safetensors")
     told = [(s.model, s.predicts, s.guidance) for s in read]
     assert told == [("model", "flow", 2.5)] * 2
-    for name in ("sigmas", "clean", "noise"):
+    for name in ("sigmas", "clean", "noise", "pull", "scatter"):
         assert np.allclose(getattr(read[1], name), getattr(source, name), atol=1e-6)
 
 
@@ -52,7 +53,10 @@ def test_a_run_counts_the_same_whatever_its_scale():
     draw = np.random.default_rng(0)
     runs = [(draw.normal(size=(5, 40)), draw.normal(size=(5, 40))) for _ in range(2)]
     scaled = [runs[0], tuple(100 * part for part in runs[1])]
-    one, other = (Source.of_runs("m", "flow", 1, np.linspace(1, 0.1, 5), r) for r in (runs, scaled))
+    response = np.zeros(5), np.zeros(5)
+    one, other = (
+        Source.of_runs("m", "flow", 1, np.linspace(1, 0.1, 5), r, response) for r in (runs, scaled)
+    )
     assert np.allclose(one.clean @ one.noise.T, other.clean @ other.noise.T)
 
 

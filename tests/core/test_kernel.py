@@ -194,7 +194,7 @@ def test_a_file_with_wrong_metadata_is_named(tmp_path, metadata, message):
     arrays = {"sums/a": np.eye(STEPS), "timesteps": TIMESTEPS}
     rest = {"sums": '["a"]', "tap": '"output"', "features": '"full"', "normalisation": '"cosine"'}
     files.write_arrays(
-        path, arrays, "eigencache-kernel-1", rest | {"model": "null", "source": "{}"} | metadata
+        path, arrays, "eigencache-kernel-2", rest | {"model": "null", "source": "{}"} | metadata
     )
     with pytest.raises(KernelError, match=rf"odd\.safetensors.*{message}"):
         Kernel.load(path)

@@ -43,6 +43,8 @@ def kernel_for(name, timesteps=TIMESTEPS, **changes):
         "model": "Flux-1",
         "source": {"prompts": "3"},
     }
+    if method.tap == "output":
+        kept["responses"] = np.outer([1, -2, 9], np.ones(len(timesteps)))
     return kernel_of(RUNS[:, : len(timesteps)], timesteps, STREAMS[method.tap], **kept | changes)
 
 
@@ -87,9 +89,9 @@ def test_an_unknown_option_lists_the_allowed(name):
         ),
         (
             "EigenCache",
-            ("anchors", "batch", "decay", "distrust", "features", "final", "growth", "held_out",
-             "jitter", "normalisation", "ordinary", "phases", "rank", "reach", "ridge", "rounds",
-             "runs", "shared", "smooth", "sweeps", "window"),
+            ("anchors", "batch", "features", "final", "held_out", "jitter", "normalisation",
+             "ordinary", "phases", "rank", "reach", "response", "ridge", "rounds", "runs", "shared",
+             "smooth", "sweeps", "window"),
         ),
     ],
 )  # fmt: skip
@@ -131,9 +133,7 @@ def test_an_aim_is_a_part_of_two_methods():
         "EigenCache-design", "EigenCache",
     ]  # fmt: skip
     options = {
-        "decay": 0.9,
-        "growth": 0.1,
-        "distrust": 0,
+        "response": 0.5,
         "final": 2,
         "jitter": 0.1,
         "ordinary": False,
@@ -393,9 +393,8 @@ def test_planning_does_not_import_torch():
 # Another value than the default of any method. The options of the closed loop act later, in
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
-    "clusters": 5, "decay": 1.0, "degree": 2, "distrust": 3.0, "final": 9.0, "first": 1,
-    "growth": 1.0, "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
-    "phases": [20], "rank": 2, "ratio": 0.3, "ridge": 2.0, "scale": 0.8,
+    "clusters": 5, "degree": 2, "final": 9.0, "first": 1, "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
+    "phases": [20], "rank": 2, "ratio": 0.3, "response": 0.2, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
     "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
 }  # fmt: skip

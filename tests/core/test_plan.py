@@ -150,7 +150,7 @@ def empty(path):
 
 
 def of_another_format(path):
-    files.write_arrays(path, {"x": np.zeros(2)}, "eigencache-kernel-1", {})
+    files.write_arrays(path, {"x": np.zeros(2)}, "eigencache-kernel-2", {})
 
 
 def without_a_format(path):

@@ -314,7 +314,7 @@ def test_show_says_what_a_plan_is(made, capsys):
     ):  # fmt: skip
         assert line in said
     assert repr(plan) == "Plan(4 of 8 steps full, tap='output', method='EigenCache-design')"
-    with pytest.raises(SystemExit, match="its format is 'eigencache-kernel-1'"):
+    with pytest.raises(SystemExit, match="its format is 'eigencache-kernel-2'"):
         run("show", made / "kernel.safetensors")
 
 
@@ -372,7 +372,7 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["calibrate", "--option", "runs=9"], "runs=9: there are only 1 prompts"),
         (["sample", "--plan", "PLAN", "--steps", 9], "made for 8 steps, called with 9"),
         (["sample", "--plan", "PLAN", "--height", 96], "the sampler is at"),
-        (["sample", "--plan", "KERNEL"], "its format is 'eigencache-kernel-1'"),
+        (["sample", "--plan", "KERNEL"], "its format is 'eigencache-kernel-2'"),
         (["sample", "--arguments", '{"hight": 64}'], "no argument 'hight'; did you mean 'height'"),
         (["sample", "--arguments", "[1]"], "--arguments: write a JSON object"),
         (["sample", "--arguments", "{"], "--arguments: not JSON"),

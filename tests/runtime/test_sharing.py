@@ -160,7 +160,7 @@ def test_a_push_without_a_hub_says_so(held, plan, monkeypatch):
 def test_a_kernel_that_is_no_plan_is_named(server, kernel, tmp_path):
     kernel.save(tmp_path / "kernel.safetensors")
     server.files["plan.safetensors"] = (tmp_path / "kernel.safetensors").read_bytes()
-    with pytest.raises(eigencache.PlanError, match=f"^{REPOSITORY}: .*eigencache-kernel-1"):
+    with pytest.raises(eigencache.PlanError, match=f"^{REPOSITORY}: .*eigencache-kernel-2"):
         eigencache.load_plan(REPOSITORY)
 
 

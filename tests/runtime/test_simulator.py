@@ -120,12 +120,15 @@ def test_batches_change_nothing_but_rounding(name):
     one, all_ = (simulator(pipe, 5, batch) for batch in (1, 16))
     assert len(one.batches) == 5 and len(all_.batches) == 1
     plan = plan_of(one)
+    assert one.computed == all_.computed
+    before = one.computed
     ends = [torch.cat(runs.run(plan.full, plan.weights)[0]) for runs in (one, all_)]
     # Schedulers step in single precision.
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.grams, all_.grams, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(one.step_sizes, all_.step_sizes, rtol=1e-4)
-    assert one.computed == all_.computed == 5 * (len(one) + len(plan.full_steps))
+    np.testing.assert_allclose(one.responses, all_.responses, rtol=1e-2, atol=1e-2)
+    assert one.computed == all_.computed == before + 5 * len(plan.full_steps)
 
 
 def test_calls_of_like_arguments_are_made_together():
@@ -248,11 +251,11 @@ def test_a_second_network_and_more_passes_are_found():
     runs = simulator(field_pipeline(second="linear"), switch=4)
     assert runs.switches == (4,) == runs.kernel().switches
     plan = make_plan(Steps([0, 1, 4, 7]), Reuse(), runs.timesteps)
-    assert runs.computed == 3 * STEPS
+    before = runs.computed
     final, features = runs.run(plan.full, plan.weights)
-    assert runs.computed == 3 * (STEPS + 4)
+    assert runs.computed == before + 3 * 4
     again, _ = runs.run(plan.full, plan.weights, features[:3])
-    assert runs.computed == 3 * (STEPS + 5) and torch.equal(final[0], again[0])
+    assert runs.computed == before + 3 * 5 and torch.equal(final[0], again[0])
 
 
 # ---- How outputs move the latents
@@ -398,12 +401,12 @@ def alone_in(pipe, index):
 
 def test_where_nothing_is_skipped_there_is_no_gap():
     runs = simulator(field_pipeline(), 2)
-    plan = plan_of(runs)
+    plan, before = plan_of(runs), runs.computed
     features, gap = runs.gap(plan.full, plan.weights, (), 0, None)
     assert gap is None and len(features) == 1
     features, gap = runs.gap(plan.full, plan.weights, features, 1, None)
     assert gap is None and len(features) == 2
-    assert runs.computed == 2 * (STEPS + 2)
+    assert runs.computed == before + 2 * 2
 
 
 def test_an_error_grows_as_the_field_says():
@@ -417,6 +420,39 @@ def test_an_error_grows_as_the_field_says():
         expected = np.prod(rates)
         found = runs.growth(full, weights, features[:step], step, 1e-3, final)
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+# ---- How outputs answer errors
+
+
+def test_a_field_answers_errors_as_its_formula_says():
+    """v = 0.7 x / sigma: an error e of the latents changes the output by 0.7 e / sigma."""
+    runs = simulator(field_pipeline("growing"), 2, num_inference_steps=20)
+    often, pull, scatter = runs.responses
+    seen = often > 0
+    # 2, 3, 4 and 5 of 20 steps are computed; at the first there is no error yet.
+    assert np.flatnonzero(seen).tolist() == [4, 5, 6, 8, 10, 12, 13, 15, 16]
+    assert often[10] == 2 * 2  # two images, with two numbers of full steps
+    sigma = runs.timesteps[seen] / 1000
+    np.testing.assert_allclose(pull[seen] / often[seen], 0.7 / sigma, rtol=1e-4)
+    assert scatter.max() < 1e-6
+    kernel = runs.kernel()
+    assert np.array_equal(kernel.responses, runs.responses)
+    assert (kernel.response[0] > 0).all() and kernel.response[1].max() < 1e-3
+
+
+@every_scheduler
+def test_a_field_that_is_blind_answers_nothing(scheduler):
+    """A field that does not look at the latents: their errors change nothing."""
+    runs = simulator(field_pipeline("forced", scheduler=scheduler), 2)
+    often, pull, scatter = runs.responses
+    assert often.sum() > 0 and np.abs(pull).max() < 1e-6 and scatter.max() < 1e-6
+
+
+def test_a_network_that_is_never_wrong_tells_nothing():
+    runs = simulator(field_pipeline("constant"), 2)
+    assert not runs.responses.any()
+    assert not np.any(runs.kernel().response)
 
 
 # ---- On FLUX

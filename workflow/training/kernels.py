@@ -3,15 +3,22 @@
 python -m training.kernels --out eigencache/built_in.safetensors FOLDER ...
 """
 
+import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers import FluxPipeline
 
+from eigencache.built_in import Source, save_sources
 from eigencache.calibration.recording import SPARSE, Recorder, Responses, sparse
 from eigencache.kernel import response_of
 from eigencache.runtime._driver import Driver, StepCall
+from training import data, steps, text
+from training.small import ClassPipeline
 
 STEPS = 50
 # Runs of a text-to-image pipeline cost more.
