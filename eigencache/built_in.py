@@ -215,8 +215,8 @@ class Design:
             responses.append((source.pull / scale, source.scatter / scale))
         self.run = FullRun(matrices, self.sizes, *np.swapaxes(responses, 0, 1))
 
-    def plan(self, full_steps: int) -> Plan:
-        """Return the plan of a budget, 1 to T.
+    def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
+        """Return the plan of a budget, 1 to T, with these steps among the full ones.
 
         Each source counts by how small its error is in plain sampling with as many steps, so that
         smooth models count as much as rough ones.
@@ -226,9 +226,10 @@ class Design:
             plain = AIM.cost(evenly(full_steps, len(full)), self.run, reuse=True)
             self.run.weigh(1 / np.maximum(plain, 1e-12))
             start = optimal_steps(
-                FORECASTS, self.timesteps, self.run.matrix, [full_steps], sizes=self.sizes
-            )[full_steps]
-            full = np.isin(np.arange(len(full)), AIM.steps(start, self.run))
+                FORECASTS, self.timesteps, self.run.matrix, [full_steps], sizes=self.sizes,
+                kept=kept,
+            )[full_steps]  # fmt: skip
+            full = np.isin(np.arange(len(full)), AIM.steps(start, self.run, kept))
         return self.with_steps(full)
 
     def with_steps(self, full: np.ndarray) -> Plan:

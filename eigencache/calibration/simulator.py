@@ -169,7 +169,7 @@ class Simulator:
     ) -> None:  # fmt: skip
         """Make the full runs, those of a chunk at once."""
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams, self.responses = [], 0.0
+        self.grams, self.responses = [], np.zeros(0)
         for index, batch in enumerate(self.batches):
             record = _Record()
             self._call(batch, record)
@@ -188,12 +188,16 @@ class Simulator:
             batch.copies, batch.passes = record.copies, record.passes
             batch.ending = record.ending
             batch.alike = len(batch.calls) == 1 or not record.drew
-            for share in SPARSE:
-                plan = sparse(timesteps, share, switches_of(batch.passes))
-                policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
-                self._call(batch, policy)
-                self.responses = self.responses + policy.seen
+            seen = [self._response(batch, record.outputs, share) for share in SPARSE]
+            self.responses = np.sum([self.responses, *seen] if index else seen, axis=0)
             self.grams += record.grams()
+
+    def _response(self, batch: Batch, outputs: Sequence[torch.Tensor], share: float) -> np.ndarray:
+        """Return how outputs answer errors where a share of the steps is full."""
+        plan = sparse(self.timesteps, share, switches_of(batch.passes))
+        policy = _Respond(outputs, self.step_sizes, plan, torch.Tensor.detach)
+        self._call(batch, policy)
+        return policy.seen
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""

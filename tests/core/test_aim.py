@@ -236,7 +236,8 @@ def test_what_an_aim_cannot_serve_is_refused():
 
 @pytest.mark.parametrize(
     ("stated", "says"),
-    [({"response": -1}, "response"), ({"final": -1}, "final"), ({"jitter": 0}, "jitter"), ({"ordinary": 1}, "ordinary")],
+    [({"response": -1}, "response"), ({"final": -1}, "final"), ({"jitter": 0}, "jitter"),
+     ({"ordinary": 1}, "ordinary")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(stated, says):
     with pytest.raises(ValueError, match=says):

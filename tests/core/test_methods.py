@@ -393,7 +393,8 @@ def test_planning_does_not_import_torch():
 # Another value than the default of any method. The options of the closed loop act later, in
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
-    "clusters": 5, "degree": 2, "final": 9.0, "first": 1, "gate": 0.3, "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
+    "clusters": 5, "degree": 2, "final": 9.0, "first": 1, "gate": 0.3,
+    "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
     "phases": [20], "rank": 2, "ratio": 0.3, "response": 0.2, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
     "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
