@@ -5,12 +5,21 @@
 #
 #     snakemake --use-conda --cores 2 built_in
 #
-# which takes minutes for each model on one CPU core, and copy
-# results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
+# and copy results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
+# shapes-flow and letters-flow take minutes on one CPU core, twemoji-flow two minutes on a GPU and a
+# night without.
 
-# shapes-epsilon and emoji-epsilon are not among the sources: plans from them lost to fewer steps.
-SMALL = ["shapes-flow", "letters-flow"]
+# Models that predict the noise are not among the sources: plans from them lost to fewer steps.
+SMALL = ["shapes-flow", "letters-flow", "twemoji-flow"]
+TRAINABLE = [*SMALL, "shapes-epsilon", "emoji-epsilon"]
+# Where the pictures of a model are, in a package; of drawn ones none are read.
+PICTURES = {"twemoji-flow": "emoji-datasource-twitter/img/twitter/64"}
 EMBEDDED = "data/emoji-flux"
+
+
+def pictures_of(wildcards):
+    """Return where a model's pictures are among the packages."""
+    return PICTURES.get(wildcards.small, "fluent-emoji-3d/assets")
 
 
 rule built_in:
@@ -36,7 +45,9 @@ rule small_model:
     """Train one small model."""
     input:
         data=EMOJI,
-        pictures="results/train/npm/fluent-emoji-3d",
+        pictures=lambda wildcards: os.path.join(
+            "results/train/npm", pictures_of(wildcards).split("/")[0]
+        ),
     output:
         directory("results/train/small/{small}"),
     log:
@@ -44,13 +55,11 @@ rule small_model:
     benchmark:
         "results/train/benchmarks/small-{small}.tsv"
     wildcard_constraints:
-        small="|".join(
-            ["shapes-flow", "letters-flow", "shapes-epsilon", "emoji-epsilon"]
-        ),
+        small="|".join(TRAINABLE),
     conda:
         "../../envs/workflow.yaml"
     params:
-        assets=ASSETS,
+        assets=lambda wildcards: f"results/train/npm/{pictures_of(wildcards)}",
     shell:
         "python -m training.small {wildcards.small} --data {input.data} --assets {params.assets}"
         " --out {output} --threads {threads} 2>&1 | tee {log}"

@@ -81,9 +81,9 @@ LARGER: dict[str, Any] = {
 MODELS = {
     "shapes-flow": Small("shapes", "flow", 250, {"shift": 1.5}),
     "letters-flow": Small("letters", "flow", 900, {"shift": 3.0}, batch=48),
-    "twemoji-flow": Small("twemoji", "flow", 10_000, {"shift": 2.0}, **LARGER),
-    "emoji-epsilon": Small("emoji", "epsilon", 7_000, SCALED_LINEAR, **LARGER),
-    "shapes-epsilon": Small("shapes", "epsilon", 5_000, **LARGER | {"layers": 0, "pool": 20_000}),
+    "twemoji-flow": Small("twemoji", "flow", 4_200, {"shift": 2.0}, **LARGER),
+    "emoji-epsilon": Small("emoji", "epsilon", 4_200, SCALED_LINEAR, **LARGER),
+    "shapes-epsilon": Small("shapes", "epsilon", 1_900, **LARGER | {"layers": 0, "pool": 20_000}),
 }
 
 
