@@ -20,7 +20,7 @@ disturbed observations; without pull and scatter it is least squares on undistur
 (arXiv 2305.14677).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -169,20 +169,19 @@ class Aim:
         return weights
 
     def steps(
-        self, start: Sequence[int], run: FullRun, kept: Sequence[int] = ()
+        self, starts: Iterable[Sequence[int]], run: FullRun, kept: Sequence[int] = ()
     ) -> tuple[int, ...]:
         """Return better full steps: they are moved while the expected error falls.
 
-        One is moved at a time, or all before it or after it with it. Where no step has to stay, the
-        search begins from steps that are evenly apart too.
+        One is moved at a time, or all before it or after it with it.
 
         Args:
-            start: the full steps to begin with; as many are returned.
+            starts: full steps to begin with; the best that is found from any is returned.
             run: the full run.
             kept: steps that stay full.
         """
-        starts = {tuple(start)} if kept else {tuple(start), evenly(len(start), len(run))}
-        return min(self._search(steps, run, set(kept)) for steps in sorted(starts))[1]
+        found = [self._search(tuple(start), run, set(kept)) for start in starts]
+        return min(found)[1]
 
     def _search(
         self, start: tuple[int, ...], run: FullRun, kept: set[int]

@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
 from eigencache.aim import Aim, FullRun, evenly
-from eigencache.design import fill, optimal_steps
+from eigencache.design import fill
 from eigencache.kernel import KernelError, spline
+from eigencache.methods import holding
 from eigencache.plan import Plan
 from eigencache.predictors import Kriging
 
@@ -223,13 +224,10 @@ class Design:
         """
         full = np.ones(len(self.levels), bool)
         if full_steps < len(full):
-            plain = AIM.cost(evenly(full_steps, len(full)), self.run, reuse=True)
-            self.run.weigh(1 / np.maximum(plain, 1e-12))
-            start = optimal_steps(
-                FORECASTS, self.timesteps, self.run.matrix, [full_steps], sizes=self.sizes,
-                kept=kept,
-            )[full_steps]  # fmt: skip
-            full = np.isin(np.arange(len(full)), AIM.steps(start, self.run, kept))
+            even = evenly(full_steps, len(full))
+            self.run.weigh(1 / np.maximum(AIM.cost(even, self.run, reuse=True), 1e-12))
+            start = np.flatnonzero(holding(np.isin(np.arange(len(full)), even), kept))
+            full = np.isin(np.arange(len(full)), AIM.steps([start.tolist()], self.run, kept))
         return self.with_steps(full)
 
     def with_steps(self, full: np.ndarray) -> Plan:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range
-from eigencache.aim import Aim, FullRun
+from eigencache.aim import Aim, FullRun, evenly
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
@@ -398,7 +398,9 @@ def make_plan(
         raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
     if aim and used:
         run = FullRun(used.matrix(), used.sizes, *used.response)
-        steps = aim.steps(np.flatnonzero(full).tolist(), run, used.switches)
+        even = np.isin(np.arange(len(full)), evenly(int(full.sum()), len(full)))
+        starts = [np.flatnonzero(s).tolist() for s in (full, holding(even, used.switches))]
+        steps = aim.steps(starts, run, used.switches)
         full = np.isin(np.arange(len(full)), steps)
     if used and predictor.kernel and len(used.streams) > 1:
         streams = used.streams

@@ -142,7 +142,7 @@ def cost(aim, steps):
 @pytest.mark.parametrize("aim", [Aim(), Aim(final=0), Aim(response=0)], ids=str)
 def test_no_schedule_nearby_is_better(aim):
     for start in ((0, 1, 2, 3), (0, 4, 7, 9), (0, 9, 10, 11)):
-        steps = aim.steps(start, RUN)
+        steps = aim.steps([start], RUN)
         assert len(steps) == 4 and steps[0] == 0 and list(steps) == sorted(set(steps))
         least = cost(aim, steps) * (1 - 1e-9)
         for i in range(1, 4):
@@ -153,7 +153,7 @@ def test_no_schedule_nearby_is_better(aim):
 
 
 def test_steps_that_must_be_full_stay():
-    assert 5 in Aim().steps((0, 2, 5, 8), RUN, kept=(5,))
+    assert 5 in Aim().steps([(0, 2, 5, 8)], RUN, kept=(5,))
 
 
 def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
@@ -168,9 +168,9 @@ def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_size_of_outputs_does_not_matter(scale):
-    steps = Aim().steps((0, 3, 6, 9), RUN)
+    steps = Aim().steps([(0, 3, 6, 9)], RUN)
     scaled = FullRun(scale * MATRIX, SIZES, RUN.pull, RUN.scatter)
-    assert Aim().steps((0, 3, 6, 9), scaled) == steps
+    assert Aim().steps([(0, 3, 6, 9)], scaled) == steps
     full, weights = weights_of(Aim())
     base = fill(full, BASE, TIMESTEPS, MATRIX)
     np.testing.assert_allclose(Aim().weights(full, base, scaled), weights, atol=1e-9)
@@ -208,7 +208,9 @@ def test_a_search_leaves_a_poor_start():
     """Full steps that are all too late are moved together, not only one by one."""
     late = tuple(range(STEPS - 5, STEPS))
     start = (0, *late[1:])
-    assert cost(Aim(), Aim().steps(start, RUN)) <= cost(Aim(), Aim().steps((0, 2, 4, 6, 8), RUN))
+    assert cost(Aim(), Aim().steps([start], RUN)) <= cost(
+        Aim(), Aim().steps([(0, 2, 4, 6, 8)], RUN)
+    )
 
 
 def test_a_plan_with_an_aim_ends_closer_in_open_loop():

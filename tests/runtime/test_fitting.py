@@ -14,7 +14,7 @@ from diffusers import (
 from fields import field_pipeline
 
 from eigencache import closed_loop
-from eigencache.aim import Aim
+from eigencache.aim import Aim, FullRun
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
 from eigencache.closed_loop import Base, ClosedLoop, carry, designs, refine, sampled
@@ -45,6 +45,11 @@ def simulator(pipe, indices=range(IMAGES), batch=16, steps=STEPS, **arguments):
     return Simulator(pipe, calls, [SEEDS[i] for i in indices], arguments, batch)
 
 
+def full_run(kernel):
+    """Return what a kernel tells of full runs."""
+    return FullRun(kernel.matrix(), kernel.sizes, *kernel.response)
+
+
 class Setting:
     """A field, its full runs, others that are held out, and what the gaps are filled with."""
 
@@ -53,7 +58,7 @@ class Setting:
         self.runs = simulator(self.pipe, **options)
         self.held_out = simulator(self.pipe, range(IMAGES, 6), **options)
         self.kernel = self.runs.kernel()
-        self.base = Base(predictor, self.kernel.matrix())
+        self.base = Base(predictor, full_run(self.kernel))
 
 
 @pytest.fixture(scope="module", params=["linear", "bent"])
@@ -67,7 +72,7 @@ def bent():
 
 
 def refined(setting, plan, loop):
-    return refine(plan, Base(ORDINARY, setting.base.matrix), setting.runs, setting.held_out, loop)
+    return refine(plan, Base(ORDINARY, setting.base.run), setting.runs, setting.held_out, loop)
 
 
 def decibels_by_hand(setting, plan, indices=range(IMAGES)):
@@ -236,7 +241,7 @@ def test_exchange_computes_only_from_where_a_step_moves():
 def test_steps_where_the_network_changes_stay():
     pipe = field_pipeline("bent", second="linear")
     runs = simulator(pipe, switch=4)
-    base = Base(ORDINARY, runs.kernel().matrix())
+    base = Base(ORDINARY, full_run(runs.kernel()))
     loop = ClosedLoop(sweeps=3, reach=3)
     found = loop.exchange(runs, base, loop.fit(runs, base, (0, 1, 4, 7)))
     assert runs.switches == (4,) and 4 in found.steps
@@ -371,12 +376,12 @@ def test_an_error_is_carried_as_the_field_says(steps):
 def test_an_aim_is_what_the_fit_departs_from(bent):
     """With a ridge that lets nothing move, each schedule keeps the weights of its aimed plan."""
     aim = Aim()
-    base = Base(ORDINARY, bent.base.matrix, aim)
+    base = Base(ORDINARY, bent.base.run, aim)
     loop = ClosedLoop(ridge=1e12)
     for steps in ((0, 3, 5), (0, 2, 3, 6)):
         full = np.isin(np.arange(STEPS), steps)
         plain = bent.base.weights(full, bent.runs)
-        aimed = aim.weights(full, plain, bent.base.matrix, bent.runs.step_sizes)
+        aimed = aim.weights(full, plain, bent.base.run)
         assert not np.allclose(aimed, plain, rtol=1e-3)
         assert np.allclose(loop.fit(bent.runs, base, steps).weights, aimed, atol=1e-6)
 
@@ -421,7 +426,7 @@ def test_the_start_is_the_best_of_the_plan_and_the_designs(bent):
     plan = make_plan(Steps([0, 5, 6, 7]), ORDINARY, bent.runs.timesteps, bent.kernel)
     loop = ClosedLoop(sweeps=0, rounds=0)
     made = refined(bent, plan, loop)
-    starts = {plan.full_steps} | designs(bent.runs, plan, bent.base.matrix)
+    starts = {plan.full_steps} | designs(bent.runs, plan, bent.base.run.matrix)
     every = {steps: loop.fit(bent.runs, bent.base, steps).decibels for steps in starts}
     assert made.full_steps == max(every, key=every.get) != plan.full_steps
 
