@@ -20,9 +20,10 @@ from diffusers import (
 from fields import SIZE, FieldPipeline, field_pipeline
 from helpers import arguments_of, tiny_pipeline
 
+from eigencache.calibration.recording import record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator, _joined, _Record, sample_of
-from eigencache.kernel import step_sizes
+from eigencache.kernel import OUTPUT, step_sizes
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Newton, Reuse
@@ -439,6 +440,20 @@ def test_a_field_answers_errors_as_its_formula_says():
     kernel = runs.kernel()
     assert np.array_equal(kernel.responses, runs.responses)
     assert (kernel.response[0] > 0).all() and kernel.response[1].max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", [OUTPUT, OUTPUT._replace(features="stride-8")], ids=str)
+def test_calibration_measures_it_a_run_at_a_time(kind):
+    """With another number of full steps for each run; whatever features the kernel is of."""
+    pipe = field_pipeline("growing")
+    calls = [{"prompt": p, "num_inference_steps": 20} for p in PROMPTS]
+    (kernel,) = record_kernels(pipe, calls, SEEDS, [kind])
+    often, pull, scatter = kernel.responses
+    seen = often > 0
+    assert often.sum() == 1 + 2 + 3 + 4 + 1  # 2, 3, 4, 5 and 2 steps, but for the first
+    sigma = kernel.timesteps[seen] / 1000
+    np.testing.assert_allclose(pull[seen] / often[seen], 0.7 / sigma, rtol=1e-4)
+    assert scatter.max() < 1e-6
 
 
 @every_scheduler
