@@ -208,7 +208,8 @@ class Design:
         # Of latents that stay as they are, an error of the noise is one of the clean sample too.
         self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
         self.scale = scale
-        found = [source.at(self.levels) for source in fitting(kind, sources() if models is None else models)]
+        used = sources() if models is None else models
+        found = [source.at(self.levels) for source in fitting(kind, used)]
         matrices, responses = [], []
         for source in found:
             rows = (noise / scale)[:, None] * source.noise + (clean / scale)[:, None] * source.clean
