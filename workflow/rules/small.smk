@@ -12,14 +12,10 @@
 # Models that predict the noise are not among the sources: plans from them lost to fewer steps.
 SMALL = ["shapes-flow", "letters-flow", "twemoji-flow"]
 TRAINABLE = [*SMALL, "shapes-epsilon", "emoji-epsilon"]
-# Where the pictures of a model are, in a package; of drawn ones none are read.
-PICTURES = {"twemoji-flow": "emoji-datasource-twitter/img/twitter/64"}
+# The package of a model's pictures, and where in it they are; drawn ones are in none.
+PICTURES = dict.fromkeys(TRAINABLE, ("fluent-emoji-3d", "assets"))
+PICTURES["twemoji-flow"] = ("emoji-datasource-twitter", "img/twitter/64")
 EMBEDDED = "data/emoji-flux"
-
-
-def pictures_of(wildcards):
-    """Return where a model's pictures are among the packages."""
-    return PICTURES.get(wildcards.small, "fluent-emoji-3d/assets")
 
 
 rule built_in:
@@ -45,9 +41,7 @@ rule small_model:
     """Train one small model."""
     input:
         data=EMOJI,
-        pictures=lambda wildcards: os.path.join(
-            "results/train/npm", pictures_of(wildcards).split("/")[0]
-        ),
+        pictures=lambda wildcards: f"results/train/npm/{PICTURES[wildcards.small][0]}",
     output:
         directory("results/train/small/{small}"),
     log:
@@ -59,7 +53,7 @@ rule small_model:
     conda:
         "../../envs/workflow.yaml"
     params:
-        assets=lambda wildcards: f"results/train/npm/{pictures_of(wildcards)}",
+        assets=lambda wildcards, input: f"{input.pictures}/{PICTURES[wildcards.small][1]}",
     shell:
         "python -m training.small {wildcards.small} --data {input.data} --assets {params.assets}"
         " --out {output} --threads {threads} 2>&1 | tee {log}"
