@@ -76,10 +76,14 @@ import eigencache
 from benchmarks.memory import forget_peak, process_peak_mb
 from benchmarks.models import WAN_5B
 from benchmarks.peers import diffusers_hooks
+from eigencache.calibration.recording import SPARSE, sparse
+from eigencache.design import evenly
 
 NUM_STEPS, FULL_STEPS, ANCHORS = 50, 7, 6
 # Of the network, for one prompt: a full run, and four with few full steps.
-CALIBRATION_CALLS = NUM_STEPS + 5 + 7 + 9 + 13
+CALIBRATION_CALLS = NUM_STEPS + sum(
+    int(sparse(np.arange(NUM_STEPS, 0.0, -1), share, ()).full.sum()) for share in SPARSE
+)
 OTHER_TAPS = ("hidden", "blocks", "delta", "modules")
 UNCACHED, AGAIN, OURS = "uncached", "uncached, again", "EigenCache"
 EAGER, BLOCKS, WHOLE = "no", "blocks", "whole"  # what is compiled
@@ -362,8 +366,7 @@ def six_anchors(num_full: int, timesteps: np.ndarray) -> eigencache.Plan:
     Its weights are pretend, and are all the same: the mean of the last full steps.
     """
     steps = len(timesteps)
-    full = np.zeros(steps, bool)
-    full[np.arange(num_full) * steps // num_full] = True
+    full = evenly(num_full, steps)
     weights = np.zeros((steps, steps))
     for step in np.flatnonzero(~full):
         anchors = np.flatnonzero(full[:step])[-ANCHORS:]

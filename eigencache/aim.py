@@ -35,11 +35,6 @@ REACH = 3
 LEAST = 1e-3
 
 
-def evenly(count: int, steps: int) -> tuple[int, ...]:
-    """Return so many of the sampler's steps, evenly apart from the first on."""
-    return tuple((np.arange(count) * steps // count).tolist())
-
-
 class FullRun:
     """How the full runs of one or several models move the latents, and how errors disturb them.
 

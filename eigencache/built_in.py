@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
-from eigencache.aim import Aim, FullRun, evenly
-from eigencache.design import fill
+from eigencache.aim import Aim, FullRun
+from eigencache.design import evenly, fill
 from eigencache.kernel import KernelError, spline
 from eigencache.methods import holding
 from eigencache.plan import Plan
@@ -226,9 +226,9 @@ class Design:
         full = np.ones(len(self.levels), bool)
         if full_steps < len(full):
             even = evenly(full_steps, len(full))
-            self.run.weigh(1 / np.maximum(AIM.cost(even, self.run, reuse=True), 1e-12))
-            start = np.flatnonzero(holding(np.isin(np.arange(len(full)), even), kept))
-            full = np.isin(np.arange(len(full)), AIM.steps([start.tolist()], self.run, kept))
+            plain, start = (np.flatnonzero(s).tolist() for s in (even, holding(even, kept)))
+            self.run.weigh(1 / np.maximum(AIM.cost(plain, self.run, reuse=True), 1e-12))
+            full = np.isin(np.arange(len(full)), AIM.steps([start], self.run, kept))
         return self.with_steps(full)
 
     def with_steps(self, full: np.ndarray) -> Plan:

@@ -23,6 +23,13 @@ from eigencache.predictors import Predictor
 MAX_TABLE = 40_000_000
 
 
+def evenly(count: int, steps: int) -> np.ndarray:
+    """Return so many full steps, bool `[T]`, evenly apart from the first on."""
+    full = np.zeros(steps, bool)
+    full[np.arange(count) * steps // count] = True
+    return full
+
+
 def fill(
     full: np.ndarray, predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray | None
 ) -> np.ndarray:

@@ -241,9 +241,8 @@ class Kernel(Record):
 
         They are means over the steps nearby; 0 if nothing was measured.
         """
-        if self.responses is None:
-            return np.zeros(len(self.timesteps)), np.zeros(len(self.timesteps))
-        return response_of(self.responses)
+        none = np.zeros((3, len(self.timesteps)))
+        return response_of(none if self.responses is None else self.responses)
 
     def smoothed(self, share: float, degree: int = 8) -> "Kernel":
         """Return the kernel drawn towards a smooth one: `(1 - share) C + share P C P`.

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range
-from eigencache.aim import Aim, FullRun, evenly
+from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
-from eigencache.design import fill, with_predicted_error
+from eigencache.design import evenly, fill, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
@@ -398,8 +398,8 @@ def make_plan(
         raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
     if aim and used:
         run = FullRun(used.matrix(), used.sizes, *used.response)
-        even = np.isin(np.arange(len(full)), evenly(int(full.sum()), len(full)))
-        starts = [np.flatnonzero(s).tolist() for s in (full, holding(even, used.switches))]
+        even = holding(evenly(int(full.sum()), len(full)), used.switches)
+        starts = [np.flatnonzero(start).tolist() for start in (full, even)]
         steps = aim.steps(starts, run, used.switches)
         full = np.isin(np.arange(len(full)), steps)
     if used and predictor.kernel and len(used.streams) > 1:

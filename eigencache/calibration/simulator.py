@@ -139,6 +139,7 @@ class Simulator:
         self.pipe, self.count, self.computed = pipe, len(calls), 0
         self.grams: list[np.ndarray] = []
         self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
+        self.responses = np.empty((3, 0))
         self.batches: list[Batch] = []
         chunks = _joined([{**arguments, **call} for call in calls], batch)
         try:
@@ -169,7 +170,7 @@ class Simulator:
     ) -> None:  # fmt: skip
         """Make the full runs, those of a chunk at once."""
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams, self.responses = [], np.zeros(0)
+        self.grams = []
         for index, batch in enumerate(self.batches):
             record = _Record()
             self._call(batch, record)
@@ -178,6 +179,7 @@ class Simulator:
             timesteps = record.timesteps
             if index == 0:
                 self.timesteps, self.step_sizes = timesteps, record.step_sizes()
+                self.responses = np.zeros((3, len(timesteps)))
             elif not np.array_equal(timesteps, self.timesteps):
                 raise PlanError(
                     f"calls 0 and {chunks[index][0]} sample at other timesteps ({_few(timesteps)} "
@@ -188,16 +190,12 @@ class Simulator:
             batch.copies, batch.passes = record.copies, record.passes
             batch.ending = record.ending
             batch.alike = len(batch.calls) == 1 or not record.drew
-            seen = [self._response(batch, record.outputs, share) for share in SPARSE]
-            self.responses = np.sum([self.responses, *seen] if index else seen, axis=0)
+            for share in SPARSE:
+                plan = sparse(timesteps, share, switches_of(batch.passes))
+                policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
+                self._call(batch, policy)
+                self.responses = self.responses + policy.seen
             self.grams += record.grams()
-
-    def _response(self, batch: Batch, outputs: Sequence[torch.Tensor], share: float) -> np.ndarray:
-        """Return how outputs answer errors where a share of the steps is full."""
-        plan = sparse(self.timesteps, share, switches_of(batch.passes))
-        policy = _Respond(outputs, self.step_sizes, plan, torch.Tensor.detach)
-        self._call(batch, policy)
-        return policy.seen
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""

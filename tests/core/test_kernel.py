@@ -23,6 +23,28 @@ def identity(**changes) -> Kernel:
     return Kernel(**good | changes)
 
 
+def test_responses_add_up_and_are_read_at_other_timesteps():
+    seen = np.zeros((3, STEPS))
+    seen[:, 2], seen[:, 3] = (2, -4, 18), (1, -2, 9)  # each time a pull of -2 and a scatter of 3
+    one = identity(responses=seen)
+    both = one + one + identity()
+    assert np.array_equal(both.responses, 2 * seen)
+    for kernel in (
+        one,
+        both,
+        one.at(TIMESTEPS[::-1]),
+        one.at((TIMESTEPS[1:] + TIMESTEPS[:-1]) / 2),
+    ):
+        pull, scatter = kernel.response
+        assert np.allclose(pull, -2) and np.allclose(scatter, 3)
+        assert len(pull) == len(scatter) == len(kernel.timesteps)
+    for kernel in (identity(), identity(responses=np.zeros((3, STEPS)))):
+        assert not np.any(kernel.response)
+    for wrong in (seen[:2], seen[:, 1:], np.full_like(seen, np.nan)):
+        with pytest.raises(KernelError, match="`responses` must be 3 x"):
+            identity(responses=wrong)
+
+
 def test_second_moment_is_the_mean_product_per_number():
     expected = np.zeros((STEPS, STEPS))
     for run in RUNS:

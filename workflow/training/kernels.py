@@ -64,10 +64,10 @@ def traced(pipe: Any, make: Callable[[], Mapping[str, Any]]) -> Traced:
     policy = _Traced()
     with Driver(pipe, policy):
         pipe(**make(), output_type="latent")
-    seen = np.zeros((3, len(policy.outputs)))
+    seen, sizes = np.zeros((3, len(policy.outputs))), policy.step_sizes()
     for share in SPARSE:
         plan = sparse(policy.timesteps, share, ())
-        responses = Responses(policy.outputs, policy.step_sizes(), plan, torch.Tensor.detach)
+        responses = Responses(policy.outputs, sizes, plan, torch.Tensor.detach)
         with Driver(pipe, responses):
             pipe(**make(), output_type="latent")
         seen += responses.seen

@@ -135,7 +135,7 @@ def letters(
     pictures = np.empty((count, side, side, 1), np.uint8)
     for i, label in enumerate(labels):
         picture = Image.new("L", (large, large), 0)
-        middle = tuple((large / 2 + draw.uniform(-large / 10.7, large / 10.7, 2)).tolist())
+        middle = tuple((large / 2 + draw.uniform(-3 * large / 32, 3 * large / 32, 2)).tolist())
         font = fonts[draw.integers(len(fonts))]
         ImageDraw.Draw(picture).text(middle, LETTERS[label], 255, font, anchor="mm")
         picture = picture.rotate(draw.uniform(-12, 12), Image.Resampling.BILINEAR)
@@ -262,8 +262,6 @@ def loss_of(
 ) -> Callable[[nn.Module], torch.Tensor]:
     """Return the loss of a network on a batch that it draws."""
     device, batch = pool.device, model.batch
-    if model.predicts == "epsilon":
-        kept = pipe.scheduler.alphas_cumprod.to(device)
 
     def drawn(network: nn.Module, classes: torch.Tensor) -> torch.Tensor:
         if not isinstance(network, UNet2DModel):
@@ -280,9 +278,9 @@ def loss_of(
             times, noised = 1000 * sigma.flatten(), torch.lerp(clean, noise, sigma)
             target = noise - clean
         else:
-            times = torch.randint(len(kept), (batch,), device=device)
-            share = kept[times][:, None, None, None]
-            noised, target = share.sqrt() * clean + (1 - share).sqrt() * noise, noise
+            count = pipe.scheduler.config.num_train_timesteps
+            times = torch.randint(count, (batch,), device=device)
+            noised, target = pipe.scheduler.add_noise(clean, noise, times), noise
         noised = noised.to(network.dtype)
         output = network(noised, times, class_labels=classes, return_dict=False)[0]
         return functional.mse_loss(output.float(), target)
