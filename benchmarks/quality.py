@@ -5,17 +5,14 @@
 The arguments are the table to write, and the models' folders: emoji-flux, and small models of
 `workflow/rules/small.smk`. Each is calibrated at two guidance scales with `CALIBRATION` prompts or
 classes, and plans of several methods and budgets are measured on `EVALUATION` others, with noise of
-other seeds. Rows that the table has already are kept, so that a run which was stopped goes on. With
-the former emoji-flux (docs/results.md), which data/benchmarks/quality.csv has, it took some 6
-minutes of one core's time, and then some 2 for each small model's plan in closed loop; these come
-last, and the file has them of shapes-flow alone.
+other seeds. Rows that the table has already are kept, so that a run which was stopped goes on.
 
 A row is a plan of 50 steps at the output tap:
 
-    predicted   PSNR in dB of 8-bit images to those of full runs. Calibrated plans: the mean over
-                the last 16 calibration prompts, as `calibrate(psnr=...)` has it. Built-in plans,
-                from the kernels of other models: the mean over two images of the one prompt
-                `probe`, as `cached(psnr=...)` has it
+    probe       of plans that a probe makes, as `cached(psnr=...)` does: the number of the one
+                prompt that it knows
+    predicted   PSNR in dB of 8-bit images to those of full runs: the mean over the last `JUDGES`
+                calibration prompts, as `calibrate(psnr=...)` has it; of a probe, over its images
     measured    the mean over the evaluation images
     spread      the standard deviation of one image's PSNR among them: prompts differ by as much
 """
@@ -24,36 +21,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
 
 from benchmarks.rows import append, command_line, read
-from eigencache import built_in
-from eigencache.built_in import Budget
 from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with
 from eigencache.calibration._calls import quiet
-from eigencache.calibration.probe import IMAGES
+from eigencache.calibration import probe
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.sampler import image_seed
-from eigencache.kernel import Kernel, Kind
+from eigencache.kernel import OUTPUT, Kernel
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
-from eigencache.runtime._built_in import built_in_plan
 from training.kernels import Subject, subject_of
 
 STEPS, GUIDANCE = 50, (1.0, 3.0)
-CALIBRATION, JUDGES, EVALUATION, PROBES, BATCH = 32, 16, 32, 3, 8
+CALIBRATION, JUDGES, EVALUATION, PROBES, BATCH = 16, 8, 16, 3, 8
 SEED, CALIBRATION_SEED = 2026, 7
 OPEN_LOOP: dict[str, tuple[dict, tuple[int, ...]]] = {
     "EigenCache-design": ({}, (5, 7, 9, 13)),
     "TaylorSeer": ({"order": 1}, (9,)),
     "HiCache": ({}, (9,)),
 }
-METHOD = "EigenCache built in"
+PROBED = "EigenCache-design, probed"
 QUICK = [(name, b) for name, (_, budgets) in OPEN_LOOP.items() for b in budgets]
-QUICK += [(METHOD, 9), (METHOD, 13)]
+QUICK += [(PROBED, 9), (PROBED, 13)]
 SLOW = [("EigenCache", 9)]  # fitted in closed loop, which takes longer than all others
 COLUMNS = (
     "model", "guidance", "method", "full_steps", "probe", "predicted", "measured", "spread",
@@ -108,7 +101,7 @@ class Bench:
     @cached_property
     def kernel(self) -> Kernel:
         """That of all calibration runs."""
-        return self.calibration.kernel(Kind("output", "full", "second-moment"))
+        return self.calibration.kernel(OUTPUT)
 
     def _calls(self, count: int, evaluation: bool) -> list[dict[str, Any]]:
         if self.subject.prompts is None:
@@ -133,17 +126,24 @@ class Bench:
         )  # fmt: skip
         return self.held_out.psnr(plan), plan
 
-    def probes(self) -> list[Batches]:
-        """Return what `cached(psnr=...)` would judge by if it met one of a few prompts first."""
-        seeds = [image_seed(CALIBRATION_SEED, i) for i in range(IMAGES)]
-        return [self._judge([call] * IMAGES, seeds) for call in self._calls(PROBES, False)]
+    @cached_property
+    def probes(self) -> list[tuple[Kernel, Batches]]:
+        """The kernel and the judge of `cached(psnr=...)` for each of a few prompts."""
+        found = []
+        for call in self._calls(PROBES, False):
+            calls = [call] * probe.IMAGES
+            calibration = Calibration(self.pipe, calls, self.shared, probe.SEED)
+            found.append((calibration.kernel(OUTPUT), self._judge(calls, calibration.seeds)))
+        return found
 
-    def built_in(self, full_steps: int) -> Plan:
-        """Return the built-in plan from the kernels of other models."""
-        others = [s for s in built_in.sources() if s.model != self.subject.name]
-        timesteps = self.kernel.timesteps
-        with patch.object(built_in, "sources", lambda: others):
-            return built_in_plan(self.pipe.scheduler, timesteps, Budget(full_steps))
+    def plans(self, method: str, full_steps: int) -> Iterator[tuple[Any, float, Plan]]:
+        """Yield a method's plans: of which probe, what is predicted, and the plan."""
+        if method != PROBED:
+            yield "", *self.calibrated(method, full_steps)
+            return
+        for i, (kernel, judge) in enumerate(self.probes):
+            plan = METHODS[probe.METHOD].plan(full_steps, kernel.timesteps, kernel)
+            yield i, judge.psnr(plan), plan
 
 
 def rows_of(
@@ -157,19 +157,12 @@ def rows_of(
     if not todo:
         return
     bench = Bench(subject, guidance)
-    probes = bench.probes()
     for name, budget in todo:
-        if name == METHOD:
-            plan = bench.built_in(budget)
-            predicted = {i: judge.psnr(plan) for i, judge in enumerate(probes)}
-        else:
-            value, plan = bench.calibrated(name, budget)
-            predicted = {"": value}
-        each = bench.evaluation.each(plan)
-        for probe, value in predicted.items():
+        for number, predicted, plan in bench.plans(name, budget):
+            each = bench.evaluation.each(plan)
             yield {
                 "model": subject.name, "guidance": f"{guidance:g}", "method": name,
-                "full_steps": budget, "probe": probe, "predicted": round(value, 2),
+                "full_steps": budget, "probe": number, "predicted": round(predicted, 2),
                 "measured": round(float(np.mean(each)), 2),
                 "spread": round(float(np.std(each, ddof=1)), 2),
             }  # fmt: skip
@@ -179,8 +172,8 @@ def summary(rows: list[Mapping[str, str]]) -> str:
     """Return how far predictions were off."""
     told = []
     for name, chosen in (
-        ("calibrated plans", [r for r in rows if r["method"] != METHOD]),
-        ("built-in plans, probe by probe", [r for r in rows if r["method"] == METHOD]),
+        ("calibrated plans", [r for r in rows if r["method"] != PROBED]),
+        ("plans of probes", [r for r in rows if r["method"] == PROBED]),
     ):
         off = np.array([float(r["predicted"]) - float(r["measured"]) for r in chosen])
         if len(off):

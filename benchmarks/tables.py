@@ -4,8 +4,10 @@
     python -m benchmarks.tables headline        # one
     python -m benchmarks.tables --write         # put them into the documents
     python -m benchmarks.tables --main results/emoji-flux/summary.csv --write
+    python -m benchmarks.tables --methods results/methods/summary.csv --write
 
-The last line first takes the main job's numbers into data/benchmarks/main.csv.
+The last two first take the numbers of the main job, or of workflow/config/methods.yaml, into
+data/benchmarks/main.csv or methods.csv.
 `tests/end_to_end/test_documents.py` checks that the documents hold the tables as they are printed.
 """
 
@@ -24,7 +26,7 @@ BENCHMARKS = Path(__file__).parents[1] / "data" / "benchmarks"
 # Runs 1 and 2 of benchmarks/gpu.py, and run 3, which measured anew what run 2 had, and more.
 GPU, GPU_RUN_3 = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "gpu-nvidia-h200-from-6.csv"
 GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
-MAIN = BENCHMARKS / "main.csv"
+MAIN, EVERY_METHOD = BENCHMARKS / "main.csv", BENCHMARKS / "methods.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE = BENCHMARKS / "oracle.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
@@ -37,6 +39,8 @@ ESTIMATED_STEPS = {"H100": 0.19, "A100": 0.48}
 EAGER, COMPILED, WHOLE = "no", "blocks", "whole"
 # What main.csv has of the main job's summary.
 MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high", "predicted_psnr"]
+# And of that of methods.yaml.
+METHODS_COLUMNS = ["run", *MAIN_COLUMNS, "ssim", "clip_score", "speedup", "tflop", "timed_images"]
 # What tables call the labels of the main job.
 METHODS = {
     "fewer-steps": "fewer steps", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
@@ -316,13 +320,13 @@ def oracle() -> str:
     return "\n".join(lines)
 
 
-def built_in() -> str:
-    """Return the PSNR of built-in plans, and how far above the best peer, of built-in.csv."""
+def built_in(method: str = "EigenCache built in", first: str = "model left out") -> str:
+    """Return the PSNR of a method, and how far above the best peer, of built-in.csv."""
     data = pd.read_csv(BUILT_IN)
     settings = sorted({(s, f) for s, f in zip(data["steps"], data["full_steps"], strict=True)},
                       key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
     lines = [
-        "| model left out | guidance | "
+        f"| {first} | guidance | "
         + " | ".join(f"{full} of {steps}" for steps, full in settings) + " |",
         "|---" * (2 + len(settings)) + "|",
     ]  # fmt: skip
@@ -331,10 +335,32 @@ def built_in() -> str:
         for steps, full in settings:
             cell = rows[(rows["steps"] == steps) & (rows["full_steps"] == full)]
             psnr = cell.set_index("method")["psnr"]
-            ours = psnr.pop("EigenCache built in")
-            cells.append(f"{ours:.1f} ({ours - psnr.max():+.1f})")
+            peers = psnr[~psnr.index.str.startswith("EigenCache")]
+            cells.append(f"{psnr[method]:.1f} ({psnr[method] - peers.max():+.1f})")
         lines.append(f"| {model} | {scale:g} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def every_method() -> str:
+    """Return the PSNR of every method by its budgets, of methods.csv."""
+    data = pd.read_csv(EVERY_METHOD)
+    budgets = [5, 7, 9, 12, 18]
+    lines = [
+        "| method | " + " | ".join(f"{budget} of 50" for budget in budgets) + " | speed-up at 9 |",
+        "|---" * (2 + len(budgets)) + "|",
+    ]
+    for method, rows in data.groupby("method", sort=False):
+        rows = rows.set_index("full_steps")
+        if not set(budgets) <= set(rows.index):
+            continue  # the full run, and those for a quality
+        cells = [f"{rows['psnr'][budget]:.1f}" for budget in budgets]
+        lines.append(f"| {method} | " + " | ".join(cells) + f" | {rows['speedup'][9]:.1f} |")
+    return "\n".join(lines)
+
+
+def one_image() -> str:
+    """Return the same of plans that were calibrated on one image."""
+    return built_in("EigenCache-design, one image", "model")
 
 
 def predictions() -> str:
@@ -343,7 +369,7 @@ def predictions() -> str:
     data["off"] = (data["predicted"] - data["measured"]).abs()
     lines = [
         "| predictions for | calibrated plans: within 1.5 dB | within 2 dB | median, most | "
-        "probes of built-in plans: within 1.5 dB | within 2 dB | median, most |",
+        "plans of probes: within 1.5 dB | within 2 dB | median, most |",
         "|---" * 7 + "|",
     ]
     cells = [(f"{m}, guidance {g:g}", r) for (m, g), r in data.groupby(["model", "guidance"])]
@@ -370,7 +396,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "peers": ("docs/results.md", peers),
     "guidance": ("docs/guidance.md", guidance),
     "oracle": ("docs/results.md", oracle),
+    "methods": ("docs/results.md", every_method),
     "built-in": ("docs/results.md", built_in),
+    "one-image": ("docs/results.md", one_image),
     "predictions": ("docs/results.md", predictions),
 }
 
@@ -384,6 +412,15 @@ def take_main(summary: Path) -> None:
     data = pd.read_csv(summary)
     data = data[data["method"].isin(METHODS)]
     data[MAIN_COLUMNS].to_csv(MAIN, index=False)
+
+
+def take_methods(summary: Path) -> None:
+    """Write data/benchmarks/methods.csv from the summary of workflow/config/methods.yaml.
+
+    Args:
+        summary: results/methods/summary.csv.
+    """
+    pd.read_csv(summary)[METHODS_COLUMNS].to_csv(EVERY_METHOD, index=False)
 
 
 def write(name: str) -> None:
@@ -414,9 +451,12 @@ if __name__ == "__main__":
     parser.add_argument("table", nargs="?", choices=TABLES)
     parser.add_argument("--write", action="store_true", help="put tables into their documents")
     parser.add_argument("--main", type=Path, metavar="SUMMARY", help="of the main job")
+    parser.add_argument("--methods", type=Path, metavar="SUMMARY", help="of methods.yaml")
     arguments = parser.parse_args()
     if arguments.main:
         take_main(arguments.main)
+    if arguments.methods:
+        take_methods(arguments.methods)
     for name in [arguments.table] if arguments.table else TABLES:
         if arguments.write:
             write(name)

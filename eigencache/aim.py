@@ -33,6 +33,8 @@ from eigencache._checks import check_range, check_real
 REACH = 3
 # Where the outputs of a gap move the latents by a smaller share than this, nothing is corrected.
 LEAST = 1e-3
+# How often, and how fast, shares of models are moved towards those that regret more.
+FAIR_ROUNDS, FAIR_RATE = 30, 0.5
 
 
 class FullRun:
@@ -46,6 +48,7 @@ class FullRun:
 
     Attributes:
         rows: float64 `[T + 1, T]`, m_t of each step and of the end.
+        toward: float64 `[S, T, T + 1]`, E[f_s m_t . f].
         squares: float64 `[S, T + 1]`, E[(m_t . f)^2].
         scale: the mean square of an output, by the shares.
     """
@@ -60,7 +63,8 @@ class FullRun:
         count = len(self.matrices)
         self.pull, self.scatter = (np.broadcast_to(x, (count, steps)) for x in (pull, scatter))
         self.rows = np.tri(steps + 1, steps, -1) * self.sizes
-        self.squares = np.einsum("ti,sij,tj->st", self.rows, self.matrices, self.rows)
+        self.toward = self.matrices @ self.rows.T
+        self.squares = np.einsum("ti,sit->st", self.rows, self.toward)
         self.weigh(shares)
 
     def __len__(self) -> int:
@@ -72,6 +76,11 @@ class FullRun:
         shares = np.broadcast_to(np.asarray(shares, np.float64), len(self.matrices))
         self.shares = shares / shares.sum()
         self.scale = float(np.einsum("s,stt->", self.shares, self.matrices)) / len(self)
+
+    def apart(self) -> list["FullRun"]:
+        """Return the full runs of each model alone."""
+        parts = zip(self.matrices, self.pull, self.scatter, strict=True)
+        return [FullRun(matrix, self.sizes, *response) for matrix, *response in parts]
 
     @property
     def matrix(self) -> np.ndarray:
@@ -109,34 +118,51 @@ class Aim:
             raise ValueError(f"ordinary must be true or false, got {self.ordinary!r}")
 
     def targets(
-        self, steps: Sequence[int], run: FullRun, reuse: bool = False
+        self, steps: ArrayLike, run: FullRun, reuse: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return what the latents are to have moved by at the end of each gap, and its error.
 
         Args:
-            steps: the n full steps, ascending, from 0 on.
+            steps: int `[..., n]`, the n full steps, ascending, from 0 on.
             run: the full run.
             reuse: whether each gap repeats the output of the full step before it instead.
 
         Returns:
-            Float64 `[n, n]`, p_t at the end t of the gap behind each full step, as weights of the
-            full steps' outputs; and float64 `[S, n]`, E[e_t^2] there.
+            Float64 `[..., n, n]`, p_t at the end t of the gap behind each full step, as weights of
+            the full steps' outputs; and float64 `[..., S, n]`, E[e_t^2] there.
         """
-        cached = _Cached(self, len(steps), run)
-        planned = np.zeros((len(steps), len(steps)))
-        for i, (step, end) in enumerate(pairwise([*steps, len(run)])):
+        steps = np.asarray(steps)
+        each = steps.reshape(-1, steps.shape[-1])
+        cached = _Cached(self, *each.shape, run)
+        ends = np.append(each[:, 1:], np.full((len(each), 1), len(run)), 1)
+        for step, end in zip(each.T, ends.T, strict=True):
             cached.compute(step)
-            if reuse or end == step + 1:  # where nothing is skipped, nothing can be made up for
-                planned[i] = planned[i - 1] if i else 0
-                planned[i, i] = run.sizes[step:end].sum()
-            else:
-                planned[i, : i + 1] = cached.estimate(end)
-            cached.reach(end, planned[i, : i + 1])
-        return planned, cached.errors
+            # Where nothing is skipped, nothing can be made up for.
+            aimed = end > step + 1 if not reuse else np.zeros(len(end), bool)
+            cached.reach(end, np.where(aimed[:, None], cached.estimate(end), cached.repeat(end)))
+        return (
+            cached.planned.reshape(*steps.shape, -1),
+            cached.errors.reshape(*steps.shape[:-1], -1, steps.shape[-1]),
+        )
 
     def cost(self, steps: Sequence[int], run: FullRun, reuse: bool = False) -> np.ndarray:
         """Return what full steps cost by the errors of `targets`, of each model: float64 `[S]`."""
         return self._cost(np.sqrt(self.targets(steps, run, reuse)[1]))
+
+    def fair(self, steps: Sequence[int], run: FullRun, due: np.ndarray) -> np.ndarray:
+        """Return shares of models, float64 `[S]`, such that none has much to regret.
+
+        The regret of a model is its cost at these full steps over what is `due` to it, float64
+        `[S]`. Models that regret more get larger shares, again and again (multiplicative weights);
+        the shares of the smallest greatest regret are returned.
+        """
+        shares, found = 1 / due, []
+        for _ in range(FAIR_ROUNDS):
+            run.weigh(shares)
+            regrets = np.log(np.maximum(self.cost(steps, run) / due, 1e-12))
+            found.append((regrets.max(), len(found), run.shares))
+            shares = np.maximum(run.shares * np.exp(FAIR_RATE * (regrets - regrets.mean())), 1e-6)
+        return min(found)[2]
 
     def _cost(self, errors: np.ndarray) -> np.ndarray:
         return errors.sum(-1) + self.final * errors.shape[-1] * errors[..., -1]
@@ -183,89 +209,125 @@ class Aim:
     ) -> tuple[float, tuple[int, ...]]:
         """Return the least cost that is found from a start, and its full steps."""
 
-        def cost(steps: tuple[int, ...]) -> float:
-            return float(self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1])))
+        def costs(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
+            return self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1]))
 
-        best, least, before = start, cost(start), None
+        best, least, before = start, float(costs([start])[0]), None
         while best != before:
             before = best
-            for i, by in product(range(1, len(best)), range(-REACH, REACH + 1)):
-                for part in (slice(i, i + 1), slice(i, None), slice(1, i + 1)):
-                    places = np.array(best)
-                    places[part] += by
-                    moved = tuple(places.tolist())
-                    rising = moved[-1] < len(run) and (np.diff(places) > 0).all()
-                    if moved == best or not rising or not kept <= set(moved):
-                        continue
-                    found = cost(moved)
-                    if found < least * (1 - 1e-9):
-                        best, least = moved, found
+            for i in range(1, len(best)):
+                moves = list(product(range(-REACH, REACH + 1), _parts(i)))
+                while moves:
+                    found = {}
+                    for move, (by, part) in enumerate(moves):
+                        places = np.array(best)
+                        places[part] += by
+                        steps = tuple(places.tolist())
+                        rising = steps[-1] < len(run) and (np.diff(places) > 0).all()
+                        if by and rising and kept <= set(steps):
+                            found[move] = steps
+                    cost = costs(list(found.values())) if found else np.array([])
+                    better = np.flatnonzero(cost < least * (1 - 1e-9))
+                    if not len(better):
+                        break
+                    # The first that is better is made, and those behind it are tried from there.
+                    move = list(found)[better[0]]
+                    best, least, moves = found[move], float(cost[better[0]]), moves[move + 1 :]
         return least, best
 
 
+def _parts(i: int) -> tuple[slice, slice, slice]:
+    """Return what is moved at once: a full step, it and those after it, or it and those before."""
+    return slice(i, i + 1), slice(i, None), slice(1, i + 1)
+
+
 class _Cached:
-    """The second moments of a cached sampling, full step by full step.
+    """The second moments of cached samplings, full step by full step.
+
+    They are of C ways to place n full steps, and of S models. All that is asked of the outputs y_i
+    of the full steps so far, and of the present error e, follows from E[y_i f_t] and E[y_i y_j].
 
     Args:
         aim: what is supposed of errors.
-        count: how many full steps there will be.
+        ways, count: C and n.
         run: the full run.
 
     Attributes:
-        errors: float64 `[S, count]`, E[e_t^2] at the ends of the gaps so far.
+        planned: float64 `[C, n, n]`, the p_t of each gap so far.
+        errors: float64 `[C, S, n]`, E[e_t^2] at their ends.
     """
 
-    def __init__(self, aim: Aim, count: int, run: FullRun) -> None:
+    def __init__(self, aim: Aim, ways: int, count: int, run: FullRun) -> None:
         self.aim, self.full = aim, run
-        models = len(run.matrices)
-        self.errors = np.zeros((models, count))
-        # y of each full step: as weights of f, these times the matrix, and as weights of the
-        # noises, which have these variances.
-        self.outputs = np.zeros((models, count, len(run)))
-        self.across = np.zeros_like(self.outputs)
-        self.own = np.tile(np.eye(count), (models, 1, 1))
-        self.noise = np.zeros((models, count))
-        self.done, self.moved = 0, np.zeros(0)
+        shape = ways, len(run.matrices), count
+        self.planned, self.errors = np.zeros((ways, count, count)), np.zeros(shape)
+        self.across = np.zeros((*shape, len(run)))  # E[y_i f_t]
+        self.toward = np.zeros((*shape, len(run) + 1))  # E[y_i m_t . f]
+        self.among = np.zeros((*shape, count))  # E[y_i y_j]
+        self.unit = np.zeros(shape)  # what y_i is summed up to of f
+        self.all, self.done = np.arange(ways), 0
 
-    def compute(self, step: int) -> None:
-        """Compute a step in full, where the last gap has led."""
-        i, run = self.done, self.full
-        self.outputs[:, i, step] = 1
+    def compute(self, step: np.ndarray) -> None:
+        """Compute a step in full, int `[C]`, where the last gap has led."""
+        i, run, each = self.done, self.full, self.all
+        across, unit = run.matrices[:, step].swapaxes(0, 1), np.ones(self.unit.shape[:2])
+        power = across[each, :, step]
         if i:
-            pull = self.aim.response * run.pull[:, step, None]
-            self.outputs[:, i] += pull * (self.moved @ self.outputs[:, :i] - run.rows[step])
-            self.own[:, i, :i] = pull * (self.moved @ self.own[:, :i, :i])
-            self.noise[:, i] = (self.aim.response * run.scatter[:, step]) ** 2
-            self.noise[:, i] *= self.errors[:, i - 1]
-        self.across[:, i] = (self.outputs[:, i, None] @ run.matrices)[:, 0]
-        self.done += 1
-        rows, own = self.outputs[:, : self.done], self.own[:, : self.done]
-        self.among = self.across[:, : self.done] @ rows.transpose(0, 2, 1)
-        self.among += (own * self.noise[:, None]) @ own.transpose(0, 2, 1)
+            moved = self.planned[:, None, None, i - 1, :i]
+            pull, scatter = (self.aim.response * x[:, step].T for x in (run.pull, run.scatter))
+            # e = p . y - m_step . f; its moments with each f, and with the outputs so far.
+            with_f = (moved @ self.across[:, :, :i])[:, :, 0]
+            with_f -= run.toward[:, :, step].transpose(2, 0, 1)
+            with_y = (moved @ self.among[:, :, :i, :i])[:, :, 0] - self.toward[each, :, :i, step]
+            power = power + 2 * pull * with_f[each, :, step]
+            power += (pull**2 + scatter**2) * self.errors[:, :, i - 1]
+            among = self.across[each, :, :i, step] + pull[:, :, None] * with_y
+            self.among[:, :, i, :i] = self.among[:, :, :i, i] = among
+            across = across + pull[:, :, None] * with_f
+            whole = (moved[:, :, 0] * self.unit[:, :, :i]).sum(2) - run.rows[step].sum(1)[:, None]
+            unit += pull * whole
+        self.across[:, :, i], self.toward[:, :, i] = across, across @ run.rows.T
+        self.among[:, :, i, i], self.unit[:, :, i] = power, unit
+        self.step, self.done = step, i + 1
 
-    def _toward(self, end: int) -> np.ndarray:
-        """Return E[y m_end . f], float64 `[S, done]`."""
-        return self.across[:, : self.done] @ self.full.rows[end]
+    def _before(self) -> np.ndarray:
+        """Return by what the latents have been moved, float64 `[C, done]`."""
+        i = self.done - 1
+        return self.planned[:, i - 1, : i + 1] if i else np.zeros((len(self.all), 1))
 
-    def estimate(self, end: int) -> np.ndarray:
+    def repeat(self, end: np.ndarray) -> np.ndarray:
+        """Return where the last output alone moves the latents by `end`, int `[C]`."""
+        moved = self._before().copy()
+        moved[:, -1] += (self.full.rows[end] - self.full.rows[self.step]).sum(1)
+        return moved
+
+    def estimate(self, end: np.ndarray) -> np.ndarray:
         """Return where to move the latents by `end`, as weights of the full steps so far.
 
         That is what they were moved by, and the best linear estimate of what is missing.
         """
-        moved, run = np.append(self.moved, 0.0), self.full
-        among = np.tensordot(run.shares, self.among, 1)
-        # Each output holds the noise with what it is summed up to of f: one, if `ordinary`.
-        unit = run.shares @ self.outputs[:, : self.done].sum(2)
+        run, moved, done = self.full, self._before(), slice(self.done)
+        parts = self.among[:, :, done, done], self.unit[:, :, done], self._toward(end)
+        among, unit, toward = (np.tensordot(run.shares, part, (0, 1)) for part in parts)
+        toward -= (among @ moved[:, :, None])[:, :, 0]
         floor = self.aim.jitter * run.scale * np.eye(self.done)
-        toward = run.shares @ self._toward(end) - among @ moved
-        free, even = np.linalg.solve(among + floor, np.stack([toward, unit], axis=1)).T
+        # Each output holds the noise with what it is summed up to of f: one, if `ordinary`.
+        solved = np.linalg.solve(among + floor, np.stack([toward, unit], -1))
+        free, even = solved[:, :, 0], solved[:, :, 1]
         if self.aim.ordinary:
-            missing = run.rows[end].sum() - unit @ (moved + free)
-            free = free + missing / (unit @ even) * even
+            missing = run.rows[end].sum(1) - (unit * (moved + free)).sum(1)
+            free = free + (missing / (unit * even).sum(1))[:, None] * even
         return moved + free
 
-    def reach(self, end: int, moved: np.ndarray) -> None:
-        """End a gap where the latents have been moved by `moved . y`, float64 `[done]`."""
-        error = np.einsum("i,sij,j->s", moved, self.among, moved)
-        error += self.full.squares[:, end] - 2 * self._toward(end) @ moved
-        self.errors[:, self.done - 1], self.moved = np.maximum(error, 0), moved
+    def reach(self, end: np.ndarray, moved: np.ndarray) -> None:
+        """End a gap at `end`, int `[C]`, where the latents have been moved by `[C, done]`."""
+        done = slice(self.done)
+        by = moved[:, None, :, None]
+        error = (by.swapaxes(2, 3) @ self.among[:, :, done, done] @ by)[:, :, 0, 0]
+        error += self.full.squares[:, end].T - 2 * (self._toward(end) * moved[:, None]).sum(2)
+        self.errors[:, :, self.done - 1] = np.maximum(error, 0)
+        self.planned[:, self.done - 1, done] = moved
+
+    def _toward(self, end: np.ndarray) -> np.ndarray:
+        """Return E[y_i m_end . f], float64 `[C, S, done]`."""
+        return self.toward[self.all, :, : self.done, end]

@@ -48,7 +48,7 @@ examples:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --full-steps 9 \\
       --out images
 
-  with as few full steps as a built-in plan is found to need for 40 dB:
+  by a plan for 40 dB, which a probe of the first prompt makes:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --psnr 40 \\
       --out images
 
@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     budget.add_argument(
         "--psnr", type=float, metavar="DB",
-        help="or, by a built-in plan: a quality in dB to reach; a probe of the first prompt, with "
-        "other noise, finds how many full steps it takes",
+        help="or, without a method or kernel: a quality in dB to reach; a probe of the first "
+        "prompt, with other noise, makes a plan for it",
     )  # fmt: skip
     budget.add_argument(
         "--interval", type=at_least(1), metavar="N",
@@ -201,7 +201,7 @@ def _request(
     if arguments.method is None:
         built_in = _is_built_in(arguments) and plan is None and kernel is None
         if arguments.psnr is not None and not built_in:
-            raise ValueError("--psnr is for built-in plans: leave out --plan and --kernel")
+            raise ValueError("--psnr makes a plan of its own: leave out --plan and --kernel")
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
             if getattr(arguments, flag) and not (built_in and flag == "full_steps"):
                 name = "option" if flag == "options" else flag.replace("_", "-")

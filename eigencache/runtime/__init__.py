@@ -186,9 +186,10 @@ def enable_cache(
         full_steps: how many steps are computed in full.
         speedup: how many times fewer steps are computed in full than the sampler takes, at least.
         psnr: a quality in dB to the images of full runs. The first call is preceded by a probe
-            with its arguments (`eigencache.calibration.probe`), which takes as long as some four
-            images in full and is announced by one line of the logger "eigencache". It finds how
-            many full steps are needed; later calls, with other arguments too, keep this number.
+            with its arguments (`eigencache.calibration.probe`), which takes as long as some five
+            images in full and is announced by one line of the logger "eigencache". Its plan is not
+            built in, but made for the model; later calls, with other arguments too, keep to it, or
+            to its number of full steps where their timesteps differ.
 
     Returns:
         Counts and times of full and skipped steps, which grow as images are made.
@@ -233,7 +234,7 @@ def enable_cache(
         _check_scheduler(plan, scheduler)
     stats, pairs = CacheStats(plan), []
     if plan is None:
-        if scheduler is not None:
+        if scheduler is not None and psnr is None:
             built_in.kind_of(scheduler)
         policy: Policy = built_in.BuiltInPolicy(budget, stats, device)
     elif plan.tap == "output":

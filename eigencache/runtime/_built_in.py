@@ -6,7 +6,6 @@ import inspect
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,9 @@ _NOT_FOR = {
     "CosineDPM": "it draws new noise at every step",
 }
 
-# The smallest share of full steps that data/benchmarks/built-in.csv has.
-FEW = 1 / 10
+# With a smaller share of full steps, plans lost to plain sampling on models unlike the sources
+# (data/benchmarks/built-in.csv).
+FEW = 1 / 8
 
 
 def _refused(scheduler: Any, why: str) -> PlanError:
@@ -110,7 +110,7 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
 def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
     """Return how many of a sampler's steps are full.
 
-    Warns by a PlanWarning where they are fewer than asked, or fewer than was measured.
+    Warns by a PlanWarning where they are fewer than asked, or so few that plans may do harm.
     """
     wanted, text = budget.of(steps), ""
     if wanted >= steps:
@@ -120,9 +120,9 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
         )
     elif wanted < FEW * steps:
         text = (
-            f"{wanted} of {steps} steps in full are fewer than built-in plans were measured with. "
-            f"Take {math.ceil(FEW * steps)} or more, or make a plan of your own with "
-            "eigencache.calibrate"
+            f"with {wanted} of {steps} steps in full, a built-in plan may be worse than plain "
+            f"sampling in {wanted} steps. Take {math.ceil(FEW * steps)} or more, or make a plan of "
+            "your own with eigencache.calibrate, for which one prompt is enough"
         )
     if text and warn:
         warnings.warn(text, PlanWarning, stacklevel=3)
@@ -162,7 +162,8 @@ class BuiltInPolicy(OutputPolicy):
         leader: of the copy of a scheduler, whose steps are full where the leader's are.
 
     Attributes:
-        probed: the plan that a probe has found for a quality, which predicts it.
+        probed: the plan that a probe has made for a quality. Images with other timesteps have
+            built-in ones, of as many full steps.
     """
 
     plan: Plan | None  # type: ignore[assignment]  # of the present image
@@ -193,25 +194,23 @@ class BuiltInPolicy(OutputPolicy):
                 "the pipeline visits timesteps that are not its scheduler's, so that there is no "
                 "built-in plan: make one of your own with eigencache.calibrate"
             )
-        levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
-        self.key = (kind, *levels, *timesteps)
-        if self.key not in self.designs:
-            design = Design(kind, levels, timesteps)
-            full_steps = full_steps_of(self._budget(timesteps), len(timesteps), not self.told)
-            self.told = True
-            plan = design.plan(full_steps)
-            if self.probed and np.array_equal(self.probed.timesteps, timesteps):
-                plan = replace(
-                    plan, predicted_psnr=self.probed.predicted_psnr, arguments=self.probed.arguments
-                )
-            self.designs[self.key] = design, plan
-        plan = self.designs[self.key][1]
+        if self.probed and np.array_equal(self.probed.timesteps, timesteps):
+            self.key, plan = (), self.probed
+        else:
+            levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
+            self.key = (kind, *levels, *timesteps)
+            if self.key not in self.designs:
+                design = Design(kind, levels, timesteps)
+                full_steps = full_steps_of(self._budget(timesteps), len(timesteps), not self.told)
+                self.told = True
+                self.designs[self.key] = design, design.plan(full_steps)
+            plan = self.designs[self.key][1]
         check_guidance(plan, pipe)
         self.follow(plan)
         self.stats.follow(plan)
 
     def _budget(self, timesteps: np.ndarray) -> Budget:
-        """Return how many steps are computed; warn where this was found for other timesteps."""
+        """Return how many steps are computed; warn that it was found for other timesteps."""
         if self.budget.psnr is None:
             return self.budget
         if self.probed is None:
@@ -220,13 +219,13 @@ class BuiltInPolicy(OutputPolicy):
                 "full_steps"
             )
         count = int(self.probed.full.sum())
-        if not np.array_equal(self.probed.timesteps, timesteps):
-            warnings.warn(
-                f"psnr={self.budget.psnr:g}: it was found to take {count} full steps of "
-                f"{len(self.probed)}. This image has other timesteps, {len(timesteps)}: as many "
-                "are computed, but its quality is not known; enable the cache anew to find it",
-                PlanWarning, stacklevel=2,
-            )  # fmt: skip
+        warnings.warn(
+            f"psnr={self.budget.psnr:g}: it was found to take {count} full steps of "
+            f"{len(self.probed)}. This image has other timesteps, {len(timesteps)}: as many are "
+            "computed, by a built-in plan, but its quality is not known; enable the cache anew to "
+            "find it",
+            PlanWarning, stacklevel=2,
+        )  # fmt: skip
         return Budget(count)
 
     def computes(self, step: int) -> bool:
@@ -234,8 +233,8 @@ class BuiltInPolicy(OutputPolicy):
 
     def given(self, call: StepCall) -> None:
         assert self.plan is not None
-        if call.computed and not self.plan.full[call.index]:
-            first = self.leader or self
+        first = self.leader or self
+        if call.computed and not self.plan.full[call.index] and first.key in first.designs:
             full = self.plan.full.copy()
             full[call.index] = True
             full[call.index + 1 :][np.flatnonzero(full[call.index + 1 :])[:1]] = False

@@ -574,23 +574,6 @@ def test_the_gpu_and_its_libraries_are_those_of_the_file():
     assert f"one {device}: " in " ".join(README.split())
 
 
-RESULTS = (ROOT / "docs/results.md").read_text()
-
-
-def test_every_method_of_the_results_was_measured_so():
-    """A row states PSNR at 7 / 9 / 12 / 18 full steps and the speed-up at 9, as the file has it."""
-    data = pd.read_csv(ROOT / "data/benchmarks/methods.csv")
-    measured_rows = set()
-    for _, rows in data.groupby("method"):
-        rows = rows.set_index("full_steps")
-        if {7, 9, 12, 18} <= set(rows.index):
-            psnr = " / ".join(f"{rows['psnr'][budget]:.1f}" for budget in (7, 9, 12, 18))
-            measured_rows.add((psnr, f"{rows['speedup'][9]:.1f}"))
-    stated = re.findall(r"^\| [^|]+ \| \**([\d. /]+?)\** \| ([\d.]+) \|$", RESULTS, re.M)
-    assert len(stated) == 20
-    assert [row for row in stated if row not in measured_rows] == []
-
-
 @pytest.mark.parametrize("file", [GPU, GPU_RUN_3], ids=lambda path: path.stem)
 def test_nothing_waits_for_the_device(file):
     rows = pd.read_csv(file)

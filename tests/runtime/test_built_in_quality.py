@@ -1,15 +1,19 @@
-"""Built-in plans on a trained model: nearer to its full run than fewer steps; and for a quality."""
+"""Built-in plans on a trained model: nearer to its full run than fewer steps; and probed ones."""
 
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import DDIMScheduler, FluxPipeline, StableDiffusionXLPipeline
 from helpers import ROOT
+from pipelines.stand_ins import save
 
 import eigencache
 from eigencache import built_in
-from eigencache.calibration.probe import IMAGES, SEED
+from eigencache.calibration import Calibration
+from eigencache.calibration.probe import IMAGES, METHOD, SEED
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.sampler import image_seed, load_pipeline
+from eigencache.kernel import OUTPUT
+from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels
 from eigencache.plan import PlanError, PlanWarning
@@ -86,11 +90,10 @@ def test_a_probe_finds_the_fewest_steps_that_give_a_quality(pipe, caplog):
     # What was predicted is what plans of so many steps and one less give in this call.
     judge = Judge(pipe, [CALL] * IMAGES, [image_seed(SEED, i) for i in range(IMAGES)])
     assert judge.psnr(plan) == pytest.approx(stats.predicted_psnr)
+    kernel = Calibration(pipe, [CALL] * IMAGES, {}, SEED).kernel(OUTPUT)
     for less in range(2, int(plan.full.sum())):
-        with eigencache.cached(pipe, full_steps=less) as stats:
-            latents(pipe)
-        assert judge.psnr(stats.plan) < 48
-    with eigencache.cached(pipe, full_steps=int(plan.full.sum())):
+        assert judge.psnr(METHODS[METHOD].plan(less, kernel.timesteps, kernel)) < 48
+    with eigencache.cached(pipe, plan):
         assert torch.equal(latents(pipe, generator=seeded(1)), first)
 
 
@@ -102,12 +105,13 @@ def test_a_probe_leaves_no_trace(pipe):
         called.append(step)
         return kept
 
-    images = []
-    for wish in ({"psnr": 20}, {"full_steps": 2}):
+    images, plan = [], None
+    for wish in ({"psnr": 20}, {}):
         torch.manual_seed(3)
-        with eigencache.cached(pipe, **wish) as stats:
+        with eigencache.cached(pipe, plan, **wish) as stats:
             images.append(latents(pipe, callback_on_step_end=ended))
         assert stats.full == 2
+        plan = stats.plan
     assert torch.equal(*images)
     assert called == 2 * [*range(12)]
 
@@ -134,6 +138,21 @@ def test_a_quality_holds_for_what_was_probed(pipe):
         with pytest.warns(PlanWarning, match="This image has other timesteps, 14"):
             latents(pipe, num_inference_steps=14, **guided)
         assert stats.plan.full.sum() == 2 and torch.tensor(stats.predicted_psnr).isnan()
+
+
+def test_a_probe_serves_networks_that_no_built_in_plan_is_for(tmp_path):
+    save("SDXL", tmp_path / "sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "sdxl", use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    small = {"height": 16, "width": 16, "num_inference_steps": 8, "output_type": "latent"}
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, prediction_type="v_prediction"
+    )
+    with pytest.raises(PlanError, match="no built-in plan"):
+        eigencache.enable_cache(pipe, full_steps=4)
+    with eigencache.cached(pipe, psnr=10) as stats:
+        pipe("a fox", **small)
+    assert stats.plan.method == METHOD and stats.full + stats.skipped == 8
 
 
 def test_a_cache_that_waits_for_a_call_can_be_taken_off(pipe):

@@ -258,28 +258,26 @@ def test_methods_that_all_equal_the_full_run_are_counted(summary):
 
 @pytest.fixture
 def predictions():
-    """Rows of benchmarks/quality.py: two models at two scales, a built-in plan of two probes."""
+    """Rows of benchmarks/quality.py: two models at two scales, and plans of two probes."""
     rows = [
         (model, scale, "EigenCache-design", b, np.nan, 30 + b + k, 30.5 + b + 3 * k)
         for k, model in enumerate("ab") for scale in (1.0, 3.0) for b in (5, 9)
     ]  # fmt: skip
-    rows += [("a", 1.0, quality.BUILT_IN, 9, probe, 40 + 2 * probe, 41) for probe in (0, 1)]
+    rows += [("a", 1.0, quality.PROBED, 9, probe, 40 + 2 * probe, 41) for probe in (0, 1)]
     names = ["model", "guidance", "method", "full_steps", "probe", "predicted", "measured"]
     return pd.DataFrame(rows, columns=names)
 
 
 def test_quality_draws_what_was_predicted_and_measured(predictions, tmp_path):
     figure = quality.draw(predictions)
-    is_built_in = predictions["method"] == quality.BUILT_IN
-    for axes, rows in zip(
-        figure.axes, (predictions[~is_built_in], predictions[is_built_in]), strict=True
-    ):
+    probed = predictions["method"] == quality.PROBED
+    for axes, rows in zip(figure.axes, (predictions[~probed], predictions[probed]), strict=True):
         drawn = [line.get_xydata() for line in axes.get_lines() if line.get_linestyle() == "None"]
         expected = rows[["predicted", "measured"]].to_numpy(float)
         assert sorted(map(tuple, np.concatenate(drawn))) == sorted(map(tuple, expected))
     said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
     assert "Calibrated plans: 4 of 8 predictions are within 1.5 dB." in said
-    assert "Built-in plans: 2 of 2 predictions" in said
+    assert "Plans of one prompt: 2 of 2 predictions" in said
     save(figure, [tmp_path / "quality.png"])
 
 

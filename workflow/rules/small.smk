@@ -6,14 +6,19 @@
 #     snakemake --use-conda --cores 2 built_in
 #
 # and copy results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
-# shapes-flow and letters-flow take minutes on one CPU core, twemoji-flow two minutes on a GPU and a
-# night without.
+# shapes-flow, letters-flow and letters-epsilon take minutes on one CPU core, the others one or two
+# minutes on a GPU and a night without.
 
-# Models that predict the noise are not among the sources: plans from them lost to fewer steps.
-SMALL = ["shapes-flow", "letters-flow", "twemoji-flow"]
-TRAINABLE = [*SMALL, "shapes-epsilon", "emoji-epsilon"]
+SMALL = [
+    "shapes-flow",
+    "letters-flow",
+    "twemoji-flow",
+    "letters-epsilon",
+    "emoji-epsilon",
+    "shapes-epsilon",
+]
 # The package of a model's pictures, and where in it they are; drawn ones are in none.
-PICTURES = dict.fromkeys(TRAINABLE, ("fluent-emoji-3d", "assets"))
+PICTURES = dict.fromkeys(SMALL, ("fluent-emoji-3d", "assets"))
 PICTURES["twemoji-flow"] = ("emoji-datasource-twitter", "img/twitter/64")
 EMBEDDED = "data/emoji-flux"
 
@@ -49,7 +54,7 @@ rule small_model:
     benchmark:
         "results/train/benchmarks/small-{small}.tsv"
     wildcard_constraints:
-        small="|".join(TRAINABLE),
+        small="|".join(SMALL),
     conda:
         "../../envs/workflow.yaml"
     params:

@@ -82,6 +82,7 @@ MODELS = {
     "shapes-flow": Small("shapes", "flow", 250, {"shift": 1.5}),
     "letters-flow": Small("letters", "flow", 900, {"shift": 3.0}, batch=48),
     "twemoji-flow": Small("twemoji", "flow", 4_200, {"shift": 2.0}, **LARGER),
+    "letters-epsilon": Small("letters", "epsilon", 1_800, batch=48),
     "emoji-epsilon": Small("emoji", "epsilon", 4_200, SCALED_LINEAR, **LARGER),
     "shapes-epsilon": Small("shapes", "epsilon", 1_900, **LARGER | {"layers": 0, "pool": 20_000}),
 }

@@ -1,8 +1,8 @@
 """Quality: the PSNR that plans predict against what unseen images come to.
 
 A point is a plan of one model at one guidance scale (`benchmarks/quality.py`). Panel a has plans
-that were calibrated on the model, panel b built-in plans whose quality a probe of one prompt
-predicts. On the line the two agree; the band is 1.5 dB to either side.
+that were calibrated on several prompts, panel b those that a probe of one prompt made. On the line
+the two agree; the band is 1.5 dB to either side.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from reproduction.tables.tables import read_table
 
 HEIGHT, BAND = 3.0, 1.5  # inches of the panels; dB
 COLUMNS_READ = ["model", "guidance", "method", "predicted", "measured"]
-BUILT_IN = "EigenCache built in"
+PROBED = "EigenCache-design, probed"
 
 
 @style()
@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
     """Return the figure.
 
     Args:
-        table: one row per plan, for built-in ones per plan and probe.
+        table: one row per plan.
         setting: for the heading.
 
     Raises:
@@ -47,8 +47,8 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
     models, scales = list(dict.fromkeys(table["model"])), sorted(table["guidance"].unique())
     colours = {model: look["color"] for model, look in looks(models).items()}
     markers = dict(zip(scales, "os^vDP", strict=False))
-    is_built_in = table["method"] == BUILT_IN
-    parts = {"Calibrated plans": table[~is_built_in], "Built-in plans": table[is_built_in]}
+    probed = table["method"] == PROBED
+    parts = {"Calibrated plans": table[~probed], "Plans of one prompt": table[probed]}
     both = table[["predicted", "measured"]].to_numpy(float)
     low, high = both.min() - 2, both.max() + 2
     heading = Heading("Predicted and measured quality", setting, " ".join(map(told, *zip(
