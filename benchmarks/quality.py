@@ -26,9 +26,8 @@ import numpy as np
 import torch
 
 from benchmarks.rows import append, command_line, read
-from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with
+from eigencache.calibration import Calibration, ClosedLoopMaker, plan_with, probe
 from eigencache.calibration._calls import quiet
-from eigencache.calibration import probe
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.sampler import image_seed
 from eigencache.kernel import OUTPUT, Kernel
@@ -37,7 +36,7 @@ from eigencache.plan import Plan
 from training.kernels import Subject, subject_of
 
 STEPS, GUIDANCE = 50, (1.0, 3.0)
-CALIBRATION, JUDGES, EVALUATION, PROBES, BATCH = 16, 8, 16, 3, 8
+CALIBRATION, JUDGES, EVALUATION, PROBES, BATCH = 32, 16, 32, 3, 8
 SEED, CALIBRATION_SEED = 2026, 7
 OPEN_LOOP: dict[str, tuple[dict, tuple[int, ...]]] = {
     "EigenCache-design": ({}, (5, 7, 9, 13)),

@@ -341,6 +341,34 @@ def built_in(method: str = "EigenCache built in", first: str = "model left out")
     return "\n".join(lines)
 
 
+def beside_plain() -> str:
+    """Return how far built-in plans, and those of one image, are from plain sampling and peers."""
+    data = pd.read_csv(BUILT_IN)
+    cells = data.pivot_table("psnr", ["model", "guidance", "steps", "full_steps"], "method")
+    peers = cells[[name for name in cells.columns if not name.startswith("EigenCache")]]
+    cells["best"] = peers.max(axis=1)
+    cells["kind"] = cells.index.get_level_values("model").str.rpartition("-").get_level_values(2)
+    cells["kind"] = cells["kind"].where(cells["kind"] == "epsilon", "flow")
+    lines = [
+        "| cells | built-in plan: over plain | worse in | over the best peer | worse in | "
+        "plan of one image: over plain | worse in | over the best peer | worse in |",
+        "|---" * 9 + "|",
+    ]
+    parts = [
+        (f"{kind}, guidance {scale:g}", rows)
+        for (kind, scale), rows in cells.groupby(["kind", "guidance"], sort=False)
+    ]
+    few = cells.index.get_level_values("full_steps") > 5
+    for name, rows in [*parts, ("all", cells), ("all, without 5 of 50", cells[few])]:
+        told = []
+        for method in ("EigenCache built in", "EigenCache-design, one image"):
+            for other in ("fewer steps", "best"):
+                gain = rows[method] - rows[other]
+                told += [f"{gain.mean():+.1f}", f"{(gain < 0).sum()} of {len(gain)}"]
+        lines.append(f"| {name} | " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
 def every_method() -> str:
     """Return the PSNR of every method by its budgets, of methods.csv."""
     data = pd.read_csv(EVERY_METHOD)
@@ -398,6 +426,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "oracle": ("docs/results.md", oracle),
     "methods": ("docs/results.md", every_method),
     "built-in": ("docs/results.md", built_in),
+    "beside-plain": ("docs/results.md", beside_plain),
     "one-image": ("docs/results.md", one_image),
     "predictions": ("docs/results.md", predictions),
 }

@@ -156,11 +156,11 @@ class Aim:
         `[S]`. Models that regret more get larger shares, again and again (multiplicative weights);
         the shares of the smallest greatest regret are returned.
         """
-        shares, found = 1 / due, []
+        shares, found = 1 / due, list[tuple[float, int, np.ndarray]]()
         for _ in range(FAIR_ROUNDS):
             run.weigh(shares)
             regrets = np.log(np.maximum(self.cost(steps, run) / due, 1e-12))
-            found.append((regrets.max(), len(found), run.shares))
+            found.append((float(regrets.max()), len(found), run.shares))
             shares = np.maximum(run.shares * np.exp(FAIR_RATE * (regrets - regrets.mean())), 1e-6)
         return min(found)[2]
 

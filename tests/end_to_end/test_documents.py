@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import warm
@@ -572,6 +573,49 @@ def test_the_gpu_and_its_libraries_are_those_of_the_file():
     assert f"one {device} (driver {driver}, torch {release.rpartition('.')[0]} with CUDA " in text
     assert f"CUDA {cuda[:-1]}.{cuda[-1]}, diffusers {rows['diffusers'].unique()[0]})" in text
     assert f"one {device}: " in " ".join(README.split())
+
+
+def gains(method, other=None, **cells):
+    """Return how far a method of built-in.csv is above another, or the best peer, cell by cell."""
+    data = pd.read_csv(ROOT / "data/benchmarks/built-in.csv")
+    for name, value in cells.items():
+        data = data[data[name].isin(np.atleast_1d(value))]
+    table = data.pivot_table("psnr", ["model", "guidance", "steps", "full_steps"], "method")
+    peers = table[[name for name in table.columns if not name.startswith("EigenCache")]]
+    return table[method] - (table[other] if other else peers.max(axis=1))
+
+
+def test_what_is_said_of_built_in_plans_was_measured():
+    built_in, one, plain = "EigenCache built in", "EigenCache-design, one image", "fewer steps"
+    readme, results, accelerate = (
+        " ".join((ROOT / name).read_text().split())
+        for name in ("README.md", "docs/results.md", "docs/accelerate.md")
+    )
+    cell = {"model": "emoji-flux", "guidance": 3, "steps": 50, "full_steps": 9}
+    first, second = (float(gains(m, plain, **cell).iloc[0]) for m in (built_in, one))
+    assert f"gains {first:.1f} dB on plain sampling with 9 steps, a plan of one" in readme
+    assert f"a plan of one prompt gains {second:.1f} dB" in readme
+    above = gains(built_in)
+    assert f"mean is {above.mean():.1f} dB above it, and {(above < 0).sum()} of 126" in results
+    few = gains(built_in, plain, full_steps=5)
+    assert f"worse than plain sampling by up to {-few.min():.1f} dB" in results
+    more = gains(built_in, plain, full_steps=[7, 9, 13], guidance=5)
+    assert f"models lose up to {-more.min():.1f} dB with more steps too" in results
+    flow = [name for name in above.index.unique("model") if not name.endswith("-epsilon")]
+    noise = [name for name in above.index.unique("model") if name.endswith("-epsilon")]
+    unguided = gains(one, model=flow, guidance=1)
+    assert unguided.min() > 0
+    assert (
+        f"are {gains(one, model=flow).mean():.1f} dB above the best peer in the mean, and "
+        f"{unguided.mean():.1f} dB without guidance, below it in no cell; those of the noise "
+        f"{gains(one, model=noise).mean():.1f} dB." in results
+    )
+    means = [gains(built_in, plain, guidance=scale).mean() for scale in (1, 3, 5)]
+    assert (
+        "{:.0f} dB better than plain sampling with as few steps in the mean without guidance, "
+        "{:.0f} dB at guidance 3, and {:.0f} dB at guidance 5".format(*means)
+        in accelerate
+    )
 
 
 @pytest.mark.parametrize("file", [GPU, GPU_RUN_3], ids=lambda path: path.stem)
