@@ -121,7 +121,7 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
     elif wanted < FEW * steps:
         text = (
             f"with {wanted} of {steps} steps in full, a built-in plan may be worse than plain "
-            f"sampling in {wanted} steps. Take {math.ceil(FEW * steps)} or more, or make a plan of "
+            f"sampling with as few steps. Take {math.ceil(FEW * steps)} or more, or make a plan of "
             "your own with eigencache.calibrate, for which one prompt is enough"
         )
     if text and warn:
