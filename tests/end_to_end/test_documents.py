@@ -618,6 +618,16 @@ def test_what_is_said_of_built_in_plans_was_measured():
     )
 
 
+def test_what_is_said_of_predictions_was_measured():
+    results = " ".join((ROOT / "docs/results.md").read_text().split())
+    quality = pd.read_csv(ROOT / "data/benchmarks/quality.csv")
+    calibrated = quality[quality["probe"].isna()]
+    near = ((calibrated["predicted"] - calibrated["measured"]).abs() <= 1.5).sum()
+    assert f"reached by {near} of {len(calibrated)}." in results
+    off = pd.read_csv(ROOT / "data/benchmarks/methods.csv").eval("predicted_psnr - psnr").dropna()
+    assert f"were predicted {off.min():.1f} to {off.max():.1f} dB too high" in results
+
+
 @pytest.mark.parametrize("file", [GPU, GPU_RUN_3], ids=lambda path: path.stem)
 def test_nothing_waits_for_the_device(file):
     rows = pd.read_csv(file)
