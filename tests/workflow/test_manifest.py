@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from helpers import flow_timesteps, kernel_of, pythonpath, random_trajectories
 
-from eigencache._files import read_arrays, sha256, write_arrays
+from eigencache._files import read_arrays, replacing, sha256, write_arrays
 from eigencache.kernel import Kernel
 from eigencache.plan import Plan, PlanError
 from reproduction.provenance import code, facts, manifest, record
@@ -433,6 +433,18 @@ def test_verify_misses_a_manifest_that_is_gone(project, monkeypatch, name):
     Path(f"{name}.json").unlink()
     faults = verify(["."]).faults
     assert any(fault.startswith(f"{name}: ") and "delete" in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("name", ["table.csv", "pareto.pdf"])
+def test_what_a_killed_job_was_writing_is_no_result(project, monkeypatch, name):
+    make_plan(monkeypatch)
+    merge(monkeypatch)
+    Path(name).write_text("run,psnr\na,1\n")
+    vouch(name)
+    with replacing(name) as part:
+        part.write_text("run,ps")
+        assert part.is_file()
+        assert verify(["."]).faults == []
 
 
 def test_verify_says_where_there_is_nothing(project):

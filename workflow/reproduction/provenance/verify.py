@@ -86,7 +86,12 @@ def _folder(file: Path, place: Path) -> tuple[str, ...]:
 
 
 def _is_result(file: Path) -> bool:
-    """Whether a file is of a kind that stages write beside a manifest; images have none."""
+    """Whether a file is of a kind that stages write beside a manifest; images have none.
+
+    A hidden file is what a killed job was writing (`eigencache._files.replacing`).
+    """
+    if file.name.startswith("."):
+        return False
     inside = {parent.name for parent in file.parents}
     written = file.suffix in KINDS and not inside & {"images", "benchmarks", "models"}
     return written and file.name not in ("README.md", "report.html")  # the latter is Snakemake's
