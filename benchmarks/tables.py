@@ -320,33 +320,36 @@ def oracle() -> str:
     return "\n".join(lines)
 
 
+def built_in_cells() -> pd.DataFrame:
+    """Return built-in.csv with one row per cell, and of each the PSNR of methods and best peer."""
+    data = pd.read_csv(BUILT_IN)
+    cells = data.pivot_table(
+        "psnr", ["model", "guidance", "steps", "full_steps"], "method", sort=False
+    )
+    peers = cells[[name for name in cells.columns if not name.startswith("EigenCache")]]
+    return cells.assign(best=peers.max(axis=1))
+
+
 def built_in(method: str = "EigenCache built in", first: str = "model left out") -> str:
     """Return the PSNR of a method, and how far above the best peer, of built-in.csv."""
-    data = pd.read_csv(BUILT_IN)
-    settings = sorted({(s, f) for s, f in zip(data["steps"], data["full_steps"], strict=True)},
-                      key=lambda pair: (-pair[0], pair[1]))  # fmt: skip
+    cells = built_in_cells()
+    above = cells[method] - cells["best"]
+    settings = sorted({key[2:] for key in cells.index}, key=lambda pair: (-pair[0], pair[1]))
     lines = [
         f"| {first} | guidance | "
         + " | ".join(f"{full} of {steps}" for steps, full in settings) + " |",
         "|---" * (2 + len(settings)) + "|",
     ]  # fmt: skip
-    for (model, scale), rows in data.groupby(["model", "guidance"], sort=False):
-        cells = []
-        for steps, full in settings:
-            cell = rows[(rows["steps"] == steps) & (rows["full_steps"] == full)]
-            psnr = cell.set_index("method")["psnr"]
-            peers = psnr[~psnr.index.str.startswith("EigenCache")]
-            cells.append(f"{psnr[method]:.1f} ({psnr[method] - peers.max():+.1f})")
-        lines.append(f"| {model} | {scale:g} | " + " | ".join(cells) + " |")
+    for model, scale in dict.fromkeys(key[:2] for key in cells.index):
+        keys = [(model, scale, *setting) for setting in settings]
+        told = [f"{cells[method][key]:.1f} ({above[key]:+.1f})" for key in keys]
+        lines.append(f"| {model} | {scale:g} | " + " | ".join(told) + " |")
     return "\n".join(lines)
 
 
 def beside_plain() -> str:
     """Return how far built-in plans, and those of one image, are from plain sampling and peers."""
-    data = pd.read_csv(BUILT_IN)
-    cells = data.pivot_table("psnr", ["model", "guidance", "steps", "full_steps"], "method")
-    peers = cells[[name for name in cells.columns if not name.startswith("EigenCache")]]
-    cells["best"] = peers.max(axis=1)
+    cells = built_in_cells()
     cells["kind"] = cells.index.get_level_values("model").str.rpartition("-").get_level_values(2)
     cells["kind"] = cells["kind"].where(cells["kind"] == "epsilon", "flow")
     lines = [

@@ -138,7 +138,7 @@ class Aim:
         for step, end in zip(each.T, ends.T, strict=True):
             cached.compute(step)
             # Where nothing is skipped, nothing can be made up for.
-            aimed = end > step + 1 if not reuse else np.zeros(len(end), bool)
+            aimed = (end > step + 1) & (not reuse)
             cached.reach(end, np.where(aimed[:, None], cached.estimate(end), cached.repeat(end)))
         return (
             cached.planned.reshape(*steps.shape, -1),

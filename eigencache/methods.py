@@ -228,16 +228,17 @@ class Method:
         )  # fmt: skip
         return replace(plan, method=self.name)
 
-    def budgets(self, steps: int, **options: Any) -> list[int]:
+    def budgets(self, steps: int, kept: Sequence[int] = (), **options: Any) -> list[int]:
         """Return the numbers of full steps to choose from for a quality, ascending.
 
         Args:
             steps: of the sampler. A plan that skips none of them is no choice.
+            kept: steps after the first that must be full.
             options: of the method.
         """
         schedule = self.parts(FEWEST, **options).schedule
         found = schedule.budgets(steps) if isinstance(schedule, Interval) else range(steps)
-        return [count for count in found if FEWEST <= count < steps]
+        return [count for count in found if max(FEWEST, 1 + len(kept)) <= count < steps]
 
     @property
     def _kinds(self) -> list[type]:

@@ -73,4 +73,5 @@ class ClosedLoopMaker:
         Raises:
             ValueError: none that skips a step is.
         """
-        return cheapest(self.plan, psnr, self.method.budgets(len(self.runs), **self.options))
+        budgets = self.method.budgets(len(self.runs), self.runs.switches, **self.options)
+        return cheapest(self.plan, psnr, budgets)

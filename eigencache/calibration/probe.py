@@ -4,10 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from eigencache.calibration._calibrate import plan_with
 from eigencache.calibration._calibration import Calibration
-from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.kernel import OUTPUT
-from eigencache.methods import FEWEST, METHODS
+from eigencache.methods import METHODS
 from eigencache.plan import Plan
 
 # The call's kernel is of two images with noise of their own, which judge too; of the caller's noise
@@ -46,10 +46,7 @@ def probe(pipe: Any, call: Mapping[str, Any], psnr: float) -> Plan:
     )  # fmt: skip
     calibration = Calibration(pipe, [call] * IMAGES, {}, SEED)
     runs = calibration.simulator(range(IMAGES), IMAGES)
-    kernel, judge = calibration.kernel(OUTPUT, runs=runs), calibration.judge(IMAGES, runs)
-
-    def judged(budget: int) -> Plan:
-        return with_prediction(METHODS[METHOD].plan(budget, kernel.timesteps, kernel), judge)
-
-    fewest = max(FEWEST, 1 + len(kernel.switches))
-    return cheapest(judged, psnr, range(fewest, len(kernel.timesteps)))
+    return plan_with(
+        calibration, METHODS[METHOD], psnr=psnr, kernel=calibration.kernel(OUTPUT, runs=runs),
+        judge=calibration.judge(IMAGES, runs),
+    )  # fmt: skip

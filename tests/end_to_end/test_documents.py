@@ -31,6 +31,7 @@ from benchmarks.tables import (
     UNCACHED,
     WAN,
     WHOLE,
+    built_in_cells,
     measured,
     waits,
 )
@@ -577,12 +578,10 @@ def test_the_gpu_and_its_libraries_are_those_of_the_file():
 
 def gains(method, other=None, **cells):
     """Return how far a method of built-in.csv is above another, or the best peer, cell by cell."""
-    data = pd.read_csv(ROOT / "data/benchmarks/built-in.csv")
+    table = built_in_cells()
     for name, value in cells.items():
-        data = data[data[name].isin(np.atleast_1d(value))]
-    table = data.pivot_table("psnr", ["model", "guidance", "steps", "full_steps"], "method")
-    peers = table[[name for name in table.columns if not name.startswith("EigenCache")]]
-    return table[method] - (table[other] if other else peers.max(axis=1))
+        table = table[table.index.get_level_values(name).isin(np.atleast_1d(value))]
+    return table[method] - table[other or "best"]
 
 
 def test_what_is_said_of_built_in_plans_was_measured():

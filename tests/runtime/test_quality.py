@@ -69,6 +69,7 @@ def test_an_interval_has_the_budgets_that_its_plans_have(steps, first):
             with pytest.raises(ValueError, match="no interval gives"):
                 METHODS["TaylorSeer"].plan(budget, timesteps, first=first)
     assert METHODS["EigenCache"].budgets(steps) == list(range(FEWEST, steps))
+    assert METHODS["EigenCache"].budgets(steps, kept=(3, 5, 6)) == list(range(4, steps))
 
 
 def test_a_plan_says_nothing_of_its_quality_unless_asked():
