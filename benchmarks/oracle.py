@@ -25,10 +25,10 @@ import pandas as pd
 import torch
 from diffusers import DiffusionPipeline
 
-from eigencache.calibration import Calibration
+from eigencache.calibration import Calibration, ClosedLoopMaker
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.closed_loop import Base, ClosedLoop, Sampled, designs
+from eigencache.closed_loop import ClosedLoop, Sampled
 from eigencache.methods import METHODS
 
 PLANS, BUDGETS, SEED, CALIBRATION_SEED = 50, (5, 9), 2026, 7
@@ -63,23 +63,20 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         for kind in ("calibration", "evaluation")
     }
     calls = [{"prompt": text} for text in texts["calibration"][:runs]]
-    calibration = Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED)
-    fitted, held_out = (
-        calibration.simulator(part, 16) for part in (range(runs // 2), range(runs // 2, runs))
+    maker = ClosedLoopMaker(
+        Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED), METHODS["EigenCache"], {}
     )
     judged = Simulator(
         pipe, [{"prompt": text} for text in texts["evaluation"][:prompts]],
-        [image_seed(SEED, i) for i in range(prompts)], ARGUMENTS,
+        [image_seed(SEED, i) for i in range(prompts)], ARGUMENTS, sparse=(),
     )  # fmt: skip
-    kernel, rows = fitted.kernel(), []
+    rows = []
     for budget in BUDGETS:
-        parts = METHODS["EigenCache"].parts(budget)
-        plan = METHODS["EigenCache"].open_loop(budget, fitted.timesteps, kernel)
-        base, loop = Base(parts.predictor, kernel.matrix(), parts.aim), Remembering()
+        plan, base = maker.setting(budget)
+        loop = Remembering()
         object.__setattr__(loop, "found", [])
-        starts = sorted({plan.full_steps} | designs(fitted, plan, kernel.matrix()))
-        start = max((loop.fit(fitted, base, steps) for steps in starts), key=lambda s: s.decibels)
-        result = loop.polish(fitted, held_out, loop.exchange(fitted, base, start))
+        start = loop.begin(maker.runs, base, plan.full_steps)
+        result = loop.polish(maker.runs, maker.held_out, loop.exchange(maker.runs, base, start))
         plans = sorted({s.steps: s for s in loop.found}.values(), key=lambda s: -s.decibels)[:PLANS]
         table = np.array([decibels(judged, plan) for plan in plans])
         closed = decibels(judged, result)
@@ -97,7 +94,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--prompts", type=int, default=64, help="of the evaluation")
-    parser.add_argument("--runs", type=int, default=32, help="of the calibration")
+    parser.add_argument("--prompts", type=int, default=24, help="of the evaluation")
+    parser.add_argument("--runs", type=int, default=16, help="of the calibration")
     arguments = parser.parse_args()
     main(arguments.model, arguments.out, arguments.prompts, arguments.runs)

@@ -8,7 +8,7 @@ base predictor, plus the same correction `u_a` of each of the latest features `f
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
 0. `designs`: the plan's own steps and the optimal designs of the kernel for several predictors are
-   tried, with forecasts that are aimed (`eigencache.aim`) and plain ones; the best is the start;
+   tried; the best is the start;
 1. `fit`: from gap to gap, the u that by least squares lead back to the latents of the full run at
    the next full step, from where the sampler really is;
 2. `exchange`: full steps move by a step or two while the error of the final latents falls;
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # planning needs NumPy alone
 
 # Of Gauss-Newton: how far a correction is moved to see what it does, and the damping that is
 # tried, as a share of the diagonal.
-NUDGE, DAMPINGS = 1e-3, (1e-6, 1e-4, 1e-2)
+NUDGE, DAMPINGS = 1e-3, (1e-3, 1e-2)
 # The designs for these predictors are where the search for full steps starts.
 CANDIDATES: tuple[Predictor, ...] = (
     Kriging(2, 1e-6, ordinary=True),
@@ -178,8 +178,7 @@ class ClosedLoop:
         return prompts - held_out
 
     def fit(
-        self, runs: "Simulator", base: Base, steps: Sequence[int], known: Sampled | None = None,
-        start: int = 0,
+        self, runs: "Simulator", base: Base, steps: Sequence[int], known: Sequence[Sampled] = (),
     ) -> Sampled:  # fmt: skip
         """Return the sampling with every gap fitted, one after the other.
 
@@ -187,21 +186,37 @@ class ClosedLoop:
             runs: what is fitted.
             base: what is corrected.
             steps: the full steps.
-            known: a sampling that is the same up to the full step at position `start`.
-            start: position of the first full step behind which the gap is fitted.
+            known: fitted samplings by the same base. The one that begins with the most of these
+                full steps is gone on from: up to the last that they share, nothing is computed.
         """
         full = np.isin(np.arange(len(runs)), steps)
         weights = base.weights(full, runs)
         features: Features = ()
+        start = 0
         if known:
-            weights[: steps[start]] = known.weights[: steps[start]]
-            features = known.features[: start + 1]
+            nearest = max(known, key=lambda other: _shared(other.steps, steps))
+            start = _shared(nearest.steps, steps) - 1
+            weights[: steps[start]] = nearest.weights[: steps[start]]
+            features = nearest.features[: start + 1]
         for k in range(start, len(steps)):
             features, gap = runs.gap(full, weights, features, k, self.anchors)
             if gap:
                 rows, used = _gap(steps, k, len(runs)), list(steps[k + 1 - len(gap.toward) : k + 1])
                 weights[rows, used] += solve(gap, self.ridge)
         return sampled(runs, full, weights, features)
+
+    def begin(self, runs: "Simulator", base: Base, steps: tuple[int, ...]) -> Sampled:
+        """Return the best of the fitted samplings by these full steps, or those of `designs`.
+
+        Args:
+            runs: what is fitted.
+            base: what is corrected.
+            steps: full steps.
+        """
+        known: list[Sampled] = []
+        for each in sorted({steps} | designs(runs, len(steps), base.run.matrix)):
+            known.append(self.fit(runs, base, each, known))
+        return max(known, key=lambda tried: tried.decibels)
 
     def exchange(self, runs: "Simulator", base: Base, start: Sampled) -> Sampled:
         """Return a fitted sampling that ends closer to the full runs, by moving full steps.
@@ -216,8 +231,7 @@ class ClosedLoop:
             before = best.steps
             for i in tqdm(range(1, len(before)), desc="full steps", delay=5, leave=False):
                 for candidate in self._moved(best.steps, i, runs):
-                    # Up to the full step before the one that moves, all is as it was.
-                    found = self.fit(runs, base, candidate, best, i - 1)
+                    found = self.fit(runs, base, candidate, [best])
                     if found.decibels > best.decibels:
                         best = found
             if best.steps == before:
@@ -329,45 +343,28 @@ def _gap(steps: Sequence[int], k: int, count: int) -> slice:
     return slice(steps[k] + 1, steps[k + 1] if k + 1 < len(steps) else count)
 
 
+def _shared(steps: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many full steps two samplings begin with alike."""
+    pairs = zip(steps, others, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(steps), len(others)))
+
+
 def _size(parts: "Sequence[torch.Tensor]") -> float:
     return float(sum(part.double().square().sum() for part in parts)) ** 0.5
 
 
-def carry(runs: "Simulator", at: Sampled, probes: int = 8) -> np.ndarray:
-    """Return by how much an error in the latents before each step has grown at the end.
-
-    At some of the full steps the latents are pushed a little along the last change of the output,
-    as a forecast's error would, and the cached sampling is followed to its end.
-
-    Returns:
-        float64 `[T + 1]`, by linear interpolation between the steps probed; 1 at the end.
-    """
-    growth, share = {len(runs): 1.0}, max(NUDGE, 4 * runs.eps)
-    for k in sorted({round(x) for x in np.linspace(2, len(at.steps) - 1, probes)}):
-        step = at.steps[k]
-        growth[step] = runs.growth(at.full, at.weights, at.features[:k], step, share, at.final)
-    known = sorted(growth)
-    return np.interp(np.arange(len(runs) + 1), known, [growth[step] for step in known])
-
-
-def designs(runs: "Simulator", plan: Plan, matrix: np.ndarray) -> set[tuple[int, ...]]:
-    """Return the optimal designs for several predictors, with errors carried to the end or not."""
-    steps = plan.full_steps
-    weights: list[np.ndarray | None] = [None]
-    if len(steps) > 3:
-        weights += [carry(runs, sampled(runs, plan.full, plan.weights))]
+def designs(runs: "Simulator", full_steps: int, matrix: np.ndarray) -> set[tuple[int, ...]]:
+    """Return the optimal designs of several predictors, of as many full steps."""
     found = set()
     for predictor in CANDIDATES:
         if not predictor.window or len(runs) ** (predictor.window + 1) > MAX_TABLE:
             continue
-        for weight in weights:
-            # A predictor by timesteps has no design where timesteps repeat.
-            with contextlib.suppress(ValueError):
-                design = optimal_steps(
-                    predictor, runs.timesteps, matrix, [len(steps)], weight, runs.step_sizes,
-                    runs.switches,
-                )  # fmt: skip
-                found.add(design[len(steps)])
+        # A predictor by timesteps has no design where timesteps repeat.
+        with contextlib.suppress(ValueError):
+            design = optimal_steps(
+                predictor, runs.timesteps, matrix, [full_steps], runs.step_sizes, runs.switches
+            )
+            found.add(design[full_steps])
     return found
 
 
@@ -392,11 +389,7 @@ def refine(
             f"the closed loop needs a plan at the output tap, this one is at {plan.tap!r}{of}"
         )
     plan.check_timesteps(runs.timesteps)
-    starts = sorted({plan.full_steps} | designs(runs, plan, base.run.matrix))
-    # Neither with the aim nor without it is the fit always better.
-    bases = [base, replace(base, aim=None)] if base.aim else [base]
-    tried = [(loop.fit(runs, each, steps), each) for each in bases for steps in starts]
-    start, base = max(tried, key=lambda pair: pair[0].decibels)
+    start = loop.begin(runs, base, plan.full_steps)
     found = loop.polish(runs, held_out, loop.exchange(runs, base, start))
     before = sampled(held_out, plan.full, plan.weights).decibels
     after = sampled(held_out, found.full, found.weights).decibels

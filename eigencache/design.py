@@ -101,7 +101,7 @@ def with_predicted_error(plan: Plan, kernel: Kernel) -> Plan:
 
 def optimal_steps(
     predictor: Predictor, timesteps: ArrayLike, matrix: np.ndarray, budgets: Iterable[int],
-    carry: np.ndarray | None = None, sizes: np.ndarray | None = None, kept: Sequence[int] = (),
+    sizes: np.ndarray | None = None, kept: Sequence[int] = (),
 ) -> dict[int, tuple[int, ...]]:  # fmt: skip
     """Return, for each budget, its optimal full steps, by one dynamic programme for all.
 
@@ -110,8 +110,6 @@ def optimal_steps(
         timesteps: float `[T]`.
         matrix: float64 `[T, T]`, the second-moment kernel of the output tap.
         budgets: numbers of full steps, each from 1 to T.
-        carry: float `[T + 1]`, the factor by which an error in the latents before a step (T: at the
-            end) has grown when sampling ends; it weighs each gap's error. By default all are 1.
         sizes: float `[T]`, by how much the latents move per unit of each step's output; by default
             those of a flow-matching Euler sampler (`step_sizes`).
         kept: steps that must be full.
@@ -133,11 +131,7 @@ def optimal_steps(
             f"{budgets[0]} full steps cannot include step 0 and {sorted(kept)}: state "
             f"{len({0, *kept})} or more"
         )
-    # Above zero: a gap that cannot be filled stays infinite where errors vanish.
-    carry = np.ones(count + 1) if carry is None else np.maximum(carry, np.finfo(np.float64).tiny)
-    errors = {
-        m: carry * gap_errors(predictor, timesteps, matrix, m, sizes) for m in range(1, window + 1)
-    }
+    errors = {m: gap_errors(predictor, timesteps, matrix, m, sizes) for m in range(1, window + 1)}
     for table in errors.values():  # no gap crosses a step that must be full
         for step in kept:
             table[..., :step, step + 1 :] = np.inf

@@ -9,7 +9,7 @@ from typing import Any
 
 from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
-from eigencache.calibration.recording import record_kernels
+from eigencache.calibration.recording import SPARSE, record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
 from eigencache.kernel import OUTPUT, Kernel, Kind
@@ -64,12 +64,14 @@ class Calibration:
         scheduler = type(self.pipe.scheduler).__name__
         return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
 
-    def simulator(self, indices: Sequence[int], batch: int) -> Simulator:
-        """Return the simulator of some of the calls."""
+    def simulator(
+        self, indices: Sequence[int], batch: int, sparse: Sequence[float] = SPARSE
+    ) -> Simulator:
+        """Return the simulator of some of the calls; a kernel needs `sparse`."""
         latent = output_as(self.pipe, "latent")
         return Simulator(
             self.pipe, [self.calls[i] for i in indices], [self.seeds[i] for i in indices],
-            self.arguments | latent, batch,
+            self.arguments | latent, batch, sparse,
         )  # fmt: skip
 
     def kernel(self, kind: Kind, batch: int = 16, runs: Simulator | None = None) -> Kernel:

@@ -6,6 +6,7 @@ from typing import Any
 from eigencache.aim import FullRun
 from eigencache.calibration._calibration import Calibration
 from eigencache.calibration.quality import cheapest, with_prediction
+from eigencache.calibration.recording import SPARSE
 from eigencache.closed_loop import Base, ClosedLoop, refine
 from eigencache.kernel import Kernel, KernelUse
 from eigencache.methods import Method
@@ -40,13 +41,13 @@ class ClosedLoopMaker:
             kind = method.kind(**options).among(fitted)
         self.method, self.options, self.report = method, options, report or (lambda line: None)
         self.loop: ClosedLoop = loop
-        self.runs = calibration.simulator(range(fitted), loop.batch)
-        self.held_out = calibration.simulator(range(fitted, count), loop.batch)
+        self.runs = calibration.simulator(range(fitted), loop.batch, () if kernel else SPARSE)
+        self.held_out = calibration.simulator(range(fitted, count), loop.batch, ())
         self.kernel = kernel or calibration.kernel(kind, loop.batch, self.runs)
         self.judge = calibration.judge(count - fitted, self.held_out)
 
-    def plan(self, full_steps: int) -> Plan:
-        """Return the plan of a budget, fitted, with its predicted PSNR.
+    def setting(self, full_steps: int) -> tuple[Plan, Base]:
+        """Return the plan of a budget in open loop, and what the closed loop corrects.
 
         Raises:
             ValueError: the budget cannot be met.
@@ -57,9 +58,16 @@ class ClosedLoopMaker:
         plan = self.method.open_loop(full_steps, timesteps, self.kernel, **self.options)
         kernel = (parts.use or KernelUse()).of(self.kernel.at(timesteps))
         run = FullRun(kernel.matrix(), self.runs.step_sizes, *kernel.response)
-        plan = refine(
-            plan, Base(parts.predictor, run, parts.aim), self.runs, self.held_out, self.loop
-        )
+        return plan, Base(parts.predictor, run, parts.aim)
+
+    def plan(self, full_steps: int) -> Plan:
+        """Return the plan of a budget, fitted, with its predicted PSNR.
+
+        Raises:
+            ValueError, PlanError, KernelError: as `setting` says.
+        """
+        plan, base = self.setting(full_steps)
+        plan = refine(plan, base, self.runs, self.held_out, self.loop)
         plan = with_prediction(plan, self.judge)
         self.report(
             f"{full_steps} full steps {list(plan.full_steps)}: predicted PSNR "

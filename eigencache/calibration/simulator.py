@@ -7,7 +7,6 @@ scheduler, so that the networks run only from where the sampling departs from an
 """
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,6 +114,8 @@ class Simulator:
         arguments: what all calls get.
         batch: how many calls are made at once, where the pipeline can: those that differ in texts
             alone. What is said of each call is in the order of the batches.
+        sparse: the shares of full steps with which `responses` are measured, each by one more run;
+            none if no kernel is made of these calls.
 
     Attributes:
         count: the number of calls.
@@ -134,9 +135,10 @@ class Simulator:
 
     def __init__(
         self, pipe: Any, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-        arguments: Mapping[str, Any], batch: int = 16,
+        arguments: Mapping[str, Any], batch: int = 16, sparse: Sequence[float] = SPARSE,
     ) -> None:  # fmt: skip
         self.pipe, self.count, self.computed = pipe, len(calls), 0
+        self.sparse = tuple(sparse)
         self.grams: list[np.ndarray] = []
         self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
         self.responses = np.empty((3, 0))
@@ -190,7 +192,7 @@ class Simulator:
             batch.copies, batch.passes = record.copies, record.passes
             batch.ending = record.ending
             batch.alike = len(batch.calls) == 1 or not record.drew
-            for share in SPARSE:
+            for share in self.sparse:
                 plan = sparse(timesteps, share, switches_of(batch.passes))
                 policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
                 self._call(batch, policy)
@@ -211,7 +213,12 @@ class Simulator:
 
         Args:
             source: where it comes from.
+
+        Raises:
+            ValueError: no responses were measured.
         """
+        if not self.sparse:
+            raise ValueError("no kernel without responses: state shares of full steps as `sparse`")
         runs = [
             Kernel(
                 {"output": gram}, 1, self.timesteps, "output", source=source or {},
@@ -261,26 +268,6 @@ class Simulator:
         """
         follows = self._follow(full, weights, features)
         return [follow.final for follow in follows], _by_step([f.features for f in follows])
-
-    def growth(
-        self, full: np.ndarray, weights: np.ndarray, features: Features, step: int, share: float,
-        final: Sequence[torch.Tensor],
-    ) -> float:  # fmt: skip
-        """Return by how much an error in the latents before a full step has grown at the end.
-
-        Args:
-            full, weights: as for `run`.
-            features: the outputs of the full steps before `step`, two at least.
-            step: a full step, before which the latents are moved along the last change of the
-                features, as a forecast's error would move them.
-            share: by how much, of their size.
-            final: where `run` ends otherwise.
-        """
-        follows = self._follow(full, weights, features, push=(step, share))
-        pairs = zip((f.final for f in follows), final, strict=True)
-        moved = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-        pushed = sum(follow.pushed for follow in follows)
-        return float(np.sqrt(moved / pushed)) if pushed else 1.0
 
     def gap(
         self, full: np.ndarray, weights: np.ndarray, features: Features, k: int,
@@ -430,7 +417,7 @@ class _Follow(_Simulated):
 
     def __init__(
         self, batch: Batch, full: np.ndarray, weights: np.ndarray, features: list[torch.Tensor],
-        push: tuple[int, float] | None = None, stop: tuple[int, int, int | None] | None = None,
+        stop: tuple[int, int, int | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if batch.copies:  # a sampling that was stopped may have missed its last step's
@@ -441,7 +428,7 @@ class _Follow(_Simulated):
         self.steps = len(full)
         self.known = set(np.flatnonzero(full)[: len(features)].tolist())
         self.position = {int(s): k for k, s in enumerate(np.flatnonzero(full))}
-        self.push, self.stop, self.pushed = push, stop, 0.0
+        self.stop = stop
         self.gap: Gap | None = None
 
     def computes(self, step: int) -> bool:
@@ -475,16 +462,6 @@ class _Follow(_Simulated):
                 self.batch.beside[feature] = found
 
     def moved(self, call: StepCall, result: Any) -> Any:
-        if self.push and call.index + 1 == self.push[0]:
-            latents, change = sample_of(result), self.features[-1] - self.features[-2]
-            # Cosmos steps with each pass of its guidance, and repeats the step with one of them.
-            change = change.reshape(-1, *latents.shape).mean(0)
-            sizes = [x.flatten(1).norm(dim=1) for x in (latents, change)]
-            factor = self.push[1] * sizes[0] / sizes[1].clamp(min=1e-30)
-            by = factor.reshape(-1, *[1] * (latents.ndim - 1)) * change
-            pushed = (latents + by).to(latents.dtype)
-            self.pushed = float((pushed.double() - latents.double()).square().sum())
-            result = with_sample(result, pushed)
         super().moved(call, result)
         if self.stop and call.index == self.stop[0] and self.stop[1] == call.index + 1:
             raise Stop  # no gap behind this full step
@@ -510,15 +487,6 @@ class _Follow(_Simulated):
         error = (self.batch.samples[end].to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
-
-
-def with_sample(result: Any, sample: torch.Tensor) -> Any:
-    """Return what a scheduler's `step` returned with other latents."""
-    if isinstance(result, tuple):
-        return (sample, *result[1:])
-    changed = copy.copy(result)
-    changed.prev_sample = sample
-    return changed
 
 
 def _few(timesteps: np.ndarray) -> str:

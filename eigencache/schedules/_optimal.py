@@ -32,7 +32,7 @@ class Optimal:
     ) -> np.ndarray:
         kernel = needed(kernel)
         steps = optimal_steps(
-            predictor, timesteps, kernel.matrix(), [self.full_steps], None, kernel.step_sizes,
+            predictor, timesteps, kernel.matrix(), [self.full_steps], kernel.step_sizes,
             kernel.switches,
         )[self.full_steps]  # fmt: skip
         full = np.zeros(np.size(timesteps), bool)

@@ -43,16 +43,10 @@ def forecast_errors(predictor, steps, features, timesteps, matrix):
     return np.array(errors)
 
 
-def expected_error(predictor, steps, carry=None):
-    """Return the sum over gaps of the root of the mean over runs of |error|^2 / D.
-
-    With `carry`, each error counts as often as it has grown from the next full step to the end.
-    """
+def expected_error(predictor, steps):
+    """Return the sum over gaps of the root of the mean over runs of |error|^2 / D."""
     errors = [forecast_errors(predictor, steps, run, TIMESTEPS, KERNEL.matrix()) for run in RUNS]
-    sizes = np.sqrt(np.mean(np.square(errors), axis=(0, 2)))
-    ends = [*steps[1:], STEPS]
-    grown = 1 if carry is None else np.array([carry[end] for end in ends])
-    return (grown * sizes).sum()
+    return np.sqrt(np.mean(np.square(errors), axis=(0, 2))).sum()
 
 
 def planned(predictor, steps):
@@ -77,27 +71,6 @@ def test_no_schedule_is_better_than_the_optimal_one(predictor):
         assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
 
 
-CARRIES = {
-    "early errors grow": np.geomspace(30, 1, STEPS + 1),
-    "early errors fade": np.geomspace(0.03, 1, STEPS + 1),
-    "a step to be exact before": np.where(np.arange(STEPS + 1) == 5, 50.0, 1.0),
-    "the end alone": np.where(np.arange(STEPS + 1) == STEPS, 1.0, 1e-3),
-    "early errors vanish": np.where(np.arange(STEPS + 1) < 5, 0.0, 1.0),
-}
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("carry", CARRIES.values(), ids=CARRIES)
-@pytest.mark.parametrize("predictor", [Kriging(2), Kriging(3), Newton(1), Reuse()], ids=str)
-def test_no_schedule_is_better_when_errors_are_carried_to_the_end(predictor, carry):
-    budgets = (1, 3, 5)
-    designs = optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), budgets, carry)
-    for budget in budgets:
-        every = [(0, *rest) for rest in combinations(range(1, STEPS), budget - 1)]
-        errors = {steps: expected_error(predictor, steps, carry) for steps in every}
-        assert errors[designs[budget]] == pytest.approx(min(errors.values()), rel=1e-9, abs=1e-12)
-
-
 @pytest.mark.filterwarnings("error")
 def test_no_design_forecasts_from_two_steps_at_the_same_timestep():
     """PNDM visits one timestep twice; a line through it and itself has no slope."""
@@ -108,21 +81,6 @@ def test_no_design_forecasts_from_two_steps_at_the_same_timestep():
         steps = optimal_steps(Newton(1), timesteps, KERNEL.matrix(), [budget], sizes=sizes)[budget]
         plan = make_plan(Steps(steps), Newton(1), timesteps)
         assert np.isfinite(plan.weights).all() and len(plan.full_steps) == budget
-
-
-def test_what_is_carried_changes_the_design():
-    designs = {
-        optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [4], carry)[4]
-        for carry in (None, *CARRIES.values())
-    }
-    assert len(designs) >= 3
-
-
-@pytest.mark.parametrize("factor", [1.0, 7.0])
-def test_errors_that_all_grow_alike_change_nothing(factor):
-    plain = optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5])
-    carried = np.full(STEPS + 1, factor)
-    assert optimal_steps(Kriging(2), TIMESTEPS, KERNEL.matrix(), [3, 5], carried) == plain
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS, ids=str)

@@ -17,7 +17,7 @@ from eigencache import closed_loop
 from eigencache.aim import Aim, FullRun
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.closed_loop import Base, ClosedLoop, carry, designs, refine, sampled
+from eigencache.closed_loop import Base, ClosedLoop, designs, refine, sampled
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Kriging, Newton, Reuse
@@ -151,15 +151,27 @@ def test_with_two_anchors_a_fit_reaches_what_two_features_can_reach():
     assert at.decibels >= reuse.decibels
 
 
-def test_going_on_from_a_known_sampling_is_fitting_from_the_beginning(setting):
+@pytest.mark.parametrize(
+    "others, shared",
+    [
+        ([(0, 3, 4, 5)], 1),
+        ([(0, 2, 4, 6)], 2),
+        ([(0, 2, 4, 6), (0, 2, 3, 6), (0, 3, 4, 5)], 3),
+        ([(0, 2, 3)], 3),
+        ([(0, 2, 3, 5, 6)], 4),
+        ([(0, 2, 3, 5)], 4),
+    ],
+)
+def test_going_on_from_what_is_known_is_fitting_from_the_beginning(setting, others, shared):
+    """Of several samplings, from the one that begins with the most of the full steps."""
     loop, steps = ClosedLoop(), (0, 2, 3, 5)
     whole = loop.fit(setting.runs, setting.base, steps)
-    for start in range(4):
-        before = setting.runs.computed
-        again = loop.fit(setting.runs, setting.base, steps, whole, start)
-        assert setting.runs.computed - before == IMAGES * (len(steps) - start - 1)
-        assert np.array_equal(again.weights, whole.weights)
-        assert all(map(torch.equal, again.final, whole.final))
+    known = [loop.fit(setting.runs, setting.base, other) for other in others]
+    before = setting.runs.computed
+    again = loop.fit(setting.runs, setting.base, steps, known)
+    assert setting.runs.computed - before == IMAGES * (len(steps) - shared)
+    assert np.array_equal(again.weights, whole.weights)
+    assert all(map(torch.equal, again.final, whole.final))
 
 
 @pytest.mark.parametrize("steps", [(0,), (0, 1, 2), (0, 2, 5, 6), tuple(range(STEPS))], ids=str)
@@ -350,26 +362,6 @@ def test_polish_is_judged_by_the_held_out(monkeypatch):
     assert ClosedLoop(anchors=1, rounds=3).polish(setting.runs, setting.held_out, at) is at
 
 
-# ---- Errors carried to the end
-
-
-@pytest.mark.parametrize("steps", [range(STEPS), (0, 1, 3, 4, 6)], ids=str)
-def test_an_error_is_carried_as_the_field_says(steps):
-    """v = 0.7 x / sigma, and reuse moves by one velocity from full step to full step."""
-    setting = Setting("growing", predictor=Reuse())
-    sigma, ends = np.append(setting.runs.timesteps / 1000, 0), [*steps[1:], STEPS]
-    full = np.isin(np.arange(STEPS), steps)
-    at = sampled(setting.runs, full, setting.base.weights(full, setting.runs))
-    expected = {STEPS: 1.0}
-    for k in reversed(range(len(steps))):
-        factor = 1 + 0.7 * (sigma[ends[k]] - sigma[steps[k]]) / sigma[steps[k]]
-        expected[steps[k]] = factor * expected[ends[k]]
-    mine = carry(setting.runs, at, probes=STEPS)
-    known = sorted((*steps[2:], STEPS))
-    between = np.interp(range(STEPS + 1), known, [abs(expected[step]) for step in known])
-    assert np.allclose(mine, between, rtol=2e-3)
-
-
 # ---- All of it
 
 
@@ -426,7 +418,7 @@ def test_the_start_is_the_best_of_the_plan_and_the_designs(bent):
     plan = make_plan(Steps([0, 5, 6, 7]), ORDINARY, bent.runs.timesteps, bent.kernel)
     loop = ClosedLoop(sweeps=0, rounds=0)
     made = refined(bent, plan, loop)
-    starts = {plan.full_steps} | designs(bent.runs, plan, bent.base.run.matrix)
+    starts = {plan.full_steps} | designs(bent.runs, len(plan.full_steps), bent.base.run.matrix)
     every = {steps: loop.fit(bent.runs, bent.base, steps).decibels for steps in starts}
     assert made.full_steps == max(every, key=every.get) != plan.full_steps
 

@@ -39,6 +39,11 @@ with open(f"{sys.argv[1]}/{os.getpid()}.json", "w") as file:
 """
 
 
+def heeding_interrupts() -> None:
+    """Undo what tests that run in the background of a shell inherit: they ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Machine:
     """An environment in which nvidia-smi lists GPUs that nobody else's locks are for.
 
@@ -61,6 +66,7 @@ class Machine:
             subprocess.Popen(
                 [*LEASE, str(count), "--", *command],
                 cwd=ROOT, env=self.env | env, text=True, stderr=subprocess.PIPE,
+                preexec_fn=heeding_interrupts,
             )
         )  # fmt: skip
         return self.started[-1]
@@ -188,7 +194,7 @@ def test_killed_job_frees_its_devices_at_once(machine, sign):
     waiter.send_signal(sign)
     assert "Traceback" not in waiter.communicate()[1]
     holder.send_signal(sign)
-    holder.wait()
+    assert holder.wait(timeout=10) != 0
     done = leased(machine.env, 3)
     assert done.returncode == 0 and "waiting" not in done.stderr
 
