@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -748,6 +749,21 @@ def test_kernel_draws_a_row_each_and_names_it(kernels):
                     "Tap modules, full features, cosine, mean of 2 streams"]  # fmt: skip
     titles = [axes.get_title("left")[0] for axes in figure.axes if axes.get_title("left")]
     assert titles == list("abcdef")
+
+
+def test_kernel_draws_how_outputs_answer_errors_below_the_rows(kernels):
+    steps = np.arange(len(TIMESTEPS))
+    seen = np.stack([np.ones(len(steps)), 0.1 * steps - 0.3, np.square(0.2 * steps)])
+    name = "output.full.second-moment"
+    answered = kernels | {name: replace(kernels[name], responses=seen)}
+    figure = kernel.draw(answered)
+    axes = figure.axes[-1]
+    assert [part.get_suptitle() for part in figure.subfigs][-1] == "Tap output"
+    assert axes.get_title("left").startswith("g ")
+    curves = lines_of(axes)
+    for label, values in zip(("pull", "scatter"), answered[name].response, strict=True):
+        np.testing.assert_array_equal(curves[label].get_ydata(), values)
+    assert not faulty_texts(figure)
 
 
 def test_kernel_refuses_what_is_none(kernels):

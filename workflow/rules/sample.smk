@@ -23,6 +23,8 @@ rule sample:
         "logs/{experiment}/sample-{group}-{shard}.log",
     benchmark:
         "results/{experiment}/benchmarks/sample-{group}-{shard}.tsv"
+    # Longer than what can run beside it, scores and figures.
+    priority: 5
     conda:
         "../../envs/workflow.yaml"
     threads: E.config.threads

@@ -7,6 +7,8 @@ streams is their mean. Middle: the kernel's eigenvalues as shares of their sum, 
 mark how many keep 99 %, 99.9 % and 99.99 %. Right: the leading eigenvectors over the steps; their
 signs have no meaning, so the largest entry is drawn as positive. Values below the rounding error
 of float64 are not drawn.
+
+Below them, if a kernel has it, how outputs answer errors of the latents (`Kernel.response`).
 """
 
 import argparse
@@ -35,13 +37,19 @@ from reproduction.figures._common import (
 
 KEPT = (0.99, 0.999, 0.9999)
 VECTORS = 4
-ROW = 2.2  # inches high
+ROW, RESPONSE = 2.2, 1.7  # inches high
 CLOSEST = 1e-5  # a smaller 1 - cosine has the colour of this one
 COLOURS, LINES = (INK, "#E08E0B", MEASURED, "#D277A8"), ("-", "--", "-.", ":")
 NOTE = (
     "1 \N{MINUS SIGN} cosine: 0 where the features of two steps are parallel, 1 where they are "
     "orthogonal. Energy: the sum of the eigenvalues, the mean square of the features. The faster "
     "it falls with the rank, the fewer full steps the others can be forecast from."
+)
+
+RESPONSE_NOTE = (
+    "An error of the latents changes the output by pull times the error, and by scatter times its "
+    "size at right angles to it. With a positive pull the network removes errors, with a negative "
+    "one it enlarges them; scatter cannot be foretold."
 )
 
 
@@ -54,10 +62,13 @@ def draw(kernels: Mapping[str, Kernel], setting: str = "") -> Figure:
     """
     if not kernels:
         raise ValueError("no kernels: nothing to draw")
-    heading = Heading("How similar the features of any two steps are", setting, NOTE)
-    figure = page(TWO_COLUMNS, ROW * len(kernels), heading)
-    parts = np.atleast_1d(figure.subfigures(len(kernels)))
-    for row, (part, (name, kernel)) in enumerate(zip(parts, kernels.items(), strict=True)):
+    answered = [kernel for kernel in kernels.values() if np.any(kernel.response)]
+    heights = [ROW] * len(kernels) + [RESPONSE] * bool(answered)
+    note = f"{NOTE} {RESPONSE_NOTE}" if answered else NOTE
+    heading = Heading("How similar the features of any two steps are", setting, note)
+    figure = page(TWO_COLUMNS, sum(heights), heading)
+    parts = np.atleast_1d(figure.subfigures(len(heights), height_ratios=heights))
+    for row, (part, (name, kernel)) in enumerate(zip(parts, kernels.items(), strict=False)):
         part.suptitle(_heading(name, len(kernel.streams)), size=7.5, x=0.01, ha="left")
         panels = part.subplots(1, 3, width_ratios=(1, 1.1, 1.25))
         shares, vectors = spectrum(kernel.matrix())
@@ -68,6 +79,11 @@ def draw(kernels: Mapping[str, Kernel], setting: str = "") -> Figure:
             zip(panels, ("Distance of steps", "Energy by rank", "Eigenvectors"), strict=True)
         ):
             panel_title(axes, 3 * row + column, text)
+    if answered:
+        parts[-1].suptitle("Tap output", size=7.5, x=0.01, ha="left")
+        axes = parts[-1].subplots()
+        _response(axes, *answered[0].response)
+        panel_title(axes, 3 * len(kernels), "How outputs answer errors of the latents")
     return figure
 
 
@@ -169,6 +185,17 @@ def _vectors(axes: Axes, vectors: np.ndarray) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.16 * (high - low))  # room for the legend
     axes.legend(loc="upper center", ncols=VECTORS, handlelength=1.8, columnspacing=1)
+
+
+def _response(axes: Axes, pull: np.ndarray, scatter: np.ndarray) -> None:
+    """Draw the pull and the scatter, float64 `[T]` each, over the steps."""
+    axes.axhline(0, color=FAINT, linewidth=0.5, zorder=1.5)
+    axes.plot(pull, color=INK, label="pull")
+    axes.plot(scatter, color=COLOURS[1], linestyle=LINES[1], label="scatter")
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set(xlabel="step", ylabel="change per error", xlim=(-0.5, len(pull) - 0.5))
+    axes.legend(loc="best", ncols=2, handlelength=1.8)
 
 
 def main(arguments: argparse.Namespace) -> None:
