@@ -60,9 +60,9 @@ ELSEWHERE = {
     "pre-commit install": ".pre-commit-config.yaml",
     "export HF_TOKEN": "tests/workflow/test_hub.py",
     "EIGENCACHE_SCALE=1 pytest": "tests/workflow/test_scale.py",
-    "benchmarks/peers/run": "tests/end_to_end/test_peers.py",
-    "JOBS=1 benchmarks/peers/run": "tests/end_to_end/test_peers.py",
-    "build/peers/cache-dit/bin/python": "tests/end_to_end/test_peers.py",
+    "benchmarks/peers/run": "tests/benchmarks/test_peers.py",
+    "JOBS=1 benchmarks/peers/run": "tests/benchmarks/test_peers.py",
+    "build/peers/cache-dit/bin/python": "tests/benchmarks/test_peers.py",
     "cd results/train/bundle": "tests/training/test_shipping.py",
     "OUT=results FLOW": "tests/training/test_shipping.py",
     "snakemake --report": "tests/end_to_end/test_workflow.py",
@@ -485,7 +485,7 @@ SENTENCES = [
     ("README.md", r"(\d+) s for 8 prompts", [of_file("wait_8_prompts_seconds", DESIGN, **RUN_3)]),
     (
         "docs/calibrate.md",
-        r"this is ([\d.]+) minutes on an H200; .* ([\d.]+) minutes on an H100 and ([\d.]+) on an",
+        r"this is ([\d.]+) s on an H200; .* ([\d.]+) s on an H100 and ([\d.]+) min on an",
         [
             lambda: waited("H200", 8), lambda: waited("H100", 8), lambda: waited("A100", 8),
         ],
