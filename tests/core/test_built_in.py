@@ -70,7 +70,10 @@ def test_a_damaged_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [20, 28, 50])
+@pytest.mark.parametrize(
+    "steps",
+    [20, pytest.param(28, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("shift", [1.0, 6.0])
 def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift):
     levels = levels_of(steps, shift)

@@ -187,6 +187,7 @@ def test_a_formula_is_judged_by_all_prompts(pipe):
     assert plan.predicted_psnr == judge.psnr(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["FORA", "EigenCache-design", "EigenCache"])
 def test_a_quality_out_of_reach_is_an_error(pipe, method):
     few = SMALL | {"num_inference_steps": 4}
@@ -197,6 +198,7 @@ def test_a_quality_out_of_reach_is_an_error(pipe, method):
         calibrate(pipe, CALLS[:2], psnr=9, method="FORA", **few | {"num_inference_steps": 2})
 
 
+@pytest.mark.slow
 def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
     plan = calibrate(pipe, CALLS, 4, method="EigenCache", options={"held_out": 2}, **SMALL)
     held_out = [image_seed(7, i) for i in (2, 3)]
@@ -206,6 +208,7 @@ def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
     assert np.isnan(plan.predicted_error) and plan.method == "EigenCache"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told", "runs"),
     [
@@ -269,6 +272,7 @@ def test_a_plan_is_the_same_twice(pipe):
     assert one.digest == two.digest
 
 
+@pytest.mark.slow
 def test_a_kernel_of_50_steps_designs_for_28(trained):
     """Read at other timesteps, a kernel of the trained model is near one calibrated there."""
     kernels = {}

@@ -70,6 +70,7 @@ def test_compiling_what_the_cache_switches_off_changes_nothing_and_happens_once(
     assert graphs == GRAPHS[tap]
 
 
+@pytest.mark.slow
 def test_blocks_compiled_by_diffusers_serve_the_output_tap(flux):
     with cached(flux, plan_of("output")):
         plain = sampled(flux)

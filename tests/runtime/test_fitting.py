@@ -184,6 +184,7 @@ def test_a_fit_computes_each_full_step_once(steps):
     assert setting.pipe.transformer.calls == [IMAGES] * len(steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 def test_batches_change_a_plan_by_rounding_alone(batch):
     one, other = (
@@ -401,6 +402,7 @@ def test_a_refined_plan_is_valid_and_as_good_as_it_says(bent, budget, rounds):
         assert np.allclose(made.weights.sum(1)[~made.full], 1, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_refining_gains_and_gives_the_same_plan_twice(name):
     made = []

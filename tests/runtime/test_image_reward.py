@@ -23,6 +23,8 @@ from PIL import Image
 from eigencache.metrics._image_reward import ENVIRONMENT, ImageReward
 from eigencache.metrics.images import load_image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 STUB = """

@@ -23,6 +23,8 @@ from eigencache.runtime._taps import tapped
 from eigencache.schedules import Steps
 from eigencache.tokens import ClusCa, ToCa
 
+pytestmark = pytest.mark.slow
+
 STEPS, TOKENS, TEXT = 11, 6, 3
 TIMESTEPS = flow_timesteps(STEPS)
 FULL = [0, 1, 4, 5, 9]  # gaps of three, four and two steps

@@ -124,6 +124,7 @@ def options(spec):
     return {key: value for key, value in spec.items() if key not in ("method", "tap")}
 
 
+@pytest.mark.slow
 def test_every_plan_of_the_shipped_ablation_can_be_made(shipped):
     timesteps = flow_timesteps(shipped.config.arguments.num_inference_steps)
     trajectories = random_trajectories(timesteps, 2)
