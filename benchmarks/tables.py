@@ -43,7 +43,7 @@ MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high
 METHODS_COLUMNS = ["run", *MAIN_COLUMNS, "ssim", "clip_score", "speedup", "tflop", "timed_images"]
 # What tables call the labels of the main job.
 METHODS = {
-    "fewer-steps": "fewer steps", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
+    "fewer-steps": "plain sampling", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
     "HiCache": "HiCache",
     "EigenCache-published": "EigenCache as published",
     "EigenCache-design": "EigenCache, open loop (`EigenCache-design`)",

@@ -1,8 +1,9 @@
 """Run a model on calibration prompts and write the kernel of its features.
 
 The kernel says how similar the features of any two sampler steps are; `eigencache plan` makes plans
-from it. It also says how outputs answer errors of the latents. Calibration takes a sixth longer
-than sampling the prompts without a cache. 8 to 32 prompts suffice; do not judge the result by any
+from it. It also says how outputs answer errors of the latents. Calibration takes a seventh longer
+than sampling the prompts without a cache. One prompt or two suffice for the open loop, 8 to 32 for
+the closed loop; do not judge the result by any
 of them.
 """
 

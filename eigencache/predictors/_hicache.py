@@ -7,7 +7,7 @@ import numpy as np
 from numpy.polynomial import hermite
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_real
+from eigencache._checks import check_range, check_real
 from eigencache.predictors._differences import expansion
 from eigencache.predictors._order import OfOrder
 
@@ -21,7 +21,7 @@ class HiCache(OfOrder):
 
     Attributes:
         order: of the highest difference, at least 0.
-        scale: of the polynomials, above 0; the paper's sigma.
+        scale: of the polynomials, above 0 and at most 1; the paper's sigma, which contracts.
 
     Raises:
         ValueError: an option is out of range.
@@ -33,6 +33,7 @@ class HiCache(OfOrder):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_real("scale", self.scale, above=0)
+        check_range("scale", self.scale, 0, 1)
 
     def weights(
         self,

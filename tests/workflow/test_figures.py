@@ -573,7 +573,7 @@ def test_strip_shows_the_full_run_ours_the_best_peer_and_fewer_steps(of_peers):
     columns = strip.columns_of(of_peers, 4)
     assert [column.method for column in columns] == [FULL, OURS, "FORA", FEWER_STEPS]
     assert [column.remark for column in columns] == [
-        "the reference", "this project", "the best other method", "plain sampling",
+        "the reference", "this project", "the best other cache", "plain sampling",
     ]  # fmt: skip
     assert [column.steps for column in columns] == [
         "12 full steps", "4 full steps", "4 full steps", "4 steps",

@@ -38,9 +38,9 @@ STEPS = {
 UNCACHED, MEMORY = "uncached_step_seconds", "cache_mb"
 ROW = 0.27  # inches between taps
 NOTE = (
-    "Both axes are logarithmic. The method is the same at every tap, so all differences are due to "
-    "the tap: at the output a skipped step runs nothing of the network, at the modules everything "
-    "but attention and MLPs. Ranges are over images."
+    "Both axes are logarithmic. The method is the same at every tap. At the output a skipped step "
+    "runs nothing of the network, at the modules everything but attention and MLPs; full steps "
+    "differ by the noise of timing. Ranges are over images."
 )
 
 

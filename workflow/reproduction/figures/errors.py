@@ -38,8 +38,8 @@ from reproduction.tables.tables import read_table
 
 COLOURED, BEST, HEIGHT = 9, 7, 3.1  # inches high: the panels
 QUANTITIES = {
-    "latents": ("Cached run (closed loop)", "error of the latents / initial noise"),
-    "forecast": ("Single forecasts (open loop)", "error / size of the features"),
+    "latents": ("Errors in the cached run", "error of the latents / initial noise"),
+    "forecast": ("Each forecast by itself", "error / size of the features"),
 }
 COLUMNS_READ = ["label", "full_steps", "step", "full", "prompt_index", "quantity", "value"]
 DOTS = (0, (1, 1.2))

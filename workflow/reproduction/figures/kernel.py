@@ -38,7 +38,7 @@ from reproduction.figures._common import (
 KEPT = (0.99, 0.999, 0.9999)
 VECTORS = 4
 ROW, RESPONSE = 2.2, 1.7  # inches high
-CLOSEST = 1e-5  # a smaller 1 - cosine has the colour of this one
+CLOSEST = 1e-4  # a smaller 1 - cosine has the colour of this one
 COLOURS, LINES = (INK, "#E08E0B", MEASURED, "#D277A8"), ("-", "--", "-.", ":")
 NOTE = (
     "1 \N{MINUS SIGN} cosine: 0 where the features of two steps are parallel, 1 where they are "
@@ -194,7 +194,7 @@ def _response(axes: Axes, pull: np.ndarray, scatter: np.ndarray) -> None:
     axes.plot(scatter, color=COLOURS[1], linestyle=LINES[1], label="scatter")
     axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set(xlabel="step", ylabel="change per error", xlim=(-0.5, len(pull) - 0.5))
+    axes.set(xlabel="step", ylabel="change / error", xlim=(-0.5, len(pull) - 0.5))
     axes.legend(loc="best", ncols=2, handlelength=1.8)
 
 

@@ -305,7 +305,7 @@ def points_note(rows: pd.DataFrame, drawn: Mapping[str, Mapping[str, Any]]) -> s
 
 
 def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
-    """Return what the open triangles of panel b mean, if there are any."""
+    """Return where panel b compares, and what its open triangles mean, if there are any."""
     if target is None:
         return ""
     found = {needed(points, cost, target)[1] for _, points in rows.groupby("method")}
@@ -314,13 +314,14 @@ def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
         "below": "below that PSNR even at the largest",
     }
     said = [text for how, text in words.items() if how in found]
-    return f"Open triangles: {', or '.join(said)}." if said else ""
+    told = f"Open triangles: {', or '.join(said)}." if said else ""
+    return f"Panel b is at the highest PSNR that most reach, between budgets. {told}".strip()
 
 
 def _predicted_note(rows: pd.DataFrame) -> str:
     if "predicted_psnr" not in rows or rows["predicted_psnr"].isna().all():
         return ""
-    return "Dashes through points: what the plan predicted, from calibration prompts alone."
+    return "Dashes: what the plan predicted, from calibration prompts alone."
 
 
 def slow_note(rows: pd.DataFrame, inner: Collection[str]) -> str:

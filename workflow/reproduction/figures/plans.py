@@ -61,8 +61,8 @@ def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
             f"the plans differ in their steps: { {k: len(p) for k, p in plans.items()} }"
         )
     shown = {label: by_gap(plan) for label, plan in plans.items()}
-    columns = min(COLUMNS, len(plans))
-    rows = ceil(len(plans) / columns)
+    rows = ceil(len(plans) / COLUMNS)
+    columns = ceil(len(plans) / rows)
     gaps = max(1, *(len(names) for names, _ in shown.values()))
     streams = {label: len(plan.streams) for label, plan in plans.items() if plan.streams}
     means = ", ".join(f"{label} ({count} streams)" for label, count in streams.items())

@@ -1,6 +1,6 @@
-"""Strip: a few prompts by the full run, by EigenCache, by the best other method and by fewer steps.
+"""Strip: a few prompts by the full run, by EigenCache, by the best other cache and by fewer steps.
 
-All but the full run have one budget of full steps. The best other method is that of the highest
+All but the full run have one budget of full steps. The best other cache is that of the highest
 mean PSNR to the full run over all prompts. Below each image stands its PSNR to the full run: higher
 is closer. The figure is made to be read at a width of 800 pixels.
 """
@@ -46,7 +46,7 @@ class Column(NamedTuple):
 
 
 def columns_of(scores: pd.DataFrame, budget: int, ours: Collection[str] = (OURS,)) -> list[Column]:
-    """Return the runs to show: the full one, ours, the best other method, and fewer steps.
+    """Return the runs to show: the full one, ours, the best other cache, and fewer steps.
 
     Args:
         scores: one row per image; its first reference counts.
@@ -72,7 +72,7 @@ def columns_of(scores: pd.DataFrame, budget: int, ours: Collection[str] = (OURS,
     others = [label for label in means.index if label not in plain.union(ours)]
     chosen = {
         **dict.fromkeys([OURS] if OURS in mine else mine[:1], ("this project", "full steps")),
-        **dict.fromkeys(others[:1], ("the best other method", "full steps")),
+        **dict.fromkeys(others[:1], ("the best other cache", "full steps")),
         **dict.fromkeys([k for k in means.index if k in plain][:1], ("plain sampling", "steps")),
     }
     return [
