@@ -5,9 +5,8 @@
 The arguments are a model and the table to write. Guidance is that of the model's guidance embedding
 (`guidance_scale`), one call of the network per step; 1 is none. Plans have 9 of 50 steps in full,
 and are made on calibration prompts alone; for a plan made at several scales, the prompts take
-turns. The table in data/benchmarks is of the former emoji-flux (docs/results.md), guided by two
-calls per step, with which it took about 15 minutes on two idle cores; `--prompts 2` is a quick
-look. Plans that the table has already are kept, so that a run which was stopped goes on.
+turns. `--prompts 2` is a quick look. Plans that the table has already are kept, so that a run
+which was stopped goes on. The table in data/benchmarks took 18 minutes of a busy core.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 

@@ -6,8 +6,8 @@ The arguments are a model and the table to write. The plans are those that the c
 its way, on calibration prompts, at the same budget: the best `PLANS` of them. An oracle takes for
 each evaluation prompt the plan that is the best for it, which no rule can know beforehand. What it
 gains over the plan that is the best on the calibration prompts bounds what any decision in the
-course of sampling can gain by choosing among these plans. The table in data/benchmarks took some ten
-minutes on one core.
+course of sampling can gain by choosing among these plans. The table in data/benchmarks took about
+ten minutes on one core.
 
 A row is a prompt at a budget. Decibels are -10 log10 of the mean square error of the final latents:
 

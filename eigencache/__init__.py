@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.methods import make_plan as make_plan
     from eigencache.plan import Plan as Plan
     from eigencache.plan import PlanError as PlanError
+    from eigencache.plan import PlanWarning as PlanWarning
     from eigencache.runtime import cached as cached
     from eigencache.runtime import disable_cache as disable_cache
     from eigencache.runtime import enable_cache as enable_cache
@@ -36,6 +37,7 @@ _HOMES = {
     "Method": "methods",
     "Plan": "plan",
     "PlanError": "plan",
+    "PlanWarning": "plan",
     "cached": "runtime",
     "calibrate": "calibration",
     "disable_cache": "runtime",

@@ -34,6 +34,11 @@ __all__ = [
 COMPILED = "_compiled_call_impl"
 # Where accelerate's hooks put the `forward` that they wrap.
 WRAPPED = "_old_forward"
+# What marks a network that another cache runs: whose cache it is, and what takes it away.
+CACHES = {
+    "is_cache_enabled": ("diffusers", "its disable_cache()"),
+    "_is_cached": ("cache-dit", "cache_dit.disable_cache(pipe)"),
+}
 # Blocks whose attention is over the text first and then the image.
 TEXT_FIRST = (FluxTransformerBlock, FluxSingleTransformerBlock)
 

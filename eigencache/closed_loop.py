@@ -170,10 +170,15 @@ class ClosedLoop:
             ValueError: none would be left to fit on.
         """
         held_out = min(16, prompts // 2) if self.held_out is None else self.held_out
+        if prompts < 2:
+            raise ValueError(
+                "the closed loop needs at least two calibration prompts, one to fit on and one to "
+                f"judge the fit; there is {prompts}"
+            )
         if not 1 <= held_out < prompts:
             raise ValueError(
                 f"{prompts} calibration prompts leave none to fit on when {held_out} are held out: "
-                "give at least two prompts, or lower held_out"
+                "give more prompts, or lower held_out"
             )
         return prompts - held_out
 
@@ -393,7 +398,10 @@ def refine(
     found = loop.polish(runs, held_out, loop.exchange(runs, base, start))
     before = sampled(held_out, plan.full, plan.weights).decibels
     after = sampled(held_out, found.full, found.weights).decibels
-    told = f"held-out latents: {before:.2f} dB in open loop, {after:.2f} dB in closed loop"
+    told = (
+        f"{runs.count} calls fitted, {held_out.count} held out; held-out latents: {before:.2f} dB "
+        f"in open loop, {after:.2f} dB in closed loop"
+    )
     source = {**plan.source, "closed loop": f"{loop}; {told}"}
     if after <= before:
         return replace(plan, source=source)

@@ -118,6 +118,9 @@ class Kernel(Record):
                 raise KernelError(f"stream {name!r}: not finite; a calibration run diverged")
             if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-12):
                 raise KernelError(f"stream {name!r}: not symmetric")
+            sizes = np.sqrt(np.maximum(np.diag(matrix), 0))
+            if (np.abs(matrix) > (1 + 1e-6) * np.outer(sizes, sizes) + 1e-12).any():
+                raise KernelError(f"stream {name!r}: not the second moments of any features")
 
     @classmethod
     def of_run(
@@ -280,7 +283,8 @@ class Kernel(Record):
             step_sizes: float `[T']`; by default those of this kernel, interpolated too.
 
         Raises:
-            KernelError: there are fewer than four timesteps here, or the new ones are not finite.
+            KernelError: there are fewer than four timesteps here, or the new ones are not finite or
+                lie beyond these, by more than two steps at an end or by half of them.
         """
         new = np.asarray(timesteps, np.float64)
         sizes = self.step_sizes if step_sizes is None else np.asarray(step_sizes, np.float64)
@@ -293,6 +297,14 @@ class Kernel(Record):
                 f"a kernel of {len(self.timesteps)} timesteps, {len(set(self.timesteps))} of them "
                 "different, cannot be read at others: that takes at least four, all different, and "
                 "a second-order sampler (Heun) repeats its own; calibrate with the sampler you use"
+            )
+        low, high = self.timesteps.min(), self.timesteps.max()
+        ends = 2 * np.abs(np.diff(np.sort(self.timesteps))[[0, -1]])
+        inside = np.mean((new >= low) & (new <= high))
+        if new.min() < low - ends[0] or new.max() > high + ends[1] or inside < 0.5:
+            raise KernelError(
+                f"the kernel is of timesteps {high:g} to {low:g} and says nothing of "
+                f"{new.max():g} to {new.min():g}: calibrate with the sampler that you use"
             )
         sums = {}
         for name, matrix in self.sums.items():

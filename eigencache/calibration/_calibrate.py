@@ -1,5 +1,6 @@
 """From a pipeline and prompts to a plan, in one call."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def calibrate(
     The pipeline is called as it would be called to sample, with the same arguments. The default
     method, optimal design in open loop, costs one full run of every prompt, and two with few full
     steps. EigenCache's closed loop (`method="EigenCache"`) gives better images and costs about four
-    times as many network calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost one run.
+    times as many network calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost
+    one run.
 
     The plan is for these arguments. At other timesteps it is refused; design it again from its
     kernel, which `eigencache.Kernel.at` reads at the timesteps of any sampler.
@@ -67,6 +69,11 @@ def calibrate(
     chosen, options = method_of(method), dict(options or {})
     calls = calls_of(prompts)
     check_wish(chosen, full_steps, psnr, tap, options, len(calls))
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    for name in sorted(arguments.keys() & {*chosen.options} - parameters.keys()):
+        raise ValueError(
+            f"{name} is an option of {method}: state options={{{name!r}: {arguments[name]!r}}}"
+        )
     check_arguments(pipe, calls, arguments)
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)

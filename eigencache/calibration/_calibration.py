@@ -41,14 +41,14 @@ class Calibration:
     def belongs(self) -> dict[str, Any]:
         """What kernels and plans belong to: the arguments that are plain, and the classes.
 
-        Where the pipeline says with which guidance it is called, the default is among them. Of
-        numbers that the calls state themselves it is the range.
+        The defaults of guidance scales are among them. Of numbers that the calls state themselves
+        it is the range.
         """
         kind = type(self.pipe)
         said = {
             name: parameter.default
             for name, parameter in inspect.signature(kind.__call__).parameters.items()
-            if is_guidance(name) and isinstance(getattr(kind, name, None), property)
+            if is_guidance(name) and "scale" in name
         }
         plain: dict[str, Any] = {
             name: value

@@ -32,7 +32,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedModel
 
-from eigencache._upstream import COMPILED, WRAPPED, pytree, steps_announced
+from eigencache._upstream import CACHES, COMPILED, WRAPPED, pytree, steps_announced
 from eigencache.plan import PlanError
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
@@ -190,7 +190,7 @@ class Attachment:
         driver = (self.leader or self).driver
         if driver is None or not driver.attached:
             return True
-        caller = _calling()[0]
+        caller = calling()[0]
         by_hand = caller is None and self.leader is None  # a loop of the user's own
         return caller is not driver.pipe and not by_hand
 
@@ -408,7 +408,7 @@ class Driver:
     def begin(self) -> None:
         """An image begins, in the present thread."""
         self.thread, self.begun = threading.get_ident(), True
-        self.frame = _calling()[1]
+        self.frame = calling()[1]
         self.calls.clear()
         self.passes.clear()
         self.computed = self.policy.computes(0)
@@ -581,7 +581,7 @@ class _Switch:
             return self.inner(*args, **kwargs)
         self.inside.add(thread)
         try:
-            caller, frame = _calling()
+            caller, frame = calling()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
                     driver.abandon(frame)
@@ -606,7 +606,7 @@ class _Switch:
                     own[name] = self.inner
 
 
-def _calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:
+def calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:
     """Return the pipeline that is being called, the innermost one, and the frame of its call.
 
     Pipelines share networks (`from_pipe`), and only one of them may be cached. Another one may even
@@ -653,12 +653,13 @@ def may_denoise(module: nn.Module) -> bool:
 
 
 def check_no_cache(name: str, module: nn.Module) -> None:
-    """Raise a ValueError if diffusers' own cache is enabled on a module."""
-    if getattr(module, "is_cache_enabled", False):
-        raise ValueError(
-            f"a cache of diffusers is enabled on {name}: call its disable_cache() first; two "
-            "caches cannot be stacked"
-        )
+    """Raise a ValueError if a cache of diffusers or of cache-dit is enabled on a module."""
+    for mark, (whose, how) in CACHES.items():
+        if getattr(module, mark, False):
+            raise ValueError(
+                f"a cache of {whose} is enabled on {name}: call {how} first; two caches cannot be "
+                "stacked"
+            )
 
 
 def shape_of(args: tuple, kwargs: dict) -> tuple:

@@ -9,7 +9,7 @@ from torch import nn
 
 from eigencache._checks import agrees, span
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import Policy, StepCall
+from eigencache.runtime._driver import Policy, StepCall, calling
 from eigencache.runtime._hooks import Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
@@ -23,14 +23,17 @@ def is_guidance(name: str) -> bool:
 def check_guidance(plan: Plan, pipe: Any) -> None:
     """Warn by a PlanWarning if a pipeline is called with other guidance than the plan was made at.
 
-    Most pipelines say what they were called with: `pipe.guidance_scale`.
+    Most pipelines say what they were called with: `pipe.guidance_scale`. Of others the variable of
+    their call tells.
     """
     if pipe is None:
         return
+    frame = calling()[1]
+    variables = frame.f_locals if frame else {}
     for name, made in plan.arguments.items():
         if not is_guidance(name) or isinstance(made, bool | str | None):
             continue
-        called, told = getattr(pipe, name, None), span(made)
+        called, told = getattr(pipe, name, variables.get(name)), span(made)
         if not isinstance(called, int | float):
             text = (
                 f"the plan was made at {name} {told}; whether {type(pipe).__name__} is called "

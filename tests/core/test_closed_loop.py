@@ -49,9 +49,13 @@ def test_so_many_prompts_are_fitted(held_out, prompts, expected):
     assert ClosedLoop(held_out=held_out).fitted(prompts) == expected
 
 
-@pytest.mark.parametrize(("held_out", "prompts"), [(None, 1), (4, 4), (5, 4)])
-def test_too_few_prompts_are_refused(held_out, prompts):
-    with pytest.raises(ValueError, match=f"^{prompts} calibration prompts leave none to fit on"):
+@pytest.mark.parametrize(
+    ("held_out", "prompts", "says"),
+    [(None, 1, "two calibration prompts, one to fit on"), (1, 1, "there is 1"),
+     (4, 4, "^4 calibration prompts leave none"), (5, 4, "none to fit on when 5 are held out")],
+)  # fmt: skip
+def test_too_few_prompts_are_refused(held_out, prompts, says):
+    with pytest.raises(ValueError, match=says):
         ClosedLoop(held_out=held_out).fitted(prompts)
 
 

@@ -330,6 +330,23 @@ def smooth_kernel(timesteps, **kept):
     return kernel_of(waves(timesteps), timesteps, **kept)
 
 
+@pytest.mark.parametrize(
+    "timesteps",
+    [np.linspace(1, 0.1, 8), np.linspace(3000, 0, 50), flow_timesteps(50)[:8], [-900.0, -950.0]],
+    ids=["sigmas", "above", "before", "below"],
+)
+def test_timesteps_of_which_it_says_nothing_are_refused(timesteps):
+    kernel = smooth_kernel(flow_timesteps(50)[10:])
+    with pytest.raises(KernelError, match=r"is of timesteps .* and says nothing of .*: calibrate"):
+        kernel.at(timesteps)
+
+
+@pytest.mark.parametrize("matrix", [-np.eye(4), np.ones((4, 4)) - np.eye(4)], ids=str)
+def test_what_is_no_second_moment_is_refused(matrix):
+    with pytest.raises(KernelError, match="stream 'a': not the second moments of any features"):
+        Kernel({"a": matrix}, 1, flow_timesteps(4), "output")
+
+
 def test_at_its_own_timesteps_a_kernel_is_itself():
     kernel = smooth_kernel(flow_timesteps(50), step_sizes=np.arange(50.0), switches=(3,))
     same = kernel.at(flow_timesteps(50))

@@ -28,6 +28,24 @@ def block():
     return tiny_flux().transformer_blocks[0]
 
 
+def test_caches_mark_their_networks():
+    """`runtime` refuses to stack caches by these marks."""
+    model = tiny_flux()
+    assert list(_upstream.CACHES) == ["is_cache_enabled", "_is_cached"]
+    assert model.is_cache_enabled is False
+    model.enable_cache(diffusers.FirstBlockCacheConfig())
+    assert model.is_cache_enabled is True
+
+
+def test_cache_dit_marks_its_networks():
+    cache_dit = pytest.importorskip("cache_dit")
+    pipe = tiny_pipeline()
+    cache_dit.enable_cache(pipe)
+    assert pipe.transformer._is_cached is True
+    cache_dit.disable_cache(pipe)
+    assert not getattr(pipe.transformer, "_is_cached", False)
+
+
 def test_no_other_file_of_the_core_uses_a_private_name_of_another_library():
     """Modules, attributes, and names given to getattr or hasattr that begin with one underscore."""
     core = [p for p in (ROOT / "eigencache").rglob("*.py") if "metrics" not in p.parts]

@@ -597,7 +597,7 @@ def test_what_is_said_of_built_in_plans_was_measured():
     both = [gains(method, plain) for method in (built_in, one)]
     means = " and ".join(f"{found.mean():.1f}" for found in both)
     worse = " and ".join(str((found < 0).sum()) for found in both)
-    assert f"means are {means} dB, and the plans are worse than plain sampling in {worse} of" in readme
+    assert f"means are {means} dB, and the plans are worse than plain sampling in {worse}" in readme
     above = gains(built_in)
     assert f"mean is {above.mean():.1f} dB above it, and {(above < 0).sum()} of 126" in results
     few = gains(built_in, plain, full_steps=5)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 from pathlib import Path
 
 import accelerate
@@ -16,6 +17,7 @@ import eigencache
 from eigencache import cached
 from eigencache.built_in import Budget
 from eigencache.calibration.recording import outline
+from eigencache.plan import PlanWarning
 from eigencache.predictors import Reuse
 from eigencache.runtime._built_in import built_in_plan
 from eigencache.schedules import Interval, Steps
@@ -292,6 +294,45 @@ def test_a_second_cache_of_ours_is_refused(measured):
             pass
         check_same(measured.case(0), expected)
     assert kept(measured.case) == before
+
+
+@of("qwen-true-cfg")
+@pytest.mark.parametrize("stated", [{}, {"true_cfg_scale": 2.0}], ids=["default", "stated"])
+def test_guidance_that_a_pipeline_does_not_say_is_read_from_its_call(measured, stated):
+    """Qwen-Image keeps the scale in a variable; if it is not stated, it is the default."""
+    case, made = measured.case, stated.get("true_cfg_scale", 4.0)
+    shared = {k: v for k, v in case.shared().items() if k != "true_cfg_scale"} | stated
+    plan = eigencache.calibrate(case.pipe, [case.prompt(1)], 4, **shared)
+    assert plan.arguments["true_cfg_scale"] == made
+    with warnings.catch_warnings(), cached(case.pipe, plan):
+        warnings.simplefilter("error", PlanWarning)
+        case(0, true_cfg_scale=made)
+    expected = f"made at true_cfg_scale {made:g}, called with 9"
+    with cached(case.pipe, plan), pytest.warns(PlanWarning, match=expected):
+        case(0, true_cfg_scale=9.0)
+
+
+@of("flux", "qwen-true-cfg", "wan22")
+def test_a_cache_of_cache_dit_below_or_above_ours_is_refused(measured):
+    """The mark is the one that cache-dit sets (`tests/core/test_upstream.py`)."""
+    for network in measured.case.denoisers().values():
+        network._is_cached = True
+        try:
+            refused = pytest.raises(
+                ValueError, match=r"call cache_dit\.disable_cache\(pipe\) first"
+            )
+            with refused, cached(measured.case.pipe, measured.plan()):
+                pass
+        finally:
+            del network._is_cached
+        with cached(measured.case.pipe, measured.plan()):
+            network._is_cached = True
+            try:
+                with pytest.raises(ValueError, match="a cache of cache-dit is enabled"):
+                    measured.case(0)
+            finally:
+                del network._is_cached
+    check_same(measured.case(0), measured.plain.result)
 
 
 @of("flux", "qwen-true-cfg", "wan22")

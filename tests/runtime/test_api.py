@@ -124,7 +124,8 @@ def test_a_calibrated_plan_is_that_of_its_kernel(pipe):
     assert np.array_equal(plan.full, expected.full)
     assert np.allclose(plan.weights, expected.weights, atol=1e-4)  # of a batch of two
     assert plan.predicted_error == pytest.approx(expected.predicted_error, rel=1e-3)
-    assert plan.arguments == SMALL | {"guidance_scale": 3.5}  # which is the pipeline's default
+    # Which are the pipeline's defaults.
+    assert plan.arguments == SMALL | {"guidance_scale": 3.5, "true_cfg_scale": 1.0}
     assert plan.scheduler == "FlowMatchEulerDiscreteScheduler"
     assert (plan.pipeline, plan.method) == ("FluxPipeline", "EigenCache-design")
 
@@ -144,7 +145,7 @@ def test_a_formula_takes_one_run_and_its_own_tap():
         num_inference_steps=8,
     )  # fmt: skip
     # One prompt, one step after the other; then how outputs answer errors, with 2 of 8 steps.
-    assert pipe.transformer.calls == [1] * (8 + 4 * 2)
+    assert pipe.transformer.calls == [1] * (8 + 2 * 2)
     assert (plan.tap, plan.source["predictor"]) == ("output", str(Taylor(2)))
     assert METHODS["TaylorSeer"].tap == "modules"
 
@@ -301,8 +302,9 @@ def test_a_kernel_of_50_steps_designs_for_28(trained):
         ({"full_steps": None, "psnr": -1}, "psnr must be a finite number"),
         ({"full_steps": None, "psnr": 50, "prompts": ["a"]}, "state two prompts or more"),
         ({"options": {"order": 2}}, r"unknown options \['order'\]"),
+        ({"window": 3}, r"window is an option of EigenCache-design: state options=\{'window': 3\}"),
         ({"options": {"jitter": -1}}, "jitter must be"),
-        ({"method": "EigenCache", "prompts": ["a"]}, "1 calibration prompts leave none to fit"),
+        ({"method": "EigenCache", "prompts": ["a"]}, "at least two calibration prompts"),
         ({"method": "EigenCache", "options": {"held_out": 4}}, "when 4 are held out"),
         ({"method": "EigenCache", "options": {"runs": 3}}, "runs=3: there are only 2 prompts"),
         ({"options": {"runs": 5}}, "runs=5: there are only 4 prompts"),
