@@ -57,14 +57,13 @@ def unet(
     ), lambda draw: _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
 
 
-def sd3(
-    cls="StableDiffusion3Pipeline", kind="euler", inputs=None, control=0, layers=1, **arguments
-):
+def sd3(cls="StableDiffusion3Pipeline", kind="euler", inputs=None, control=0, **arguments):
     """Return a Stable Diffusion 3 pipeline and its arguments."""
     config = {
         "sample_size": 8,
         "patch_size": 2,
         "in_channels": 4,
+        "num_layers": 2,
         "attention_head_dim": 8,
         "num_attention_heads": 2,
         "caption_projection_dim": 16,
@@ -74,12 +73,12 @@ def sd3(
         "pos_embed_max_size": 16,
     }
     parts = {
-        "transformer": network("SD3Transformer2DModel", num_layers=layers, **config),
+        "transformer": network("SD3Transformer2DModel", **config),
         "vae": autoencoder(),
         "scheduler": scheduler(kind),
     }
     if control:
-        parts["controlnet"] = network("SD3ControlNetModel", num_layers=layers, **config)
+        parts["controlnet"] = network("SD3ControlNetModel", **config)
     texts = ("prompt_embeds", (1, 3, 12)), ("pooled_prompt_embeds", (1, 10))
     size = {"height": 16, "width": 16}
     return pipeline(
@@ -220,9 +219,9 @@ CASES = {
         sd3, "StableDiffusion3ControlNetPipeline", control=1,
         inputs=lambda draw: {"control_image": draw.image(16)},
     ),
-    "sd3-perturbed-attention": partial(sd3, "StableDiffusion3PAGPipeline", layers=2),
+    "sd3-perturbed-attention": partial(sd3, "StableDiffusion3PAGPipeline"),
     "sd35-skip-layers": partial(
-        sd3, layers=2, skip_guidance_layers=[1], skip_layer_guidance_start=0.2,
+        sd3, skip_guidance_layers=[1], skip_layer_guidance_start=0.2,
         skip_layer_guidance_stop=0.7,
     ),
 }  # fmt: skip
