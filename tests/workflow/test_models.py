@@ -159,8 +159,9 @@ def test_a_configuration_runs_on_a_stand_in(project, name, tmp_path):
     assert list(summary.index) == ["full", *config["methods"]]
     assert (summary["images"] == 2).all() and (summary.loc["full", "psnr"] == float("inf"))
     cached = summary.drop("full")
-    # Infinite where a tiny network moves the image by less than a level: that of wan22-ti2v-5b.
-    assert (cached["psnr"] > 1).all() and (cached["full_steps"] < cached["num_steps"]).all()
+    assert (cached["full_steps"] < cached["num_steps"]).all()
+    # Infinite would mean that the network's outputs, and so the forecasts, move no image.
+    assert cached["psnr"].between(1, 100).all(), cached["psnr"]
     records = pd.read_csv(results / "records/full.csv")
     frames = config["arguments"].get("num_frames", 1)
     assert [len(frames_of(project / path)) for path in records["image"]] == [frames] * 2
