@@ -282,11 +282,12 @@ def _settled(job: Job, pipe: Any) -> Plan | None:
 
 def _check_plan(plan: Plan, path: Path, rows: Iterable[Row]) -> None:
     """Raise a PlanError if a folder's images are not all by a plan."""
-    others = [row for row in rows if row["plan"] != plan.digest]
-    if others:
+    other = next((row for row in rows if row["plan"] != plan.digest), None)
+    if other:
+        theirs = f"plan {other['plan'][:12]}" if other["plan"] else "no plan"
         raise PlanError(
-            f"{path}: this plan is {plan.digest[:12]}, but {others[0]['image']} was made by plan "
-            f"{str(others[0]['plan'])[:12]}; put that one there, or choose another folder"
+            f"{path}: this plan is {plan.digest[:12]}, but {other['image']} was made by {theirs}; "
+            "put that one there, or none, or choose another folder"
         )
 
 
@@ -376,9 +377,8 @@ def _share(
 
 
 def _sample(
-    job: Job, todo: Sequence[int], records: Path,
-    lock: contextlib.AbstractContextManager,
-) -> None:  # fmt: skip
+    job: Job, todo: Sequence[int], records: Path, lock: contextlib.AbstractContextManager
+) -> None:
     """Sample prompts, write their images, and add a line to the records for each.
 
     Args:

@@ -271,6 +271,14 @@ def test_devices_share_the_prompts_and_give_the_same_images(tmp_path, warm_proce
 
 
 @pytest.mark.slow
+def test_devices_share_the_plan_that_one_of_them_makes(tmp_path, warm_processes, capfd):
+    sample(tmp_path / "x", "--psnr", 45, *SMALL, "--gpus", "cpu,cpu")
+    assert capfd.readouterr().err.count("psnr=45: the first call") == 1
+    digest = Plan.load(tmp_path / "x/plan.safetensors").digest
+    assert [row["plan"] for row in records(tmp_path / "x")] == [digest] * 2
+
+
+@pytest.mark.slow
 def test_a_device_that_fails_is_named(tmp_path, warm_processes):
     with pytest.raises(SystemExit, match="sampling on device 99 failed"):
         sample(tmp_path / "x", "--gpus", "99,cpu", *SMALL)
