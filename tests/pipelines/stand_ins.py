@@ -159,7 +159,7 @@ def _qwen_edit():
 
 def _wan_5b():
     pipe = video.wan_5b()[0]
-    # With latents of size 1 the random decoder makes the same pixels of different videos.
+    # With latents of size 1 the random decoder makes almost the same pixels of all videos.
     pipe.vae.register_to_config(latents_std=[300.0] * 4)
     return pipe, _t5("UMT5")
 
