@@ -4,9 +4,12 @@ Image I is of prompt I of the file, counted from 0, and is written as OUT/0000I.
 video are OUT/0000I/FRAME.png. Its noise depends on the seed and I alone, so that runs with
 different plans can be compared image by image; they are the images that the workflow makes with
 that seed. OUT/records.jsonl has one line for each image: its prompt, seed, seconds, plan, hash ...
+OUT/plan.safetensors is the plan that all images of OUT are made by, if there is one. It is written
+before the first image, and used again by --resume and by every process of --gpus.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -37,7 +40,7 @@ from eigencache.commands.prompts import described, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import method_of
 from eigencache.plan import Plan, PlanError
-from eigencache.sharing import load_plan
+from eigencache.sharing import PLAN, load_plan
 
 EXAMPLES = """\
 examples:
@@ -99,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--anchor-device", metavar="DEVICE",
-        help="where the cache keeps features, such as cpu; by default where they are made",
+        help="where the cache keeps features: cpu, or a GPU such as cuda:0; by default where they "
+        "are made",
     )  # fmt: skip
     parser.add_argument(
         "--gpus", metavar="LIST",
@@ -145,12 +149,16 @@ def run(arguments: argparse.Namespace) -> None:
     check_folder(out)
     known = _gathered(out)
     _refuse_strangers(arguments, known, job)
-    todo = _missing(out, known, job)
-    if devices and todo:
-        _on_devices(job, todo, devices[: len(todo)])
-    elif todo:
-        _sample(job, todo, out / RECORDS)
-    rows = _gathered(out)
+    todo, had_plan = _missing(out, known, job), (out / PLAN).exists()
+    try:
+        if devices and todo:
+            _on_devices(job, todo, devices[: len(todo)])
+        elif todo:
+            _sample(job, todo, out / RECORDS, contextlib.nullcontext())
+    finally:
+        rows = _gathered(out)
+        if not (rows or had_plan):  # it failed, and nothing would say which run the plan is of
+            (out / PLAN).unlink(missing_ok=True)
     made = [row for row in rows if row["prompt_index"] in set(todo)]
     seconds = f", {statistics.median(r['seconds'] for r in made):.3g} s each" if made else ""
     full = sorted({row["full_steps"] for row in rows})
@@ -167,6 +175,13 @@ def _job(arguments: argparse.Namespace) -> Job:
         OSError: a file is missing.
         ValueError: a file is faulty, flags do not go together, or an option is out of range.
     """
+    if arguments.anchor_device and not (
+        arguments.plan or arguments.method or _is_built_in(arguments)
+    ):
+        raise ValueError(
+            "--anchor-device: every step is computed in full, so nothing is cached; state a "
+            "--plan, --method, --full-steps or --psnr, or leave it out"
+        )
     plan = load_plan(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
     request, origin = _request(arguments, plan, kernel), plan or kernel
@@ -205,6 +220,11 @@ def _request(
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
             if getattr(arguments, flag) and not (built_in and flag == "full_steps"):
                 name = "option" if flag == "options" else flag.replace("_", "-")
+                if plan:
+                    raise ValueError(
+                        f"--{name}: a plan has its own full steps, tap and weights; state either "
+                        f"--plan or --{name}"
+                    )
                 raise ValueError(f"--{name}: state the --method too")
         if built_in:
             wish = Budget(arguments.full_steps, psnr=arguments.psnr)
@@ -244,8 +264,35 @@ def _is_built_in(arguments: argparse.Namespace) -> bool:
     return arguments.full_steps is not None or arguments.psnr is not None
 
 
+def _settled(job: Job, pipe: Any) -> Plan | None:
+    """Return the plan to sample by: that of the folder, or one made now and written there.
+
+    Raises:
+        PlanError: the folder's images are by another plan than the one made now.
+    """
+    path = job.arguments.out / PLAN
+    if path.exists():
+        return Plan.load(path)
+    plan = _plan_of(job, pipe)
+    if plan:
+        _check_plan(plan, path, _rows(job.arguments.out / RECORDS))
+        plan.save(path)
+    return plan
+
+
+def _check_plan(plan: Plan, path: Path, rows: Iterable[Row]) -> None:
+    """Raise a PlanError if a folder's images are not all by a plan."""
+    other = next((row for row in rows if row["plan"] != plan.digest), None)
+    if other:
+        theirs = f"plan {other['plan'][:12]}" if other["plan"] else "no plan"
+        raise PlanError(
+            f"{path}: this plan is {plan.digest[:12]}, but {other['image']} was made by {theirs}; "
+            "put that one there, or none, or choose another folder"
+        )
+
+
 def _plan_of(job: Job, pipe: Any) -> Plan | None:
-    """Return the plan to sample by: one made now is for the timesteps of the first call."""
+    """Return the plan that is asked for: one made now is for the timesteps of the first call."""
     from eigencache.calibration.recording import outline
     from eigencache.commands.prompts import opened
 
@@ -304,8 +351,9 @@ def _on_devices(job: Job, todo: Sequence[int], devices: Sequence[str]) -> None:
     """
     from torch import multiprocessing
 
+    lock = multiprocessing.get_context("spawn").Lock()
     try:
-        multiprocessing.spawn(_share, (job, todo, devices), len(devices))
+        multiprocessing.spawn(_share, (job, todo, devices, lock), len(devices))
     except (
         multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException
     ) as error:  # fmt: skip
@@ -316,17 +364,29 @@ def _on_devices(job: Job, todo: Sequence[int], devices: Sequence[str]) -> None:
         ) from error
 
 
-def _share(index: int, job: Job, todo: Sequence[int], devices: Sequence[str]) -> None:
+def _share(
+    index: int, job: Job, todo: Sequence[int], devices: Sequence[str],
+    lock: contextlib.AbstractContextManager,
+) -> None:  # fmt: skip
     """Sample the share of one device, in a process of its own that has not used torch yet."""
     device = devices[index]
     os.environ["EIGENCACHE_DEVICE"] = "cpu" if device == "cpu" else "gpu"
     if device != "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    _sample(job, todo[index :: len(devices)], job.arguments.out / f"records.{index}.jsonl")
+    _sample(job, todo[index :: len(devices)], job.arguments.out / f"records.{index}.jsonl", lock)
 
 
-def _sample(job: Job, todo: Sequence[int], records: Path) -> None:
-    """Sample prompts, write their images, and add a line to the records for each."""
+def _sample(
+    job: Job, todo: Sequence[int], records: Path, lock: contextlib.AbstractContextManager
+) -> None:
+    """Sample prompts, write their images, and add a line to the records for each.
+
+    Args:
+        job: what is asked for.
+        todo: the prompts to sample.
+        records: the file of records to add to.
+        lock: held while the plan is made, so that one of several processes makes it.
+    """
     from tqdm import tqdm
 
     from eigencache._upstream import device_of
@@ -334,8 +394,10 @@ def _sample(job: Job, todo: Sequence[int], records: Path) -> None:
     from eigencache.commands.prompts import opened
 
     arguments, calls = job.arguments, job.calls
+    _check_device(arguments.anchor_device)
     pipe = loaded(arguments, calls, job.shared, job.dtype)
-    plan = _plan_of(job, pipe)
+    with lock:
+        plan = _settled(job, pipe)
     names = ("eigencache", "torch", "diffusers", "transformers")
     versions = {"python": platform.python_version()} | {k: metadata.version(k) for k in names}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -365,6 +427,16 @@ def _sample(job: Job, todo: Sequence[int], records: Path) -> None:
         }
         with records.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _check_device(name: str | None) -> None:
+    """Raise a ValueError if features cannot be kept on a device."""
+    import torch
+
+    count = torch.cuda.device_count()
+    known = ["cpu", *["cuda"][:count], *(f"cuda:{index}" for index in range(count))]
+    if name not in (None, *known):
+        raise ValueError(f"--anchor-device {name}: no such device; there is {' '.join(known)}")
 
 
 def _gathered(folder: Path) -> list[Row]:
@@ -397,6 +469,7 @@ def _rows(path: Path) -> list[Row]:
         rows = [json.loads(line) for line in lines]
         for row in rows:
             _ = int(row["prompt_index"]), str(row["image"]), row["run"], row["call"], row["sha256"]
+            _ = row["plan"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error}); choose another folder") from error
     return rows
@@ -425,6 +498,15 @@ def _refuse_strangers(arguments: argparse.Namespace, rows: Iterable[Row], job: J
             f"{out}: {len(others)} images are of another run, {others[0]} among them: its plan, "
             "model, arguments, dtype or seed differ; choose another folder"
         )
+    path = out / PLAN
+    if path.exists():
+        found = Plan.load(path)
+        _check_plan(found, path, known.values())
+        if not known and found.digest != job.about.get("plan"):
+            raise ValueError(
+                f"{path}: no image here says that this plan, {found.digest[:12]}, is the one asked "
+                f"for; state --plan {path} to sample by it, delete it, or choose another folder"
+            )
     ours = {f"{index:05d}" for index in range(len(job.calls))}
     strays = sorted(name for name in images - known.keys() if name.removesuffix(".png") not in ours)
     if strays:

@@ -99,7 +99,8 @@ def test_images_are_those_of_the_workflow(made, tmp_path, plan, capsys):
     calls, pipe = read_calls(EVALUATION, 3), load_pipeline(MODEL, "float32")
     runs = [Run("theirs", "x", Plan.load(path) if plan else None)]
     list(sample_shard(pipe, calls, range(3), runs, ARGUMENTS, 5, tmp_path, timed=0))
-    assert files(tmp_path / "ours") == ["00000.png", "00001.png", "records.jsonl"]
+    kept = ["plan.safetensors"] if plan else []
+    assert files(tmp_path / "ours") == ["00000.png", "00001.png", *kept, "records.jsonl"]
     for name in files(tmp_path / "ours")[:2]:
         ours, theirs = (tmp_path / run / name for run in ("ours", "theirs"))
         assert ours.read_bytes() == theirs.read_bytes()
@@ -123,7 +124,8 @@ def test_a_formula_s_plan_knows_the_settings_too(made, tmp_path, capsys):
     assert "full steps [0, 1, 2, 4, 6] of 8" in capsys.readouterr().out
     assert Plan.load(plan).source["predictor"] == "Taylor(order=2)"
     sample(tmp_path / "images", "--plan", plan, prompts=1)
-    assert files(tmp_path / "images") == ["00000.png", "records.jsonl"]
+    assert files(tmp_path / "images") == ["00000.png", "plan.safetensors", "records.jsonl"]
+    assert (tmp_path / "images/plan.safetensors").read_bytes() == plan.read_bytes()
 
 
 def test_a_quality_is_tried_on_the_model(made, tmp_path, capsys):
@@ -180,6 +182,7 @@ def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
     (row,) = (json.loads(line) for line in (tmp_path / "images/records.jsonl").open())
     assert (row["full_steps"], row["built in"]) == (3, 3)
     assert row["steps"] > 3 and row["method"] == "EigenCache built in"
+    assert Plan.load(tmp_path / "images/plan.safetensors").digest == row["plan"]
 
 
 def test_a_quality_alone_samples_by_the_plan_that_a_probe_makes(tmp_path, caplog):
@@ -189,6 +192,43 @@ def test_a_quality_alone_samples_by_the_plan_that_a_probe_makes(tmp_path, caplog
     (count,) = {row["full_steps"] for row in rows}
     assert 2 < count < 8 and {row["psnr"] for row in rows} == {45}
     assert {row["method"] for row in rows} == {"EigenCache-design"}
+    caplog.clear()
+    before = (tmp_path / "good/00001.png").read_bytes()
+    (tmp_path / "good/00001.png").unlink()
+    sample(tmp_path / "good", "--psnr", 45, *SMALL, "--resume")
+    assert not caplog.records  # no second probe
+    assert (tmp_path / "good/00001.png").read_bytes() == before
+    plan = tmp_path / "good/plan.safetensors"
+    sample(tmp_path / "again", "--plan", plan)
+    assert (tmp_path / "again/00001.png").read_bytes() == before
+
+
+def test_a_plan_that_is_not_the_folder_s_is_refused(tmp_path, made):
+    folder, plan = tmp_path / "x", tmp_path / "x/plan.safetensors"
+    folder.mkdir()
+    plan.write_bytes((made / "plan.safetensors").read_bytes())
+    for more in (["--full-steps", 3], []):
+        with pytest.raises(SystemExit, match=rf"{plan}: no image here says .* state --plan"):
+            sample(folder, *SMALL, *more)
+    plan.unlink()
+    sample(folder, *SMALL, "--full-steps", 3)
+    digest = records(folder)[0]["plan"]
+    plan.write_bytes((made / "plan.safetensors").read_bytes())
+    (folder / "00001.png").unlink()
+    with pytest.raises(SystemExit, match=rf"00000\.png was made by plan {digest[:12]}; put that"):
+        sample(folder, *SMALL, "--full-steps", 3, "--resume")
+    plan.unlink()
+    text = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(text.replace(digest, "f" * 64))
+    with pytest.raises(SystemExit, match=r"00000\.png was made by plan ffffffffffff"):
+        sample(folder, *SMALL, "--full-steps", 3, "--resume")
+    assert not plan.exists()
+
+
+def test_a_plan_may_lie_where_its_images_go(tmp_path, made):
+    (tmp_path / "plan.safetensors").write_bytes((made / "plan.safetensors").read_bytes())
+    sample(tmp_path, "--plan", tmp_path / "plan.safetensors", prompts=1)
+    assert files(tmp_path) == ["00000.png", "plan.safetensors", "records.jsonl"]
 
 
 def test_a_kernel_designs_for_other_steps(tmp_path, made):
@@ -225,9 +265,17 @@ def test_devices_share_the_prompts_and_give_the_same_images(tmp_path, warm_proce
     sample(tmp_path / "one", *HICACHE, "--interval", 3, prompts=3)
     sample(tmp_path / "two", *HICACHE, "--interval", 3, "--gpus", "cpu,cpu", prompts=3)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-    for name in files(tmp_path / "one")[:3]:
+    for name in files(tmp_path / "one")[:4]:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert [row["prompt_index"] for row in records(tmp_path / "two")] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_devices_share_the_plan_that_one_of_them_makes(tmp_path, warm_processes, capfd):
+    sample(tmp_path / "x", "--psnr", 45, *SMALL, "--gpus", "cpu,cpu")
+    assert capfd.readouterr().err.count("psnr=45: the first call") == 1
+    digest = Plan.load(tmp_path / "x/plan.safetensors").digest
+    assert [row["plan"] for row in records(tmp_path / "x")] == [digest] * 2
 
 
 @pytest.mark.slow
@@ -378,7 +426,12 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["sample", "--arguments", '{"height": 64}', "--height", 64], "states height too"),
         (["sample", "--interval", 4], "--interval: state the --method too"),
         (["sample", "--full-steps", 4, "--tap", "hidden"], "--tap: state the --method too"),
-        (["sample", "--full-steps", 4, "--plan", "PLAN"], "--full-steps: state the --method too"),
+        (["sample", "--full-steps", 4, "--plan", "PLAN"], "either --plan or --full-steps$"),
+        (["sample", "--full-steps", 4, "--kernel", "KERNEL"], "--full-steps: state the --method"),
+        (["sample", "--full-steps", 4, "--anchor-device", "foo"], "device foo: no such.*is cpu"),
+        (["sample", "--full-steps", 4, "--anchor-device", "cuda:9"], "device cuda:9: no such"),
+        (["sample", "--full-steps", 4, "--anchor-device", "meta"], "device meta: no such"),
+        (["sample", "--anchor-device", "cpu"], "so nothing is cached"),
         (["sample", "--psnr", 40, "--plan", "PLAN"], "--psnr makes a plan of its own"),
         (["sample", "--psnr", 40, "--method", "FORA"], "eigencache plan --psnr"),
         (["sample", "--psnr", -1], "psnr must be a finite number above 0"),

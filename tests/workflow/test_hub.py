@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 import yaml
 from helpers import snakemake
 from huggingface_hub import constants
-from loopback import COMMIT, FILES, REPOSITORY, TOKEN, WEIGHTS, Handler, Hub, serving
+from loopback import COMMIT, FILES, INDEX, REPOSITORY, TOKEN, WEIGHTS, Handler, Hub, serving
 
 from eigencache._files import sha256
 from eigencache.commands.prompts import read_prompts
@@ -24,7 +25,7 @@ from reproduction.models import hub
 from reproduction.models.check import FetchError, verified
 from reproduction.models.hub import HubError
 from reproduction.prompts import refuse_overlap
-from reproduction.stages.fetch import fetch
+from reproduction.stages.fetch import check_call, fetch
 
 ROOT = Path(__file__).parents[2]
 LATER = "b" * 40
@@ -48,13 +49,15 @@ def tiny(tmp_path, server):
         folder = tmp_path / "models" / "tiny"
         manifest = folder / "manifest.json"
 
-        def fetch(self, source=f"hf://{REPOSITORY}@{COMMIT}", wanted=WANTED, pins=None):
+        def fetch(
+            self, source=f"hf://{REPOSITORY}@{COMMIT}", wanted=WANTED, pins=None, check=None
+        ):  # fmt: skip
             rows = [("tiny", source, path, None, None) for path in wanted]
             rows += [("tiny", source, path, None, pin) for path, pin in (pins or {}).items()]
             table = tmp_path / "models.tsv"
             columns = ["model", "source", "path", "bytes", "sha256"]
             pd.DataFrame(rows, columns=columns).to_csv(table, sep="\t", index=False)
-            fetch(table, "tiny", self.folder)
+            fetch(table, "tiny", self.folder, check=check)
 
         def here(self):
             """The files in place, without the manifest."""
@@ -279,6 +282,42 @@ def test_a_disk_that_fills_up_keeps_what_there_is(tiny, server, monkeypatch):
     assert verified(tiny.manifest)
 
 
+# ---- How it is called
+
+
+def whole_index():
+    """Return the index of a pipeline whose class finds all its parts."""
+    parts = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    return json.dumps(INDEX | {name: [None, None] for name in parts}).encode()
+
+
+@pytest.mark.parametrize("wanted", [WANTED, ["*"]])
+def test_a_misspelt_argument_is_told_before_large_files_are_fetched(tiny, server, wanted):
+    server.files["model_index.json"] = whole_index()
+    wrong = functools.partial(check_call, pipeline=None, names=["hight"])
+    right = functools.partial(check_call, pipeline="FluxPipeline", names=["height", "width"])
+    with pytest.raises(FetchError, match="FluxPipeline takes no argument 'hight'; did you mean"):
+        tiny.fetch(wanted=wanted, check=wrong)
+    assert tiny.here() == ["model_index.json"] and not server.asked_for(WEIGHTS)
+    tiny.fetch(wanted=wanted, check=right)
+    assert len(server.asked_for("model_index.json")) == 1 and verified(tiny.manifest)
+    server.requests.clear()
+    tiny.fetch(wanted=wanted, check=right)
+    with pytest.raises(FetchError, match=r"'hight'; did you mean 'height'.*in the configuration"):
+        tiny.fetch(wanted=wanted, check=wrong)
+    assert server.requests == []
+
+
+def test_a_wrong_class_is_told_before_files_of_ones_own_are_hashed(own, monkeypatch):
+    source, folder = own
+    (source / "model_index.json").write_bytes(whole_index())
+    monkeypatch.setattr("reproduction.stages.fetch.sha256", lambda path: pytest.fail("hashed"))
+    check = functools.partial(check_call, pipeline="FluxPipelin", names=["height"])
+    with pytest.raises(FetchError, match="no pipeline 'FluxPipelin'; did you mean 'FluxPipeline'"):
+        fetch("no table", "mine", folder, source, check)
+    assert not folder.exists()
+
+
 # ---- A model of one's own
 
 
@@ -420,3 +459,16 @@ def test_the_workflow_goes_online_to_fetch_and_not_twice(project, server):
     server.requests.clear()
     snakemake(project, "--cores", "1", "--forcerun", "fetch", "--", target, environment=environment)
     assert server.requests == []
+
+
+@pytest.mark.slow
+def test_a_misspelt_key_of_the_configuration_stops_the_fetch(project, tmp_path):
+    """The default model is a folder of the repository, which the copy of the project lacks."""
+    shutil.copytree(ROOT / "data/emoji-flux", project / "data/emoji-flux", dirs_exist_ok=True)
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["arguments"]["hight"] = 64
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    options = "--cores", "1", "--configfile", str(tmp_path / "config.yaml"), "--"
+    printed = snakemake(project, *options, "models/emoji-flux/manifest.json", check=False)
+    assert "no argument 'hight'; did you mean 'height'" in printed
+    assert [path.name for path in (project / "models/emoji-flux").iterdir()] == ["model_index.json"]

