@@ -113,7 +113,8 @@ def test_images_are_those_of_the_workflow(made, tmp_path, plan, capsys):
         assert row["plan"] == (Plan.load(path).digest if plan else None)
         assert row["method"] == ("EigenCache-design" if plan else "full")
         # The plan knows with which guidance the pipeline was called by default.
-        assert row["arguments"] == ARGUMENTS | ({"guidance_scale": 3.5} if plan else {})
+        default = {"guidance_scale": 3.5, "true_cfg_scale": 1.0}
+        assert row["arguments"] == ARGUMENTS | (default if plan else {})
         assert row["versions"]["torch"] == version("torch")
 
 
