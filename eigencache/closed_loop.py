@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # planning needs NumPy alone
 
 # Of Gauss-Newton: how far a correction is moved to see what it does, and the damping that is
 # tried, as a share of the diagonal.
-NUDGE, DAMPINGS = 1e-3, (1e-3, 1e-2)
+NUDGE, DAMPINGS = 1e-3, (1e-4, 1e-2)
 # The designs for these predictors are where the search for full steps starts.
 CANDIDATES: tuple[Predictor, ...] = (
     Kriging(2, 1e-6, ordinary=True),
@@ -250,19 +250,22 @@ class ClosedLoop:
 
         Args:
             runs: what is fitted.
-            held_out: what judges it; a round that it does not gain by is the last.
+            held_out: what judges it. A round may lose before the next one gains, so all are made,
+                and the best of them is returned.
             start: where to begin.
         """
         if not self.rounds or start.full.all():
             return start
         judged = sampled(held_out, start.full, start.weights).decibels
-        best, slopes = start, self.slopes(runs, start)
+        best, before, slopes = start, start, self.slopes(runs, start)
         for _ in range(self.rounds):
-            candidate = self.gauss_newton(runs, best, slopes)
-            found = sampled(held_out, candidate.full, candidate.weights).decibels
-            if found <= judged:
+            after = self.gauss_newton(runs, before, slopes)
+            if after is before:  # no step is of use
                 break
-            judged, best = found, candidate
+            found = sampled(held_out, after.full, after.weights).decibels
+            if found > judged:
+                judged, best = found, after
+            before = after
         return best
 
     def corrections(self, steps: Sequence[int], count: int) -> list[tuple[int, slice, int]]:
