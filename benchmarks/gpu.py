@@ -78,8 +78,8 @@ from benchmarks.models import WAN_5B
 from benchmarks.peers import diffusers_hooks
 
 NUM_STEPS, FULL_STEPS, ANCHORS = 50, 7, 6
-# Of the network, for one prompt: a full run, and four with few full steps.
-CALIBRATION_CALLS = NUM_STEPS + 5 + 7 + 9 + 13
+# Of the network, for one prompt: a full run, and two with few full steps.
+CALIBRATION_CALLS = NUM_STEPS + 5 + 9
 OTHER_TAPS = ("hidden", "blocks", "delta", "modules")
 UNCACHED, AGAIN, OURS = "uncached", "uncached, again", "EigenCache"
 EAGER, BLOCKS, WHOLE = "no", "blocks", "whole"  # what is compiled
