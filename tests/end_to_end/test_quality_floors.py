@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24}
-FULL_STEPS, CALIBRATED, JUDGED = 9, 8, 6
+FULL_STEPS, CALIBRATED, JUDGED = 9, 12, 6
 
 
 def prompts(name: str, count: int) -> list[str]:
@@ -48,8 +48,8 @@ def decibels() -> dict[str, float]:
 
 
 def test_design_is_above_fewer_steps(decibels):
-    assert decibels["EigenCache-design"] >= decibels["fewer-steps"] + 3  # measured: 4.7
+    assert decibels["EigenCache-design"] >= decibels["fewer-steps"] + 5  # measured: 7.2
 
 
 def test_closed_loop_is_above_the_design(decibels):
-    assert decibels["EigenCache"] >= decibels["EigenCache-design"] + 2  # measured: 3.3
+    assert decibels["EigenCache"] >= decibels["EigenCache-design"] + 3  # measured: 5.4
