@@ -25,6 +25,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -354,7 +355,7 @@ def _gap(steps: Sequence[int], k: int, count: int) -> slice:
 def _shared(steps: Sequence[int], others: Sequence[int]) -> int:
     """Return how many full steps two samplings begin with alike."""
     pairs = zip(steps, others, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(steps), len(others)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _size(parts: "Sequence[torch.Tensor]") -> float:

@@ -3,8 +3,7 @@
 The kernel says how similar the features of any two sampler steps are; `eigencache plan` makes plans
 from it. It also says how outputs answer errors of the latents. Calibration takes a seventh longer
 than sampling the prompts without a cache. One prompt or two suffice for the open loop, 8 to 32 for
-the closed loop; do not judge the result by any
-of them.
+the closed loop; do not judge the result by any of them.
 """
 
 import argparse

@@ -315,7 +315,10 @@ def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
     }
     said = [text for how, text in words.items() if how in found]
     told = f"Open triangles: {', or '.join(said)}." if said else ""
-    return f"Panel b is at the highest PSNR that most reach, between budgets. {told}".strip()
+    return (
+        "Panel b compares at the highest whole PSNR that most methods reach, interpolated between "
+        f"budgets. {told}"
+    ).strip()
 
 
 def _predicted_note(rows: pd.DataFrame) -> str:
