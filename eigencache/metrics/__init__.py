@@ -5,10 +5,22 @@ a name of its own. This module imports nothing heavy, so that tables and figures
 add a metric, add a line here and a file `_NAME.py` as `eigencache.metrics.scorers` describes it.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 CLIP = "clip"
+
+
+def pooled(decibels: Sequence[float]) -> float:
+    """Return the PSNR of several frames together, from that of each: that of the mean square error.
+
+    A mean of decibels would be infinite where one frame is exact, as the first of a video that
+    continues a given image is.
+    """
+    error = fmean(10 ** (-value / 10) for value in decibels)
+    return -10 * math.log10(error) if error else math.inf
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class Metric:
         package: the package whose code computes it.
         models: the models of data/models.tsv that have its weights; CLIP stands for `clip` of the
             configuration.
+        over_frames: a video's score from the scores of its frames.
     """
 
     label: str
@@ -35,10 +48,11 @@ class Metric:
     whole: str = ""
     package: str = "torchmetrics"
     models: tuple[str, ...] = ()
+    over_frames: Callable[[Sequence[float]], float] = fmean
 
 
 METRICS: Mapping[str, Metric] = {
-    "psnr": Metric("PSNR (dB)", higher=True, paired=True, digits=2),
+    "psnr": Metric("PSNR (dB)", higher=True, paired=True, digits=2, over_frames=pooled),
     "ssim": Metric("SSIM", higher=True, paired=True, digits=4, package="scikit-image"),
     "lpips_alex": Metric(
         "LPIPS (alex)", higher=False, paired=True, digits=4, models=("LPIPS-alex",)

@@ -1,7 +1,8 @@
 """The scores of images: each against reference images, and against its prompt.
 
 An image is loaded once, together with the images of the same prompt that it is compared with. A
-video's scores are means over its frames, each compared with the same frame of the reference.
+video's frames are each compared with the same frame of the reference; its score is their mean, but
+for PSNR, which is that of all frames together (`eigencache.metrics.pooled`).
 """
 
 from typing import Any
@@ -69,8 +70,12 @@ def score_records(
                     found[name].setdefault(metric, []).append(unpaired[metric])
         for name in names:
             scores: dict[str, Any] = {k: row[k] for k in ("run", "prompt_index")}
-            means = {metric: float(np.mean(values)) for metric, values in found[name].items()}
-            rows.append({**scores, "reference": name, **means})
+            scores["reference"] = name
+            # One value stays as it is: pooling a single frame would round it.
+            for metric, values in found[name].items():
+                alone = len(values) == 1
+                scores[metric] = values[0] if alone else METRICS[metric].over_frames(values)
+            rows.append(scores)
     return pd.DataFrame(rows)
 
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from benchmarks import models
 from eigencache._frames import frames_of
-from eigencache.calibration.quality import psnr
 from reproduction.config import load
 
 _TINY = {"height": 32, "width": 32}
@@ -162,23 +161,14 @@ def test_a_configuration_runs_on_a_stand_in(project, name, tmp_path):
     assert (summary["images"] == 2).all() and (summary.loc["full", "psnr"] == float("inf"))
     cached = summary.drop("full")
     assert (cached["psnr"] > 1).all() and (cached["full_steps"] < cached["num_steps"]).all()
+    # Finite for wan22-ti2v-5b too, whose first frame is the image that was given.
+    assert np.isfinite(cached["psnr"]).all()
     records = pd.read_csv(results / "records/full.csv")
-    for label in config["methods"]:
-        # The metric is a mean over frames, and infinite where one of them is the image that was
-        # given, as the first of wan22-ti2v-5b is; so all frames are compared at once.
-        both = records.merge(pd.read_csv(results / f"records/{label}.csv"), on="prompt_index")
-        for theirs, ours in zip(both["image_x"], both["image_y"], strict=True):
-            assert 1 < psnr(pixels(project / ours), pixels(project / theirs)) < float("inf")
     frames = config["arguments"].get("num_frames", 1)
     assert [len(frames_of(project / path)) for path in records["image"]] == [frames] * 2
     assert (records["tflop"] > 0).all()
     if "edits" in config["prompts"]:
         check_that_images_count(project, config, tmp_path / "small.yaml")
-
-
-def pixels(path: Path) -> np.ndarray:
-    """Return the pixels of an image, or of all frames of a video, uint8 `[N, H, W, 3]`."""
-    return np.stack([np.asarray(Image.open(frame)) for frame in frames_of(path)])
 
 
 def check_that_images_count(project: Path, config: dict, configfile: Path) -> None:

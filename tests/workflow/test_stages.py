@@ -536,28 +536,37 @@ def test_images_and_videos_are_files_and_folders_of_frames(tmp_path):
         frames_of(tmp_path / "2")
 
 
-def test_scores_of_a_video_are_means_over_its_frames(tmp_path):
+def test_scores_of_a_video_are_of_its_frames_together(tmp_path):
     from PIL import Image
 
-    from eigencache._frames import write_frames
+    from eigencache._frames import frames_of, write_frames
+    from eigencache.calibration.quality import psnr
+    from eigencache.metrics._ssim import ssim
+    from eigencache.metrics.images import load_image
     from eigencache.metrics.scorers import Scorers
     from eigencache.metrics.scoring import score_records
 
     draw = np.random.default_rng(0)
     rows, stacks = [], []
     for name in ("full", "a"):
-        levels = draw.integers(0, 256, (2, 3, 8, 9, 3), np.uint8)
+        levels = draw.integers(0, 256, (2, 3, 12, 13, 3), np.uint8)
         for index, frames in enumerate(levels):
             images = list(map(Image.fromarray, frames))
             path = write_frames(images, tmp_path / name / str(index))
             rows.append({"run": name, "prompt_index": index, "prompt": "p", "seed": index,
                          "image": path.as_posix()})  # fmt: skip
-        stacks.append(levels / 255)
+        stacks.append(levels)
+    shutil.copy(tmp_path / "full/0/00000.png", tmp_path / "a/0/00000.png")  # an image that was given
+    stacks[1][0, 0] = stacks[0][0, 0]
     records = pd.DataFrame(rows)
     of = {name: records[records["run"] == name] for name in ("full", "a")}
-    scores = score_records(of["a"], of["full"], Scorers({"psnr": []}))
-    errors = np.square(stacks[0] - stacks[1]).mean((2, 3, 4))
-    np.testing.assert_allclose(scores["psnr"], (-10 * np.log10(errors)).mean(1))
+    scores = score_records(of["a"], of["full"], Scorers({"psnr": [], "ssim": []}))
+    np.testing.assert_allclose(scores["psnr"], list(map(psnr, *stacks)))
+    for index, score in enumerate(scores["ssim"]):
+        both = (map(load_image, frames_of(tmp_path / name / str(index))) for name in ("full", "a"))
+        assert score == pytest.approx(np.mean([ssim(*pair) for pair in zip(*both, strict=True)]))
+    same = score_records(of["full"], of["full"], Scorers({"psnr": []}))
+    assert (same["psnr"] == float("inf")).all()
     (tmp_path / "a/1/00002.png").unlink()
     with pytest.raises(ValueError, match="2 and 3 frames"):
         score_records(of["a"], of["full"], Scorers({"psnr": []}))
