@@ -1,7 +1,10 @@
 """The runtime at tap "output" on every pipeline of the zoo, against runs without a cache."""
 
+import inspect
+
+import pytest
 import torch
-from zoo.runs import check_same, counting, kept
+from zoo.runs import calling, check_same, counting, kept, twin
 
 import eigencache
 
@@ -45,6 +48,36 @@ def test_two_prompts_in_a_row_equal_each_alone(measured):
         check_same(case(1), alone[1])
         check_same(case(0), alone[0])
         check_same(case(0), alone[0])
+
+
+def test_a_pipeline_with_the_same_networks_samples_between_two_steps(measured):
+    case, plain, between = measured.case, twin(measured.case), []
+    expected = measured.expected()
+    shared = next(iter(case.denoisers()))
+    assert getattr(plain.pipe, shared) is getattr(case.pipe, shared)
+    tells = "callback_on_step_end" in inspect.signature(type(case.pipe).__call__).parameters
+    with eigencache.cached(case.pipe, measured.plan()):
+        check_same(plain(0), measured.plain.result)
+        # The others have no step's end of which they tell.
+        half_way = calling(lambda pipe: between.append(plain(0))) if tells else {}
+        check_same(case(0, **half_way), expected)
+        check_same(plain(0), measured.plain.result)
+    assert len(between) == tells
+    for result in between:
+        check_same(result, measured.plain.result)
+
+
+def test_a_scheduler_that_is_swapped_is_an_error(measured):
+    case, pipe = measured.case, measured.case.pipe
+    before = pipe.scheduler
+    try:
+        with eigencache.cached(pipe, measured.plan()):
+            pipe.scheduler = type(before).from_config(before.config)
+            with pytest.raises(ValueError, match="scheduler was replaced"):
+                case(0)
+    finally:
+        pipe.scheduler = before
+    check_same(case(0), measured.plain.result)
 
 
 def test_nothing_is_left_after_the_block(measured):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import TaylorSeerCacheConfig
 from zoo import ZOO
-from zoo.runs import Measured, check_same, kept, recorded, reused
+from zoo.runs import HALF_WAY, Measured, calling, check_same, kept, recorded, reused, twin
 
 import eigencache
 from eigencache import cached
@@ -24,7 +24,6 @@ from eigencache.schedules import Interval, Steps
 
 NAMES = ["flux", "flux-inpaint", "sdxl-controlnet", "qwen-true-cfg", "wan22", "ltx2-one-pass"]
 FAST = ("flux", "flux-inpaint", "wan22")
-HALF_WAY = 3
 
 
 def marked(names, fast=FAST):
@@ -46,17 +45,6 @@ class Stopped(Exception):
     pass
 
 
-def calling(action, step=HALF_WAY):
-    """Return the argument that makes a pipeline call `action(pipe)` once a step has ended."""
-
-    def callback(pipe, index, timestep, tensors):
-        if index == step:
-            action(pipe)
-        return {}
-
-    return {"callback_on_step_end": callback}
-
-
 # ---- Side by side
 
 
@@ -70,28 +58,8 @@ def test_an_image_of_another_pipeline_half_way(measured):
     check_same(between[0], other.expected(1))
 
 
-def twin(measured):
-    """Return a case whose pipeline was made from another's, and shares its networks."""
-    case = copy.copy(measured.case)
-    case.pipe = type(case.pipe).from_pipe(case.pipe)
-    case.pipe.set_progress_bar_config(disable=True)
-    return case
-
-
-def test_an_image_of_a_pipeline_with_the_same_networks_half_way(measured):
-    plain, expected, between = twin(measured), measured.expected(), []
-    shared = next(iter(plain.denoisers()))
-    assert getattr(plain.pipe, shared) is getattr(measured.case.pipe, shared)
-    with cached(measured.case.pipe, measured.plan()):
-        check_same(plain(0), measured.plain.result)
-        made = measured.case(0, **calling(lambda pipe: between.append(plain(0))))
-        check_same(plain(0), measured.plain.result)
-    check_same(made, expected)
-    check_same(between[0], measured.plain.result)
-
-
 def test_two_caches_on_the_same_networks(measured):
-    other, between = twin(measured), []
+    other, between = twin(measured.case), []
     full = np.arange(len(measured.plain)) < 4
     full[measured.plain.switches] = True
     with cached(measured.case.pipe, measured.plan()):
@@ -106,7 +74,7 @@ def test_two_caches_on_the_same_networks(measured):
 def test_a_pipeline_made_from_a_cached_one_is_its_own(measured):
     expected = measured.expected()
     with cached(measured.case.pipe, measured.plan()):
-        other = twin(measured)
+        other = twin(measured.case)
         check_same(measured.case(0), expected)
         try:
             check_same(other(0), measured.plain.result)
@@ -165,18 +133,6 @@ def test_where_it_was_not_known_it_is_full_in_every_image():
 
 
 # ---- Stopped, interfered with
-
-
-def test_a_scheduler_that_is_swapped_is_an_error(measured):
-    pipe, expected = measured.case.pipe, measured.expected()
-    before = pipe.scheduler
-    with cached(pipe, measured.plan()):
-        check_same(measured.case(0), expected)
-        pipe.scheduler = type(before).from_config(before.config)
-        with pytest.raises(ValueError, match="scheduler was replaced"):
-            measured.case(0)
-    pipe.scheduler = before
-    check_same(measured.case(0), measured.plain.result)
 
 
 def test_an_exception_half_way_is_forgotten(measured):

@@ -38,6 +38,8 @@ CHANGES = {
     "wan22-t2v-a14b": _TINY | {"num_frames": 5},
 }
 KEPT = ("flux-schnell", "flux2-klein-4b")  # few steps as it is
+# One with true CFG, one that makes videos and a U-Net go on to every figure, the others to tables.
+DRAWN = ("qwen-image", "wan22-ti2v-5b", "sdxl")
 
 
 def stated(name: str) -> dict:
@@ -154,7 +156,11 @@ def test_a_configuration_runs_on_a_stand_in(project, name, tmp_path):
     config = small(name, tmp_path / "model")
     save(config["model"], tmp_path / "model")
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    run_here(project, "tables", tmp_path / "small.yaml")
+    target = "figures" if name in DRAWN else "tables"
+    dry = run_here(project, target, tmp_path / "small.yaml")
+    drawn = re.findall(r"figures/\S+\.p(?:df|ng)", dry)
+    assert bool(drawn) == (name in DRAWN)
+    assert all((project / path).stat().st_size > 5000 for path in drawn)
     results = project / "results" / config["experiment"]
     summary = pd.read_csv(results / "summary.csv").set_index("method")
     assert list(summary.index) == ["full", *config["methods"]]

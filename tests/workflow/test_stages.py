@@ -521,12 +521,13 @@ def test_calibration_records_every_stream_at_every_step(tap):
 def test_images_and_videos_are_files_and_folders_of_frames(tmp_path):
     from PIL import Image
 
-    from eigencache._frames import frames_of, hash_of_frames, write_frames
+    from eigencache._frames import frames_of, hash_of_frames, still_of, write_frames
 
     draw = np.random.default_rng(0)
     frames = [Image.fromarray(draw.integers(0, 256, (8, 9, 3), np.uint8)) for _ in range(3)]
     image, video = write_frames(frames[:1], tmp_path / "0"), write_frames(frames, tmp_path / "1")
     assert (image.name, video.name) == ("0.png", "1") and frames_of(image) == [image]
+    assert still_of(image) == image and still_of(video) == video / "00001.png"
     for path, frame in zip(frames_of(video), frames, strict=True):
         assert Image.open(path).tobytes() == frame.tobytes()  # lossless
     before = hash_of_frames(video)
@@ -556,7 +557,7 @@ def test_scores_of_a_video_are_of_its_frames_together(tmp_path):
             rows.append({"run": name, "prompt_index": index, "prompt": "p", "seed": index,
                          "image": path.as_posix()})  # fmt: skip
         stacks.append(levels)
-    shutil.copy(tmp_path / "full/0/00000.png", tmp_path / "a/0/00000.png")  # an image that was given
+    shutil.copy(tmp_path / "full/0/00000.png", tmp_path / "a/0/00000.png")  # as given
     stacks[1][0, 0] = stacks[0][0, 0]
     records = pd.DataFrame(rows)
     of = {name: records[records["run"] == name] for name in ("full", "a")}

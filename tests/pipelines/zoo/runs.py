@@ -1,6 +1,7 @@
 """Runs of a tiny pipeline without any cache: what the runtime is compared with."""
 
 import contextlib
+import copy
 import functools
 import inspect
 import types
@@ -170,6 +171,35 @@ def reuse_weights(full) -> np.ndarray:
     for step in np.flatnonzero(~np.asarray(full)):
         weights[step, np.flatnonzero(full[:step])[-1]] = 1
     return weights
+
+
+HALF_WAY = 3
+
+
+def calling(action, step: int = HALF_WAY) -> dict:
+    """Return the argument that makes a pipeline call `action(pipe)` once a step has ended."""
+
+    def callback(pipe, index, timestep, tensors):
+        if index == step:
+            action(pipe)
+        return {}
+
+    return {"callback_on_step_end": callback}
+
+
+def twin(case):
+    """Return a case whose pipeline was made from another's, and shares its networks and scheduler.
+
+    It has its own guiders, if any: two images at once would meet in a shared one without a cache.
+    """
+    made, parts = copy.copy(case), case.pipe.components
+    own = {name: copy.deepcopy(part) for name, part in parts.items() if "guider" in name}
+    made.pipe = type(case.pipe).from_pipe(case.pipe, **own)
+    made.pipe.set_progress_bar_config(disable=True)
+    for name in ("resolutions", "default_sample_size"):  # set by the zoo; not taken over
+        if hasattr(case.pipe, name):
+            setattr(made.pipe, name, getattr(case.pipe, name))
+    return made
 
 
 def check_same(results, expected) -> None:

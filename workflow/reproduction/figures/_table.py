@@ -42,7 +42,7 @@ def setting(e: Experiment) -> str:
         [
             e.config.model,
             *([f"{size[0]} \N{MULTIPLICATION SIGN} {size[1]} pixels"] if all(size) else []),
-            *([f"{frames} frames"] if frames else []),
+            *([f"{frames} frames (pictures show the middle one)"] if frames else []),
             f"{stated['num_inference_steps']} sampler steps",
         ]
     )

@@ -25,7 +25,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from eigencache._frames import frames_of
+from eigencache._frames import still_of
 from eigencache.plan import FEWER_STEPS, FULL
 from reproduction.figures._common import (
     INK,
@@ -305,7 +305,7 @@ def read_images(paths: Sequence[str]) -> np.ndarray:
     """
     images = []
     for path in paths:
-        with Image.open(frames_of(path)[0]) as image:
+        with Image.open(still_of(path)) as image:
             images.append(np.asarray(image.convert("RGB")))
     if len({image.shape for image in images}) != 1:
         raise ValueError("the images differ in size")

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from eigencache._files import replacing
-from eigencache._frames import frames_of
+from eigencache._frames import still_of
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
 from reproduction.tables.tables import read_table, refuse_altered
@@ -150,7 +150,7 @@ def unique_images(shown: pd.DataFrame) -> pd.DataFrame:
 def copies(paths: Iterable[str], size: int | None = None) -> Iterator[bytes]:
     """Yield each image as WebP, at most `size` pixels on its longer side, lossless if small."""
     for path in paths:
-        with Image.open(frames_of(path)[0]) as image:
+        with Image.open(still_of(path)) as image:
             copy = image.convert("RGB")
         if size:
             copy.thumbnail((size, size), Image.Resampling.LANCZOS)
@@ -301,7 +301,7 @@ def _base64_bytes(copy: bytes) -> int:
 
 def _dimensions(path: str | os.PathLike) -> tuple[int, int]:
     """Return width and height in pixels."""
-    with Image.open(frames_of(path)[0]) as image:
+    with Image.open(still_of(path)) as image:
         return image.size
 
 
