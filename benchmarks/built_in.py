@@ -1,6 +1,6 @@
 """Built-in plans on models that they were not made from, beside what needs no calibration either.
 
-    PYTHONPATH=.:workflow python benchmarks/built_in.py OUT.csv data/emoji-flux SMALL/*
+    python -m benchmarks.built_in OUT.csv data/emoji-flux SMALL/*
 
 The arguments are the table to write, and the models' folders. For each model the built-in plan is
 made from the kernels of all others. PSNR is in dB to the model's own full run of as many steps, a

@@ -1,6 +1,6 @@
 """How a plan made for one guidance scale, resolution or prompt set does on another.
 
-    python benchmarks/carry_over.py models/emoji-flux data/benchmarks/carry_over.csv
+    python -m benchmarks.carry_over models/emoji-flux data/benchmarks/carry_over.csv
 
 The arguments are a fetched model and the table to write, which is printed too. The table in
 data/benchmarks is of the former emoji-flux (docs/results.md), with which it took about 4 minutes on

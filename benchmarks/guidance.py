@@ -1,6 +1,6 @@
 """How plans fitted at one or several guidance scales do at others.
 
-    python benchmarks/guidance.py data/emoji-flux data/benchmarks/guidance.csv
+    python -m benchmarks.guidance data/emoji-flux data/benchmarks/guidance.csv
 
 The arguments are a model and the table to write. Guidance is that of the model's guidance embedding
 (`guidance_scale`), one call of the network per step; 1 is none. Plans have 9 of 50 steps in full,

@@ -1,6 +1,6 @@
 """How much a choice of the plan for each prompt could gain over one plan for all.
 
-    python benchmarks/oracle.py data/emoji-flux data/benchmarks/oracle.csv
+    python -m benchmarks.oracle data/emoji-flux data/benchmarks/oracle.csv
 
 The arguments are a model and the table to write. The plans are those that the closed loop fits on
 its way, on calibration prompts, at the same budget: the best `PLANS` of them. An oracle takes for

@@ -1,6 +1,6 @@
 """The PSNR that plans predict, and what images come to that no plan has seen.
 
-    PYTHONPATH=.:workflow python benchmarks/quality.py OUT.csv data/emoji-flux SMALL/*
+    python -m benchmarks.quality OUT.csv data/emoji-flux SMALL/*
 
 The arguments are the table to write, and the models' folders: emoji-flux, and small models of
 `workflow/rules/small.smk`. Each is calibrated at two guidance scales with `CALIBRATION` prompts or

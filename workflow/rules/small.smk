@@ -77,7 +77,7 @@ rule built_in_benchmark:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "PYTHONPATH=.:$PYTHONPATH python benchmarks/built_in.py {output} {input.flux}"
+        "python -m benchmarks.built_in {output} {input.flux}"
         " {input.models} 2>&1 | tee {log}"
 
 
@@ -94,7 +94,7 @@ rule quality_benchmark:
     conda:
         "../../envs/workflow.yaml"
     shell:
-        "PYTHONPATH=.:$PYTHONPATH python benchmarks/quality.py {output} {input.models}"
+        "python -m benchmarks.quality {output} {input.models}"
         " {input.flux} 2>&1 | tee {log}"
 
 

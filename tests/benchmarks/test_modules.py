@@ -1,0 +1,24 @@
+"""The benchmarks as they are started: from the project's folder, with nothing else set."""
+
+import os
+import subprocess
+import sys
+
+from helpers import ROOT
+
+OTHERS = {"cache_dit", "masks"}  # of an environment of their own, benchmarks/peers/run
+
+
+def test_every_benchmark_imports_without_a_path_that_is_set():
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "benchmarks").rglob("*.py"))
+        if path.stem not in OTHERS | {"__init__"}
+    ]
+    assert {"benchmarks.tables", "benchmarks.peers.compare"} <= {*names}
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
