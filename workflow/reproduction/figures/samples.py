@@ -33,6 +33,7 @@ from reproduction.figures._common import (
     TWO_COLUMNS,
     Heading,
     figure_parser,
+    letter,
     looks_of,
     of_first_reference,
     require,
@@ -131,7 +132,8 @@ def draw(
     blocks = blocks_of(len(labels))
     columns = max(map(len, blocks))
     room = 0.85 * _cell_inches(columns)  # the least that a column has in the end
-    heads = [wrapped(label, room, HEAD_PT, weight="bold") for label in labels]
+    named = [f"{letter(place)}  {label}" for place, label in enumerate(labels)]
+    heads = [wrapped(name, room, HEAD_PT, weight="bold") for name in named]
     lines = max(head.count("\n") + 1 for head in heads)
     extra = (bool(zoom), difference)
     heading = Heading("The same prompts and noise under every method", setting)
