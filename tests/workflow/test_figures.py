@@ -277,8 +277,8 @@ def test_quality_draws_what_was_predicted_and_measured(predictions, tmp_path):
         expected = rows[["predicted", "measured"]].to_numpy(float)
         assert sorted(map(tuple, np.concatenate(drawn))) == sorted(map(tuple, expected))
     said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
-    assert "Calibrated plans: 4 of 8 predictions are within 1.5 dB." in said
-    assert "Plans of one prompt: 2 of 2 predictions" in said
+    assert "Calibrated plans: 4 of 8 are in the band." in said
+    assert "Plans of one prompt: 2 of 2 are" in said
     save(figure, [tmp_path / "quality.png"])
 
 
