@@ -322,8 +322,9 @@ def _takes_as_many(model: str) -> bool:
     index = Path(model) / "model_index.json"
     if not index.is_file():
         return False
-    _, scheduler = json.loads(index.read_text(encoding="utf-8")).get("scheduler") or (None, None)
-    return bool(scheduler) and not any(name in scheduler for name in TAKE_MORE)
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    _, scheduler = parts.get("scheduler") or (None, None)  # its library and class
+    return isinstance(scheduler, str) and not any(name in scheduler for name in TAKE_MORE)
 
 
 def _check_budget(full_steps: int, steps: int) -> None:
