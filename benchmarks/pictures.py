@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-WIDTH, QUALITY = 1200, 85  # pixels, sharp on a page of 750; of lossy WebP, where 100 is best
+WIDTH, QUALITY = 1000, 80  # pixels, where pages show 750 to 880; of lossy WebP, where 100 is best
 
 
 def take(figure: Path, folder: Path = IMAGES) -> Path:
