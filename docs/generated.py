@@ -148,7 +148,9 @@ def _figure(name: str, title: str, config: Mapping) -> str:
     caption = re.sub(r"\\ :sub:`(\w+)`", r"<sub>\1</sub>", caption).replace("``", "`")
     target = f"figures/{config['experiment']}/{name}.pdf"
     heading = name if title in (name, f"{name}s") else f"{name}: {title}"
-    return f"## {heading}\n\n`{target}`\n\n{caption}\n"
+    picture = f"images/{name}.webp"
+    shown = f"![{title}]({picture})\n\n" if (ROOT / "docs" / picture).is_file() else ""
+    return f"## {heading}\n\n`{target}`\n\n{shown}{caption}\n"
 
 
 def methods() -> str:

@@ -65,6 +65,8 @@ examples:
 """
 RECORDS = "records.jsonl"
 STEPS = "num_inference_steps"
+# Schedulers that visit more timesteps than the number of steps that they are set to.
+TAKE_MORE = ("Heun", "KDPM2", "PNDM", "RePaint", "Wuerstchen")
 Row = dict[str, Any]
 
 
@@ -190,8 +192,8 @@ def _job(arguments: argparse.Namespace) -> Job:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
     steps, wanted = shared.get(STEPS), arguments.full_steps or 0
-    if isinstance(steps, int) and wanted > 2 * steps:  # Heun's schedulers take two for one
-        raise ValueError(f"--full-steps {wanted}: an image takes {steps} steps only")
+    if isinstance(steps, int) and _takes_as_many(arguments.model):
+        _check_budget(wanted, steps)
     dtype = arguments.dtype or (origin.source.get("dtype") if origin else None)
     about = {
         "model": arguments.model,
@@ -304,6 +306,7 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
 
         return probe(pipe, call, arguments.psnr)
     timesteps, kept = outline(pipe, call)
+    _check_budget(arguments.full_steps or 0, len(timesteps))
     if arguments.method is None:
         from eigencache.runtime._built_in import built_in_plan
 
@@ -312,6 +315,23 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
         arguments.full_steps, timesteps, job.kernel, arguments.tap, every=arguments.interval,
         kept=kept, **parsed_options(arguments.options),
     )  # fmt: skip
+
+
+def _takes_as_many(model: str) -> bool:
+    """Return whether a model is known, before it is loaded, to take just the steps it is asked."""
+    index = Path(model) / "model_index.json"
+    if not index.is_file():
+        return False
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    _, scheduler = parts.get("scheduler") or (None, None)  # its library and class
+    return isinstance(scheduler, str) and not any(name in scheduler for name in TAKE_MORE)
+
+
+def _check_budget(full_steps: int, steps: int) -> None:
+    if full_steps > steps:
+        raise ValueError(
+            f"--full-steps {full_steps}: an image takes only {steps} steps; state {steps} or fewer"
+        )
 
 
 def _check_arguments_of(plan: Plan, shared: Mapping[str, Any], path: str) -> None:

@@ -186,6 +186,23 @@ def test_full_steps_alone_sample_by_a_built_in_plan(tmp_path):
     assert Plan.load(tmp_path / "images/plan.safetensors").digest == row["plan"]
 
 
+def test_full_steps_are_counted_in_the_steps_that_the_scheduler_makes(tmp_path):
+    """Heun's makes 7 of `--steps 4`."""
+    from diffusers import DiffusionPipeline, HeunDiscreteScheduler
+    from pipelines.stand_ins import save
+
+    save("SDXL", tmp_path / "sdxl")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "sdxl")
+    pipe.register_modules(scheduler=HeunDiscreteScheduler.from_config(pipe.scheduler.config))
+    pipe.save_pretrained(tmp_path / "heun")
+    line = ["--steps", 4, "--height", 16, "--width", 16, "--full-steps"]
+    sample(tmp_path / "images", *line, 5, prompts=1, model=tmp_path / "heun")
+    (row,) = records(tmp_path / "images")
+    assert (row["full_steps"], row["steps"]) == (5, 7)
+    with pytest.raises(SystemExit, match="--full-steps 8: an image takes only 7 steps"):
+        sample(tmp_path / "more", *line, 8, prompts=1, model=tmp_path / "heun")
+
+
 def test_a_quality_alone_samples_by_the_plan_that_a_probe_makes(tmp_path, caplog):
     sample(tmp_path / "good", "--psnr", 45, *SMALL)
     assert [record.name for record in caplog.records].count("eigencache") == 1
@@ -370,6 +387,19 @@ def test_show_says_what_a_plan_is(made, capsys):
     "line",
     [
         ["sample", "--model", "x", "--prompts", EVALUATION, "--out", "x", "--method", "HiCache"],
+        [
+            "sample",
+            "--model",
+            EMBEDDED,
+            "--prompts",
+            EVALUATION,
+            "--out",
+            "x",
+            "--steps",
+            50,
+            "--full-steps",
+            51,
+        ],
         ["calibrate", "--model", "x", "--prompts", "none.txt", "--out", "x"],
         ["plan", "--kernel", "KERNEL", "--full-steps", 99, "--out", "x"],
         ["score", "--reference", "none", "--images", "a=b", "--prompts", EVALUATION, "--out", "x"],
@@ -426,6 +456,9 @@ def test_mistakes_are_found_before_torch_is_imported(made, line):
         (["sample", "--arguments", "{"], "--arguments: not JSON"),
         (["sample", "--arguments", '{"height": 64}', "--height", 64], "states height too"),
         (["sample", "--interval", 4], "--interval: state the --method too"),
+        (["sample", "--full-steps", 99, "--steps", 50], "--full-steps 99: .* only 50 steps"),
+        (["sample", "--full-steps", 99], "--full-steps 99: an image takes only 28 steps"),
+        (["sample", "--full-steps", 99, "--method", "FORA"], "--full-steps 99: .* only 28 steps"),
         (["sample", "--full-steps", 4, "--tap", "hidden"], "--tap: state the --method too"),
         (["sample", "--full-steps", 4, "--plan", "PLAN"], "either --plan or --full-steps$"),
         (["sample", "--full-steps", 4, "--kernel", "KERNEL"], "--full-steps: state the --method"),

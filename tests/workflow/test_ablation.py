@@ -336,6 +336,16 @@ def test_figure_draws_no_bar_where_there_is_no_interval(table):
             assert not any(map(len, bars.lines[2][0].get_segments()))
 
 
+def test_values_that_are_all_numbers_are_written_as_they_were_stated(table):
+    """pandas reads 1, 4 and 16 of a CSV as floats where other rows have fractions."""
+    numbers = table.assign(value=np.arange(len(table)) * 0.5)
+    for axes, (_, rows) in zip(
+        ablation.draw(numbers).axes, numbers.groupby("factor", sort=False), strict=True
+    ):
+        shown = [label.get_text() for label in axes.get_xticklabels()]
+        assert shown == [f"{value:g}" for value in rows["value"].unique()]
+
+
 def test_figure_joins_numbers_alone(table):
     window, kernel = ablation.draw(table).axes
     assert {bars.lines[0].get_linestyle() for bars in window.containers} == {"-"}

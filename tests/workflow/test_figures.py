@@ -277,8 +277,8 @@ def test_quality_draws_what_was_predicted_and_measured(predictions, tmp_path):
         expected = rows[["predicted", "measured"]].to_numpy(float)
         assert sorted(map(tuple, np.concatenate(drawn))) == sorted(map(tuple, expected))
     said = " ".join(text.get_text() for text in figure.texts).replace("\n", " ")
-    assert "Calibrated plans: 4 of 8 predictions are within 1.5 dB." in said
-    assert "Plans of one prompt: 2 of 2 predictions" in said
+    assert "Calibrated plans: 4 of 8 are in the band." in said
+    assert "Plans of one prompt: 2 of 2 are" in said
     save(figure, [tmp_path / "quality.png"])
 
 
@@ -444,7 +444,10 @@ def test_samples_draw_the_images_and_their_scores(scores):
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     expected = shown["psnr"].replace(np.inf, np.nan).dropna()
     assert {f"{value:.1f} dB" for value in expected} < set(texts)
-    assert {"prompt 2", "prompt $0$", FULL, *METHOD_LABELS} < set(texts)
+    heads = [
+        f"{letter}  {name}" for letter, name in zip("abcd", [FULL, *METHOD_LABELS], strict=True)
+    ]
+    assert {"prompt 2", "prompt $0$", *heads} < set(texts)
 
 
 def noisy(methods, height=64, width=64, seed=0):
@@ -605,6 +608,13 @@ def test_strip_draws_the_images_and_their_scores(of_peers, tmp_path):
     drawn = [image for axes in figure.axes for image in images_of(axes)]
     np.testing.assert_array_equal(np.stack(drawn[::2]), images[0])
     assert sum(text.get_text().startswith("41.2 dB, ") for text in figure.texts) == 8
+    heads = [text.get_text() for text in figure.texts if text.get_weight() == "bold"]
+    assert [head for head in heads if head] == [
+        "a  Full run",
+        f"b  {OURS}",
+        "c  FORA",
+        f"d  {FEWER_STEPS}",
+    ]
     assert faulty_texts(figure) == []
 
 
@@ -822,6 +832,16 @@ def test_faulty_texts_are_found():
     figure.text(0.52, 0.5, "two")
     figure.text(0.95, 0.1, "a long one")
     assert faulty_texts(figure) == ["'a long one' leaves the page", "'one' and 'two' overlap"]
+
+
+def test_files_state_their_title_and_nothing_of_the_run(summary, tmp_path):
+    save(pareto.draw(summary), [tmp_path / "a.png", tmp_path / "a.pdf"])
+    title = "Image quality against measured speed-up"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text == {"Title": title, "Software": "EigenCache"}
+    about = (tmp_path / "a.pdf").read_bytes()
+    found = re.findall(rb"/(\w+) \(([^)]*)\)", re.search(rb"<<([^<]*/Title[^>]*)>>", about)[1])
+    assert dict(found) == {b"Title": title.encode(), b"Creator": b"EigenCache"}
 
 
 @pytest.mark.slow

@@ -457,6 +457,17 @@ def test_page_opens_on_the_fewest_steps_beside_the_full_run(opened, results):
     assert f"left=full&right={best}&" in hash_of(opened())
 
 
+@pytest.mark.parametrize("metric", ["psnr", "ssim"])  # one value of SSIM is missing
+def test_page_opens_on_the_prompt_of_the_median(opened, results, metric):
+    """Of an even number it is the worse of the two in the middle."""
+    table = read_table(results / "scores.csv")
+    mine = table[(table["reference"] == FULL) & (table["run"] == "FORA-03")]
+    ranked = mine.dropna(subset=metric).sort_values(metric)["prompt_index"]
+    assert len(ranked) == 5 - (metric == "ssim")
+    tab = opened(f"#right=FORA-03&sort={metric}")
+    assert f"prompt={ranked.iloc[(len(ranked) - 1) // 2]}&" in hash_of(tab)
+
+
 def test_page_opens_on_eigencache_if_there_is_one():
     runs = [
         {"method": method, "full_steps": steps, "means": [[[psnr, None, None]]]}

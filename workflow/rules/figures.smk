@@ -1,5 +1,5 @@
 # A rule for every line of the table of figures; each is drawn by its module from tidy files.
-for figure_name, figure in FIGURES.items():
+for place, (figure_name, figure) in enumerate(FIGURES.items(), 1):
 
     rule:
         """Draw a figure of this name."""
@@ -13,7 +13,8 @@ for figure_name, figure in FIGURES.items():
                 f"figures/{NAME}/{figure_name}.png",
                 caption=f"../report/{figure_name}.rst",
                 category="Figures",
-                labels={"figure": figure.title},
+                # Reports sort by label: with numbers they keep the order of the table.
+                labels={"figure": f"{place:02d} {figure.title}"},
             ),
             f"figures/{NAME}/{figure_name}.pdf",
         log:

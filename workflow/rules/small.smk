@@ -110,6 +110,8 @@ rule figure_quality:
     localrule: True
     conda:
         "../../envs/workflow.yaml"
+    params:
+        setting="three small models, 50 sampler steps, 32 evaluation prompts or classes",
     shell:
-        "python -m reproduction.figures.quality --table {input} --setting '50 sampler steps'"
+        "python -m reproduction.figures.quality --table {input} --setting {params.setting:q}"
         " --out {output} 2>&1 | tee {log}"

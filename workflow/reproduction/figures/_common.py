@@ -32,10 +32,10 @@ NOTE_PT, NAME_PT = 6.5, 7
 _HERE = Path(__file__).parent
 _STYLE = _HERE / "style.mplstyle"
 _FONTS = ("roboto-regular.ttf", "roboto-bold.ttf")
-# No dates and no versions: the same input gives the same bytes.
+# What a file says of its maker. No dates and no versions: the same input gives the same bytes.
 _METADATA = {
-    ".pdf": {"Creator": "EigenCache", "Producer": None, "CreationDate": None},
-    ".png": {"Software": None},
+    ".pdf": {"Creator": OURS, "Producer": None, "CreationDate": None},
+    ".png": {"Software": OURS},
 }
 _MARKERS = ("o", "s", "^", "v", "P", "X", "p", "<", ">")
 _MUTED_MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "d", "*")  # these differ in outline
@@ -74,6 +74,8 @@ def figure_parser(name: str, description: str | None) -> argparse.ArgumentParser
 def save(figure: Figure, paths: Iterable[str | os.PathLike]) -> None:
     """Write a figure to every path, whole or not at all; the suffix says PDF or PNG.
 
+    A file states the figure's label as its title.
+
     Raises:
         ValueError: a suffix is neither `.pdf` nor `.png`; nothing is written.
     """
@@ -83,7 +85,8 @@ def save(figure: Figure, paths: Iterable[str | os.PathLike]) -> None:
             raise ValueError(f"{path}: figures are written as {' or '.join(_METADATA)}")
     for path in paths:
         with style(), replacing(path) as part:
-            figure.savefig(part, metadata=_METADATA[path.suffix])
+            title = {"Title": figure.get_label()} if figure.get_label() else {}
+            figure.savefig(part, metadata=_METADATA[path.suffix] | title)
 
 
 # ---- The page
@@ -111,7 +114,11 @@ class Heading(NamedTuple):
         return _tall(self._note(width), NOTE_PT) + 0.1 if self.note else 0.0
 
     def draw(self, figure: Figure) -> None:
-        """Write title and setting at the top of a figure, and the note at its bottom."""
+        """Write title and setting at the top of a figure, and the note at its bottom.
+
+        The title becomes the figure's label.
+        """
+        figure.set_label(self.title)
         width, height = figure.get_size_inches()
         place = {"x": MARGIN / width, "ha": "left", "parse_math": False}
         top = height - 0.06

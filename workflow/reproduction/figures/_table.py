@@ -13,6 +13,7 @@ from reproduction.experiment import Experiment, options
 
 # Taps whose skipped steps run next to nothing of the network, and the methods of this project.
 OUTER, OURS = ("output", "hidden"), ("EigenCache-design", "EigenCache")
+NAMED = 6  # prompts whose indices a heading states; of more it states the number
 
 
 class Figure(NamedTuple):
@@ -48,6 +49,16 @@ def setting(e: Experiment) -> str:
     )
 
 
+def named_prompts(kind: str, indices: Sequence[int]) -> str:
+    """Return which prompts a figure is of: their indices, or of many how many they are."""
+    *others, last = map(str, indices)
+    if not others:
+        return f"{kind} prompt {last}"
+    if len(others) >= NAMED:
+        return f"{len(indices)} {kind} prompts"
+    return f"{kind} prompts {', '.join(others)} and {last}"
+
+
 def arguments(e: Experiment, figure: Figure) -> list[str]:
     """Return the command line of a figure's module, without `--out`."""
     said = ", ".join(filter(None, [setting(e), figure.setting]))
@@ -80,8 +91,9 @@ def figures(e: Experiment) -> dict[str, Figure]:
     prompts = f"{len(e.prompts)} evaluation prompts"
     calibrated = f"{len(e.calibration_prompts)} calibration prompts"
 
-    def full(part: Any) -> str:
-        return f"{part.budget} in full"
+    def full(part: Any, prompts: str = "") -> str:
+        named = prompts or named_prompts("evaluation", part.prompts)
+        return f"{part.budget} of them in full, {named}"
 
     table = {
         "pareto": Figure("quality against speed-up", summary, colours | inner, several, prompts),
@@ -95,8 +107,10 @@ def figures(e: Experiment) -> dict[str, Figure]:
             "samples of every method", scores, settings.samples.model_dump() | labels, several,
             full(settings.samples),
         ),
-        "plans": Figure("plans", {"plans": compared}, {}, several, full(settings.plans)),
-        "schedules": Figure("schedules", {"plans": shown}, wanted=several),
+        "plans": Figure(
+            "plans", {"plans": compared}, {}, several, full(settings.plans, calibrated)
+        ),
+        "schedules": Figure("schedules", {"plans": shown}, {}, several, calibrated),
         "kernel": Figure(
             "kernels", {"kernels": [f"{folder}/kernels/{k}.safetensors" for k in e.kernels]}, {},
             several, calibrated,
@@ -106,11 +120,12 @@ def figures(e: Experiment) -> dict[str, Figure]:
             full(settings.errors),
         ),
         "costs": Figure(
-            "costs by tap", {"table": f"{folder}/costs.csv"}, {}, costly, full(settings.costs)
+            "costs by tap", {"table": f"{folder}/costs.csv"}, {}, costly,
+            full(settings.costs, named_prompts("evaluation", range(settings.costs.images))),
         ),
         "trajectory": Figure(
             "features along a run", {"trajectory": collected, "plan": e.trajectory_plan}, {}, False,
-            "one calibration prompt",
+            named_prompts("calibration", [e.config.collect.prompt]),
         ),
         "ablation": Figure("ablations", ablation, {}, bool(e.config.ablation), prompts),
         "calibration": Figure(

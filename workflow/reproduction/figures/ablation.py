@@ -57,6 +57,8 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
     gaps = table.loc[~np.isfinite(table["gain"]), "value"]
     if len(gaps):
         raise ValueError(f"the ablation has no gain of {sorted(set(gaps))}")
+    if pd.api.types.is_numeric_dtype(table["value"]):  # a CSV of numbers alone: 16, not 16.0
+        table = table.assign(value=[f"{value:g}" for value in table["value"]])
     figure, panels = _grid(table, setting)
     for place, (axes, (factor, rows)) in enumerate(
         zip(panels, table.groupby("factor", sort=False), strict=True)
@@ -72,15 +74,16 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
 def _grid(table: pd.DataFrame, setting: str) -> tuple[Figure, list[Axes]]:
     """Return a figure and one panel per factor, twice as wide for many long values."""
     widths = [_width(rows) for _, rows in table.groupby("factor", sort=False)]
+    columns = min(COLUMNS, sum(widths))
     places, row, column = [], 0, 0
     for width in widths:
-        if column + width > COLUMNS:
+        if column + width > columns:
             row, column = row + 1, 0
         places.append((row, slice(column, column + width)))
         column += width
     heading = Heading("How much each factor matters", setting, NOTE)
     figure = page(TWO_COLUMNS, 0.35 + 1.45 * (row + 1), heading)
-    spec = figure.add_gridspec(row + 1, COLUMNS)
+    spec = figure.add_gridspec(row + 1, columns)
     return figure, [figure.add_subplot(spec[place]) for place in places]
 
 

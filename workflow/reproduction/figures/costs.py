@@ -38,9 +38,10 @@ STEPS = {
 UNCACHED, MEMORY = "uncached_step_seconds", "cache_mb"
 ROW = 0.27  # inches between taps
 NOTE = (
-    "Both axes are logarithmic. The method is the same at every tap. At the output a skipped step "
-    "runs nothing of the network, at the modules everything but attention and MLPs; full steps "
-    "differ by the noise of timing. Ranges are over images."
+    "Points: medians over images; thin lines: their range. Both axes are logarithmic. A tap is the "
+    "place in the network whose features are cached; the method is the same at every tap. At the "
+    "output a skipped step runs nothing of the network, at the modules everything but attention "
+    "and MLPs; full steps differ by the noise of timing."
 )
 
 
@@ -56,7 +57,7 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
         ValueError: the table is empty or lacks a column, or a value is not positive.
     """
     columns = [*STEPS, UNCACHED, MEMORY]
-    require(table, ["tap", "full_steps", "device", *columns], "costs' rows")
+    require(table, ["tap", "device", *columns], "costs' rows")
     if not (table[columns] > 0).all(axis=None):
         raise ValueError("the costs have values that are not positive, or are missing")
     of_taps = table.groupby("tap", sort=False)[columns]
@@ -75,11 +76,11 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
     left.set_ylim(len(middle) - 0.4, -0.6)
     left.set_xlabel(f"milliseconds per step, on a {'GPU' if _on_gpu(table) else 'CPU'}")
     right.set_xlabel("megabytes in the cache")
-    steps = table["full_steps"].iloc[0]
+    left.set_ylabel("tap")
     for place, (axes, text) in enumerate(((left, "Time of a step"), (right, "Memory"))):
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        panel_title(axes, place, f"{text}, {steps} full steps" if place == 0 else text)
+        panel_title(axes, place, text)
     legend_below(figure, *left.get_legend_handles_labels(), ncols=3)
     return figure
 

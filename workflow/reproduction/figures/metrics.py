@@ -75,10 +75,11 @@ def draw(
     columns = min(COLUMNS, len(metrics))
     lines = ceil((len(drawn) + unpaired) / 4)
     height = PANEL * ceil(len(metrics) / columns) + 0.15 + LEGEND_LINE * lines
-    heading = Heading(
-        "The other metrics against full steps", setting,
-        "Bars: 95 % bootstrap intervals over prompts; metrics of a whole set of images have none.",
-    )  # fmt: skip
+    note = (
+        "Bars: 95 % bootstrap intervals over prompts; metrics of a whole set of images have none. "
+        f"{scales_note(metrics)}"
+    )
+    heading = Heading("The other metrics against full steps", setting, note.strip())
     figure = page(TWO_COLUMNS, height, heading)
     panels = figure.subplots(ceil(len(metrics) / columns), columns, squeeze=False).ravel()
     for place, (axes, name) in enumerate(zip(panels, metrics, strict=False)):
@@ -97,6 +98,17 @@ def draw(
     handles, texts = _entries(drawn, unpaired)
     legend_below(figure, handles, texts, ncols=min(4, len(texts)))
     return figure
+
+
+def scales_note(metrics: Sequence[str]) -> str:
+    """Return which metrics are not on a linear scale, in a sentence; nothing if all are."""
+    of_scale = {
+        scale: [METRICS[name].label for name in metrics if SCALES.get(name, ("", 0))[0] == scale]
+        for scale in ("log", "logit")
+    }
+    words = {"log": "Logarithmic", "logit": "Logit"}
+    said = [f"{words[scale]} scale: {', '.join(k)}." for scale, k in of_scale.items() if k]
+    return " ".join(said)
 
 
 def _panel(

@@ -45,6 +45,11 @@ NOTE = (
     "so on. Cells: the mean weight over the gap's steps, each counted by the timesteps that it "
     "covers. A lone 1 repeats a feature; positive beside negative extrapolates."
 )
+AIMED = ("EigenCache-design", "EigenCache")  # methods of plans to which this applies
+AIMED_NOTE = (
+    "Gaps of EigenCache's plans also make up for the errors of those before, which takes large "
+    "weights where a gap is short."
+)
 
 
 @style()
@@ -66,15 +71,25 @@ def draw(plans: Mapping[str, Plan], setting: str = "") -> Figure:
     gaps = max(1, *(len(names) for names, _ in shown.values()))
     streams = {label: len(plan.streams) for label, plan in plans.items() if plan.streams}
     means = ", ".join(f"{label} ({count} streams)" for label, count in streams.items())
-    note = f"{NOTE} Means over streams: {means}." if streams else NOTE
+    sentences = [
+        NOTE,
+        AIMED_NOTE if any(plan.method in AIMED for plan in plans.values()) else "",
+        f"Means over streams: {means}." if streams else "",
+    ]
+    note = " ".join(filter(None, sentences))
     heading = Heading("How each method bridges the gaps between full steps", setting, note)
-    figure = page(TWO_COLUMNS, rows * (PANEL + min(CELL * gaps, 5.5)) + 0.2, heading)
+    counts = [len(names) for names, _ in shown.values()]
+    of_rows = [max(1, *counts[k : k + columns]) for k in range(0, len(counts), columns)]
+    heights = [PANEL + min(CELL * count, 5.5) for count in of_rows]
+    figure = page(TWO_COLUMNS, sum(heights) + 0.2, heading)
     norm = CenteredNorm(0, limit([cells for _, cells in shown.values()]))
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for place, (axes, (label, (names, cells))) in enumerate(
         zip(panels, shown.items(), strict=False)
     ):
-        _panel(axes, names, cells, norm, gaps)
+        _panel(axes, names, cells, norm, of_rows[place // columns], 6 if columns < COLUMNS else 5)
+        if place % columns == 0:
+            axes.set_ylabel("skipped steps", size=NAME_PT)
         text = wrapped(label, TWO_COLUMNS / columns - 0.45, NAME_PT, lines=1)
         panel_title(axes, place, text, size=NAME_PT, weight="bold" if label == OURS else "normal")
     for axes in panels[len(plans) :]:
@@ -130,8 +145,10 @@ def limit(cells: list[np.ndarray]) -> float:
     return robust if sizes.max() > 1.5 * robust else float(sizes.max())
 
 
-def _panel(axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gaps: int) -> None:
-    """Draw the gaps of one plan, with room for as many as any plan has."""
+def _panel(
+    axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gaps: int, size: float
+) -> None:
+    """Draw the gaps of one plan with numbers of a size in points, and room for `gaps` of them."""
     axes.grid(False)
     axes.spines[:].set_visible(False)
     if names:
@@ -150,7 +167,7 @@ def _panel(axes: Axes, names: list[str], cells: np.ndarray, norm: Normalize, gap
             text = text.replace("-0.0", "0.0")
             axes.text(
                 place[1], place[0], text.replace("-", "\N{MINUS SIGN}"), ha="center",
-                va="center_baseline", size=5, color="white" if dark else INK,
+                va="center_baseline", size=size, color="white" if dark else INK,
             )  # fmt: skip
 
 

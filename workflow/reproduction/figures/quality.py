@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
 
 from reproduction.figures._common import (
     FAINT,
@@ -27,7 +28,7 @@ from reproduction.figures._common import (
 )
 from reproduction.tables.tables import read_table
 
-HEIGHT, BAND = 3.0, 1.5  # inches of the panels; dB
+HEIGHT, BAND = 3.5, 1.5  # inches of the panels; dB
 COLUMNS_READ = ["model", "guidance", "method", "predicted", "measured"]
 PROBED = "EigenCache-design, probed"
 
@@ -51,8 +52,9 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
     parts = {"Calibrated plans": table[~probed], "Plans of one prompt": table[probed]}
     both = table[["predicted", "measured"]].to_numpy(float)
     low, high = both.min() - 2, both.max() + 2
-    heading = Heading("Predicted and measured quality", setting, " ".join(map(told, *zip(
-        *parts.items(), strict=True))))  # fmt: skip
+    counts = [told(title, rows) for title, rows in parts.items()]
+    note = " ".join([f"On the line the two agree; the band is {BAND} dB to either side.", *counts])
+    heading = Heading("Predicted and measured quality", setting, note)
     figure = page(TWO_COLUMNS, HEIGHT, heading)
     for place, (title, rows) in enumerate(parts.items()):
         axes = figure.add_subplot(1, 2, place + 1)
@@ -64,10 +66,12 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
                 points["predicted"], points["measured"], linestyle="none", markersize=4,
                 marker=markers[scale], color=colours[model], markerfacecolor="none",
             )  # fmt: skip
-        axes.set(xlim=ends, ylim=ends, xlabel="predicted PSNR in dB", aspect="equal")
+        axes.set(xlim=ends, ylim=ends, xlabel="predicted PSNR (dB)", aspect="equal")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MultipleLocator(10))
         panel_title(axes, place, title)
         if not place:
-            axes.set_ylabel("measured PSNR in dB")
+            axes.set_ylabel("measured PSNR (dB)")
     handles = [Line2D([], [], color=colours[m], linewidth=3) for m in models]
     handles += [
         Line2D([], [], linestyle="none", marker=markers[s], color=FAINT, markerfacecolor="none")
@@ -79,9 +83,9 @@ def draw(table: pd.DataFrame, setting: str = "") -> Figure:
 
 
 def told(title: str, rows: pd.DataFrame) -> str:
-    """Return how many predictions of some plans are within the band, in a sentence."""
+    """Return how many of some plans are in the band, in a sentence."""
     off = (rows["predicted"] - rows["measured"]).abs()
-    return f"{title}: {(off <= BAND).sum()} of {len(off)} predictions are within {BAND} dB."
+    return f"{title}: {(off <= BAND).sum()} of {len(off)} are in the band."
 
 
 def main(arguments: argparse.Namespace) -> None:

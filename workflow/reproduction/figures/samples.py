@@ -11,7 +11,7 @@ wherever the page has room for a whole number of dots each.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import matplotlib as mpl
@@ -33,6 +33,7 @@ from reproduction.figures._common import (
     TWO_COLUMNS,
     Heading,
     figure_parser,
+    letter,
     looks_of,
     of_first_reference,
     require,
@@ -50,6 +51,7 @@ ZOOM = 4  # the part that is enlarged is this many times smaller than the image
 CLIPPED = 0.999  # the share of differences inside the colour scale
 MAP, FRAME = "magma", "#B3001B"
 FOOT = 0.42  # inches for the colour bar
+PAGE, LEAST = 9.0, 0.5  # inches: the figure's height, unless images would be less wide than these
 
 Box = tuple[int, int, int]  # left, top and size in pixels of a square part of an image
 
@@ -130,13 +132,15 @@ def draw(
     boxes = [zoom_box(row, zoom) if zoom else None for row in images]
     blocks = blocks_of(len(labels))
     columns = max(map(len, blocks))
-    room = 0.85 * _cell_inches(columns)  # the least that a column has in the end
-    heads = [wrapped(label, room, HEAD_PT, weight="bold") for label in labels]
-    lines = max(head.count("\n") + 1 for head in heads)
+    named = [f"{letter(place)}  {label}" for place, label in enumerate(labels)]
     extra = (bool(zoom), difference)
     heading = Heading("The same prompts and noise under every method", setting)
     cells = (len(blocks), len(prompts), columns)
-    grid = _layout(images.shape, cells, lines, psnr, extra, heading)
+    grid = _layout(images.shape, cells, psnr, extra, heading)
+    room = 0.94 * grid.width / grid.dpi
+    heads = [wrapped(name, room, HEAD_PT, weight="bold") for name in named]
+    lines = max(head.count("\n") + 1 for head in heads)
+    grid = replace(grid, head=_head_dots(lines, grid.dpi))
     # Placed by hand: no automatic layout keeps to whole dots. Not `layout="none"`, after which
     # Matplotlib 3.11 falls back to the style's layout once a first file is saved.
     figure = Figure(figsize=(grid.size[0] / grid.dpi, grid.size[1] / grid.dpi))
@@ -327,32 +331,41 @@ def _cell_inches(columns: int) -> float:
     return min((TWO_COLUMNS - 0.9) / columns - 0.03, 1.2)
 
 
-def _layout(shape, cells: tuple[int, int, int], lines: int, psnr, extra, heading: Heading) -> _Grid:
+def _head_dots(lines: int, dpi: int) -> int:
+    """Return the height of a head of so many lines."""
+    return round((lines * HEAD_PT * LINE + 6) / 72 * dpi)
+
+
+def _layout(shape, cells: tuple[int, int, int], psnr, extra, heading: Heading) -> _Grid:
     """Return the layout of images of `shape`; small ones are enlarged by a whole number.
+
+    Heads have two lines.
 
     Args:
         shape: of all images.
         cells: the numbers of blocks, prompts and columns.
-        lines: of the longest head.
         psnr: None if no scores are written.
         extra: whether there are enlarged parts, and differences.
         heading: of the figure.
     """
     height, width = shape[2:4]
     dpi = round(mpl.rcParams["savefig.dpi"])
-    cell = int(_cell_inches(cells[2]) * dpi)
+    zoom, difference = extra
+    gap = round(0.03 * dpi)
+    head = _head_dots(2, dpi)
+    below = 0 if psnr is None else round(SCORE_PT * 1.5 / 72 * dpi)
+    below += gap if any(extra) else 0  # prompts lie further apart than the parts of one
+    above, foot = round(heading.above(TWO_COLUMNS) * dpi), round(FOOT * dpi) * difference
+    blocks, prompts, _ = cells
+    other = above + foot + blocks * (head + prompts * (3 * gap + below))
+    tallest = (PAGE * dpi - other) / (blocks * prompts * (height / width * (1 + difference) + zoom))
+    cell = int(min(_cell_inches(cells[2]) * dpi, max(tallest, LEAST * dpi)))
     whole = cell // width * width
     if whole > 0.85 * cell:  # or too much of the page would stay white
         cell = whole
-    gap = round(0.03 * dpi)
     left = min(round(TWO_COLUMNS * dpi) - cells[2] * (cell + gap), round(1.3 * dpi))
-    head = round((lines * HEAD_PT * LINE + 6) / 72 * dpi)
     tall = round(cell * height / width)
-    below = 0 if psnr is None else round(SCORE_PT * 1.5 / 72 * dpi)
-    below += gap if any(extra) else 0  # prompts lie further apart than the parts of one
-    zoom, difference = extra
     parts = (tall, *[cell] * zoom, *[tall] * difference)
-    above, foot = round(heading.above(TWO_COLUMNS) * dpi), round(FOOT * dpi) * difference
     return _Grid(dpi, left, head, cell, parts, gap, below, cells, above, foot)
 
 

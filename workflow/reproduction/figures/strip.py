@@ -22,6 +22,7 @@ from reproduction.figures._common import (
     Heading,
     figure_parser,
     inches,
+    letter,
     looks_of,
     of_first_reference,
     require,
@@ -34,6 +35,7 @@ from reproduction.tables.tables import read_table
 
 GAP, SIDE, LINE = 0.06, 0.06, 0.17  # inches: between images, at both sides, a line of text
 HEAD_PT, TEXT_PT = 9, 8
+TITLE = "The same prompts and noise by the full run, EigenCache and its peers"
 
 
 class Column(NamedTuple):
@@ -123,6 +125,7 @@ def draw(
     figure = Figure(figsize=(width, height))
     figure.set_layout_engine("none")
     heading.draw(figure)
+    figure.set_label(TITLE)  # which the columns' heads take the place of
     drawn = looks_of([column.method for column in columns], labels)
 
     def write(x: float, y: float, text: str, size: float, **look) -> None:
@@ -136,6 +139,7 @@ def draw(
     for place, (column, remark) in enumerate(zip(columns, remarks, strict=True)):
         left, y = SIDE + place * (cell + GAP), 0.06
         name = "Full run" if column.method == FULL else column.method
+        name = f"{letter(place)}  {name}"
         fits = HEAD_PT * min(1, cell / inches(name, HEAD_PT, "bold"))
         write(left, y, name, size=fits, weight="bold",
               color=drawn.get(column.method, {"color": INK})["color"])  # fmt: skip

@@ -48,7 +48,8 @@ PANELS = 12  # of more streams, so many are drawn above, evenly spread
 NOTE = (
     "Above: features in the two directions in which they vary most, and the shares of the "
     "variance that these hold; the ring is the first step, the square the last. Below: what "
-    "forecasts of each step miss, over the size of the feature."
+    "forecasts of each step miss, over the size of the feature; a line is a stream, the darker the "
+    "earlier in the network. The straight line goes through the two steps before."
 )
 NAME = 28  # characters of a name that fit above a panel
 FORECAST = "#B3001B"
@@ -240,7 +241,7 @@ def _errors(
         for axes, errors in zip(panels, found, strict=True):
             steps = np.arange(len(feature) - len(errors), len(feature))
             axes.semilogy(steps, errors, color=colour, label=label, **marking_lone(errors))
-    titles = ["the step before, again", "a straight line", name]
+    titles = ["reuse of the step before", "a straight line", name]
     for place, (axes, how) in enumerate(zip(panels, titles, strict=False)):
         text = f"{letter(before + place)}  forecast by {how}"
         axes.set_title(wrapped(text, 0.9 * TWO_COLUMNS / len(panels) - 0.3, 8))

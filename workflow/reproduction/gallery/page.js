@@ -300,6 +300,13 @@ function sortPrompts() {
   order.sort((a, b) => (key(a) === key(b) ? a - b : key(b) > key(a) ? 1 : -1));
 }
 
+/** The prompt to open on: that of the median, which says more of a run than its worst or first. */
+function typicalPrompt() {
+  const m = metricOfSort();
+  const known = m < 0 ? [] : order.filter((p) => !Number.isNaN(score(m, state.right, p)));
+  return known.length ? known[Math.floor((known.length - 1) / 2)] : order[0];
+}
+
 // Of many large images, only those that are seen in the list are decoded.
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) {
@@ -530,7 +537,7 @@ function setUp() {
   if (about.metrics.length) state.sort = about.metrics[0].name;
   readAddress();
   sortPrompts();
-  if (!new URLSearchParams(location.hash.slice(1)).has("prompt")) state.prompt = order[0];
+  if (!new URLSearchParams(location.hash.slice(1)).has("prompt")) state.prompt = typicalPrompt();
   show();
 }
 

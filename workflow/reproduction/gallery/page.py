@@ -1,6 +1,7 @@
 """Gallery: one self-contained HTML page that compares any two runs on any prompt.
 
-It opens on EigenCache beside the full run; a row above shows all methods at about that budget.
+It opens on EigenCache beside the full run, on the prompt of the median PSNR; a row above shows all
+methods at about that budget.
 
 Numbers are those of the tables, to the last digit; the images are copies made for looking at, and
 the page says where they are smaller than the images themselves or lossy. It asks nothing of any
