@@ -556,7 +556,7 @@ def test_scores_of_a_video_are_of_its_frames_together(tmp_path):
             rows.append({"run": name, "prompt_index": index, "prompt": "p", "seed": index,
                          "image": path.as_posix()})  # fmt: skip
         stacks.append(levels)
-    shutil.copy(tmp_path / "full/0/00000.png", tmp_path / "a/0/00000.png")  # an image that was given
+    shutil.copy(tmp_path / "full/0/00000.png", tmp_path / "a/0/00000.png")  # as it was given
     stacks[1][0, 0] = stacks[0][0, 0]
     records = pd.DataFrame(rows)
     of = {name: records[records["run"] == name] for name in ("full", "a")}
