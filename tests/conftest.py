@@ -1,5 +1,6 @@
 """Fixtures that several test files share; `helpers` has the functions."""
 
+import gc
 import os
 import re
 
@@ -8,6 +9,17 @@ from helpers import pythonpath, tiny_flux
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it when it is first imported
 os.environ["PYTHONPATH"] = pythonpath()  # programs that tests start import the same code
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect the garbage of the tests alone, not what they import, which lives as long as they."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
