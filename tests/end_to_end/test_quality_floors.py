@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = {"num_inference_steps": 50, "height": 128, "width": 128, "max_sequence_length": 24}
-FULL_STEPS, CALIBRATED, JUDGED = 9, 8, 6
+FULL_STEPS, CALIBRATED, JUDGED = 9, 12, 6
 
 
 def prompts(name: str, count: int) -> list[str]:
