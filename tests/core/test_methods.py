@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -414,11 +415,17 @@ def is_same(plan, other):
     )
 
 
+@cache
+def with_defaults(name):
+    """Return a method's kernel, if it needs one, and its plan without any option."""
+    kernel = kernel_for(name) if METHODS[name].needs_kernel else None
+    return kernel, METHODS[name].open_loop(9, TIMESTEPS, kernel)
+
+
 @pytest.mark.parametrize(("name", "option"), EVERY_OPTION)
 def test_every_option_changes_the_plan_or_the_kernel_that_is_wanted(name, option):
-    method = METHODS[name]
-    kernel = kernel_for(name) if method.needs_kernel else None
-    plan, use = method.open_loop(9, TIMESTEPS, kernel), method.parts(9).use
+    method, (kernel, plan) = METHODS[name], with_defaults(name)
+    use = method.parts(9).use
     if option in ("features", "normalisation", "runs"):
         other = {
             "features": "stride-8",

@@ -166,9 +166,14 @@ def blocks(document: Path) -> list[re.Match]:
     return [*BLOCK.finditer(document.read_text())]
 
 
-def quick(code: str, steps: int = 50) -> str:
-    """Return code that calibrates with four prompts in place of eight, and takes so many steps."""
-    for long, short in {"prompts[:8]": "prompts[:4]", '_steps": 50': f'_steps": {steps}'}.items():
+def quick(code: str, steps: int = 50, pixels: int = 128) -> str:
+    """Return code that calibrates with four prompts in place of eight, with such arguments."""
+    changes = {
+        "prompts[:8]": "prompts[:4]",
+        '_steps": 50': f'_steps": {steps}',
+        '"height": 128, "width": 128': f'"height": {pixels}, "width": {pixels}',
+    }
+    for long, short in changes.items():
         code = code.replace(long, short)
     return code
 
@@ -191,7 +196,7 @@ def test_python_is_right_as_far_as_it_can_be_read(document):
 def test_python_of_the_guides_runs(project):
     """Page after page in one process; what a page defines is forgotten after it."""
     pages = {
-        name: [quick(b["code"], 24) for b in blocks(ROOT / f"docs/{name}.md") if not b["why"]]
+        name: [quick(b["code"], 12, 64) for b in blocks(ROOT / f"docs/{name}.md") if not b["why"]]
         for name in GUIDES
     }
     lines = ["known = {}"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from zoo import ZOO
-from zoo.runs import check_same, kept, recorded
+from zoo.runs import check_same, kept
 
 import eigencache
 from eigencache.calibration.recording import outline
@@ -42,16 +42,14 @@ NAMES = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in 
 FULL = 4
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_samples_or_says_why_not(name):
-    case = ZOO[name]()
-    run = recorded(case)
-    before = kept(case)
+@pytest.mark.parametrize("measured", NAMES, indirect=True)
+def test_it_samples_or_says_why_not(measured):
+    case, run, before = measured.case, measured.plain, kept(measured.case)
     timesteps, switches = outline(case.pipe, case.shared() | case.prompt(1))
     assert np.array_equal(timesteps, run.timesteps) and {*run.switches} <= {*switches}
     assert kept(case) == before
     predicts = case.pipe.scheduler.config.get("prediction_type")
-    why = REFUSED.get(name) or ("fewer than two" if predicts == "v_prediction" else None)
+    why = REFUSED.get(case.name) or ("fewer than two" if predicts == "v_prediction" else None)
     if why:
         with (
             pytest.raises(PlanError, match=f"no built-in plan for .*{why}"),
@@ -75,11 +73,10 @@ def test_it_samples_or_says_why_not(name):
     check_same(case(0), run.result)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_it_samples_at_a_quality_or_says_why_not(name, caplog):
+@pytest.mark.parametrize("measured", NAMES, indirect=True)
+def test_it_samples_at_a_quality_or_says_why_not(measured, caplog):
     """The first call makes the plan, and gives the image that this plan gives."""
-    case = ZOO[name]()
-    plain, before, kind = case(0), kept(case), type(case.pipe)
+    case, before, kind = measured.case, kept(measured.case), type(measured.case.pipe)
     try:
         with eigencache.cached(case.pipe, psnr=20) as stats:
             assert isinstance(case.pipe, kind) and type(case.pipe).__name__ == kind.__name__
@@ -89,8 +86,8 @@ def test_it_samples_at_a_quality_or_says_why_not(name, caplog):
             assert stats.predicted_psnr >= 20 and "predicted PSNR" in str(stats)
             case(1)
     except ValueError as error:
-        assert name in OUT_OF_REACH, error
-        assert OUT_OF_REACH[name] in str(error)
+        assert case.name in OUT_OF_REACH, error
+        assert OUT_OF_REACH[case.name] in str(error)
     else:
         (said,) = [r.getMessage() for r in caplog.records if r.name == "eigencache"]
         assert said.startswith("psnr=20: ")
@@ -98,7 +95,7 @@ def test_it_samples_at_a_quality_or_says_why_not(name, caplog):
             check_same(case(0), first)
             assert stats.full == computed
     assert type(case.pipe) is kind and kept(case) == before
-    check_same(case(0), plain)
+    check_same(case(0), measured.plain.result)
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-unipc", "sd3-heun"])

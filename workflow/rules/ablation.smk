@@ -37,7 +37,7 @@ rule ablation:
             ),
             configfiles=[os.path.relpath(file) for file in workflow.configfiles],
         ),
-        code=E.code_of("reproduction.stages.ablation"),
+        code=lambda w: E.code_of("reproduction.stages.ablation"),
     shell:
         "python -m reproduction.stages.ablation --summary {input.summary:q} --tidy {input.tidy:q} "
         "{params.options:q} --table {output.table:q} "

@@ -28,7 +28,7 @@ rule calibrate:
             seed=E.config.calibration.seed,
             **E.pipeline,
         ),
-        code=E.code_of("reproduction.stages.calibrate"),
+        code=lambda w: E.code_of("reproduction.stages.calibrate"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.calibrate --model {input.model:q} "

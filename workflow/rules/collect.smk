@@ -32,7 +32,7 @@ rule collect:
             seed=E.config.calibration.seed,
             **E.pipeline,
         ),
-        code=E.code_of("reproduction.stages.collect"),
+        code=lambda w: E.code_of("reproduction.stages.collect"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.collect --model {input.model:q} "

@@ -29,7 +29,7 @@ rule costs:
             low_memory=E.config.low_memory,
             anchor_device=E.config.anchor_device,
         ),
-        code=E.code_of("reproduction.stages.costs"),
+        code=lambda w: E.code_of("reproduction.stages.costs"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.costs --model {input.model:q} "

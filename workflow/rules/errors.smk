@@ -36,7 +36,7 @@ rule errors:
             anchor_device=E.config.anchor_device,
             **E.pipeline,
         ),
-        code=E.code_of("reproduction.stages.errors"),
+        code=lambda w: E.code_of("reproduction.stages.errors"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.errors --model {input.model:q} --plans {input.plans:q} "

@@ -25,7 +25,7 @@ for place, (figure_name, figure) in enumerate(FIGURES.items(), 1):
         params:
             module=figure_name,
             arguments=arguments(E, figure),
-            code=E.code_of(f"reproduction.figures.{figure_name}"),
+            code=lambda w, name=figure_name: E.code_of(f"reproduction.figures.{name}"),
         shell:
             "python -m reproduction.figures.{params.module} {params.arguments:q} "
             "--out {output:q} > {log:q} 2>&1"

@@ -26,7 +26,7 @@ rule gallery:
             prompts=E.config.figures.gallery.prompts,
             size=E.config.figures.gallery.size,
         ),
-        code=E.code_of("reproduction.gallery.page"),
+        code=lambda w: E.code_of("reproduction.gallery.page"),
     shell:
         "python -m reproduction.gallery.page --records {input.records:q} "
         "--scores {input.scores:q} --summary {input.summary:q} {params.options:q} "

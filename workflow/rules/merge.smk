@@ -16,7 +16,7 @@ rule merge:
             count=len(E.prompts),
             settings=E.sampling(E.group(w.label)),
         ),
-        code=E.code_of("reproduction.stages.merge"),
+        code=lambda w: E.code_of("reproduction.stages.merge"),
     shell:
         "python -m reproduction.stages.merge --shards {input.shards:q} {params.options:q} "
         "--records {output:q} > {log:q} 2>&1"

@@ -43,7 +43,7 @@ rule sample:
             low_memory=E.config.low_memory,
             anchor_device=E.config.anchor_device,
         ),
-        code=E.code_of("reproduction.stages.sample"),
+        code=lambda w: E.code_of("reproduction.stages.sample"),
     shell:
         "python -m reproduction.devices.lease {resources.gpu} -- "
         "python -m reproduction.stages.sample --model {input.model:q} --plans {input.plans:q} "

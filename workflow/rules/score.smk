@@ -42,7 +42,7 @@ rule score:
             references=E.config.references,
             threads=E.config.threads,
         ),
-        code=[
+        code=lambda w: [
             E.code_of(module)
             for module in (
                 "reproduction.stages.score",
@@ -73,7 +73,7 @@ rule gather:
         "../../envs/workflow.yaml"
     params:
         references=E.config.references,
-        code=E.code_of("reproduction.stages.gather"),
+        code=lambda w: E.code_of("reproduction.stages.gather"),
     shell:
         "python -m reproduction.stages.gather --shards {input.shards:q} "
         "--records {input.records:q} --features {input.features:q} "

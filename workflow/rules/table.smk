@@ -27,7 +27,7 @@ rule table:
         "../../envs/workflow.yaml"
     params:
         options=options(baseline=E.baseline, noise_seed=E.config.seed),
-        code=E.code_of("reproduction.stages.table"),
+        code=lambda w: E.code_of("reproduction.stages.table"),
     shell:
         "python -m reproduction.stages.table --records {input.records:q} --scores {input.scores:q} "
         "--sets {input.sets:q} {params.options:q} --tidy {output.tidy:q} "
@@ -65,7 +65,7 @@ rule compare:
         "../../envs/workflow.yaml"
     params:
         reference=REFERENCE,
-        code=E.code_of("reproduction.stages.compare"),
+        code=lambda w: E.code_of("reproduction.stages.compare"),
     shell:
         "python -m reproduction.stages.compare --summary {input.summary:q} --tidy {input.tidy:q} "
         "--reference {params.reference:q} --table {output.table:q} --markdown {output.markdown:q} "
