@@ -14,10 +14,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks.tables import PEERS
-from reproduction.figures._common import OURS, TWO_COLUMNS, looks, require, save, style
+from reproduction.figures._common import (
+    FAINT,
+    OURS,
+    TWO_COLUMNS,
+    Heading,
+    legend_below,
+    looks,
+    page,
+    panel_title,
+    require,
+    save,
+    style,
+)
 
-LINE = {"color": "#767676", "linestyle": "--", "linewidth": 1.0, "zorder": 1.5}
+HEIGHT = 2.9  # inches of the panels and their legend
+LINE = {"color": FAINT, "linestyle": "--", "linewidth": 1.0, "zorder": 1.5}
 BEST = "best without a fit"
+NOTE = (
+    "A fit is a training, a calibration or the search for a threshold; its calls are of one image "
+    "each, forward and backward alike. Methods that compute half of the full run or more are left "
+    "out of the dashed line."
+)
 
 
 @style()
@@ -41,9 +59,11 @@ def draw(table: pd.DataFrame) -> Figure:
         method: {**look, "linestyle": "none"}
         for method, look in looks([OURS, *fitted["method"]]).items()
     }
-    figure = Figure(figsize=(TWO_COLUMNS, 2.6))
+    prompts = "/".join(f"{count}" for count in sorted(table["prompts"].unique()))
+    setting = f"emoji-flux, 50 sampler steps, {prompts} evaluation prompts"
+    figure = page(TWO_COLUMNS, HEIGHT, Heading("Quality against the cost of a fit", setting, NOTE))
     panels = figure.subplots(1, len(budgets), squeeze=False, sharex=True)[0]
-    for axes, budget in zip(panels, budgets, strict=True):
+    for place, (axes, budget) in enumerate(zip(panels, budgets, strict=True)):
         rows = fitted[fitted["budget"] == budget]
         for row in rows.itertuples():
             axes.plot(row.calls, row.psnr, **drawn[row.method])
@@ -51,12 +71,12 @@ def draw(table: pd.DataFrame) -> Figure:
         if len(free):
             axes.axhline(free["psnr"].max(), **LINE)
         axes.set_xscale("log")
-        axes.set_title(f"{budget} full steps", loc="left")
-        axes.set_xlabel("network calls of the fit")
-    panels[0].set_ylabel("PSNR in dB")
+        panel_title(axes, place, f"{budget} full steps")
+        axes.set_xlabel("network calls")
+    panels[0].set_ylabel("PSNR to the full run (dB)")
     shown = [method for method in drawn if method in set(fitted["method"])]
     handles = [Line2D([], [], **drawn[method]) for method in shown] + [Line2D([], [], **LINE)]
-    figure.legend(handles, [*shown, BEST], loc="outside lower center", ncols=4)
+    legend_below(figure, handles, [*shown, BEST], 4)
     return figure
 
 
