@@ -71,6 +71,7 @@ from diffusers import (
 )
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 import eigencache
 from benchmarks.memory import forget_peak, process_peak_mb
@@ -78,6 +79,7 @@ from benchmarks.models import WAN_5B
 from benchmarks.peers import diffusers_hooks
 
 NUM_STEPS, FULL_STEPS, ANCHORS = 50, 7, 6
+PROMPT = "a lighthouse in a storm"
 # Of the network, for one prompt: a full run, and two with few full steps.
 CALIBRATION_CALLS = NUM_STEPS + 5 + 9
 OTHER_TAPS = ("hidden", "blocks", "delta", "modules")
@@ -172,17 +174,32 @@ def random_transformer(kind: type, config: dict, dtype: torch.dtype, device: str
 
 
 def flux_pipeline(scale: Scale, device: str) -> FluxPipeline:
-    """Return FLUX's pipeline without text encoders and with a tiny VAE."""
+    """Return FLUX's pipeline with a tiny VAE, tiny text encoders and emoji-flux's tokenizers."""
     vae = AutoencoderKL(
         latent_channels=16, block_out_channels=(4,) * 4, norm_num_groups=1,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         scaling_factor=1.0, shift_factor=0.0,
     )  # fmt: skip
     transformer = random_transformer(FluxTransformer2DModel, scale.flux, scale.dtype, device)
-    pipe = FluxPipeline(
-        FlowMatchEulerDiscreteScheduler(**SCHEDULER), vae.to(device, scale.dtype).eval(),
-        None, None, None, None, transformer,
+    model = Path(__file__).parent.parent / "data/emoji-flux"
+    names = ("tokenizer", "tokenizer_2")
+    short, long = (AutoTokenizer.from_pretrained(model / n, local_files_only=True) for n in names)
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(short), hidden_size=transformer.config.pooled_projection_dim,
+            intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, bos_token_id=0,
+            eos_token_id=1,
+        )
     )  # fmt: skip
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(long), d_model=transformer.config.joint_attention_dim, d_kv=16, d_ff=64,
+            num_layers=1, num_heads=4,
+        )
+    )  # fmt: skip
+    vae, clip, t5 = (part.to(device, scale.dtype).eval() for part in (vae, clip, t5))
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+    pipe = FluxPipeline(scheduler, vae, clip, short, t5, long, transformer)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -231,7 +248,7 @@ class Loop(NamedTuple):
 
 
 class Denoising:
-    """A pipeline that samples one image or video of one size from given embeddings, and is timed.
+    """A pipeline that samples one image or video of one size, and is timed.
 
     Args:
         pipe: of diffusers.
@@ -257,18 +274,25 @@ class Denoising:
         is_video = isinstance(pipe, WanPipeline)
         width = config.text_dim if is_video else config.joint_attention_dim
         texts = (1, scale.text_tokens, width)
-        self.arguments = {"prompt_embeds": normal(*texts), "output_type": "latent"} | self.size
+        self.arguments = {"output_type": "latent"} | self.size
         # All three patch 2 x 2 latents.
         patch = 2 * (pipe.vae_scale_factor_spatial if is_video else pipe.vae_scale_factor)
         self.tokens = (size[0] // patch) * (size[1] // patch)
         if is_video:
             self.tokens *= (size[2] - 1) // pipe.vae_scale_factor_temporal + 1
-            self.arguments |= {"negative_prompt_embeds": normal(*texts), "guidance_scale": 5.0}
+            self.arguments |= {
+                "prompt_embeds": normal(*texts), "negative_prompt_embeds": normal(*texts),
+                "guidance_scale": 5.0,
+            }  # fmt: skip
         elif isinstance(pipe, FluxPipeline):
-            self.arguments["pooled_prompt_embeds"] = normal(1, config.pooled_projection_dim)
+            self.arguments |= {"prompt": PROMPT, "max_sequence_length": scale.text_tokens}
         else:
             ones = torch.ones(1, scale.text_tokens, device=device, dtype=torch.int64)
-            self.arguments |= {"prompt_embeds_mask": ones, "true_cfg_scale": 1.0}
+            self.arguments |= {
+                "prompt_embeds": normal(*texts),
+                "prompt_embeds_mask": ones,
+                "true_cfg_scale": 1.0,
+            }
 
     @property
     def shape(self) -> dict:
@@ -966,13 +990,12 @@ def calibration(part: Part) -> None:
         ]
         try:
             by_prompts = eigencache.calibrate  # imports what it needs
-            with text_encoders(pipe):
-                start = time.perf_counter()
-                by_prompts(
-                    pipe, ["a lighthouse in a storm"], FULL_STEPS, num_inference_steps=NUM_STEPS,
-                    max_sequence_length=denoising.scale.text_tokens, **denoising.size,
-                )  # fmt: skip
-                taken = time.perf_counter() - start
+            start = time.perf_counter()
+            by_prompts(
+                pipe, [PROMPT], FULL_STEPS, num_inference_steps=NUM_STEPS,
+                max_sequence_length=denoising.scale.text_tokens, **denoising.size,
+            )  # fmt: skip
+            taken = time.perf_counter() - start
         finally:
             for mark in marks:
                 mark.remove()
@@ -1005,40 +1028,6 @@ def calibration(part: Part) -> None:
                 f"{prompts} x ({calls:.3f} s of network + {between:.3f} s between) + "
                 f"{fitting:.3f} s to fit{note}",
             )  # fmt: skip
-
-
-@contextlib.contextmanager
-def text_encoders(pipe: FluxPipeline) -> Iterator[None]:
-    """Give a pipeline tiny text encoders with random weights, and emoji-flux's tokenizers."""
-    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    model = Path(__file__).parent.parent / "data/emoji-flux"
-    names = ("tokenizer", "tokenizer_2")
-    short, long = (AutoTokenizer.from_pretrained(model / n, local_files_only=True) for n in names)
-    config = pipe.transformer.config
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(short), hidden_size=config.pooled_projection_dim, intermediate_size=64,
-            num_hidden_layers=1, num_attention_heads=4, bos_token_id=0, eos_token_id=1,
-        )
-    )  # fmt: skip
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(long), d_model=config.joint_attention_dim, d_kv=16, d_ff=64,
-            num_layers=1, num_heads=4,
-        )
-    )  # fmt: skip
-    made = {"text_encoder": clip, "text_encoder_2": t5}
-    made = {n: m.to(pipe.transformer.device, pipe.transformer.dtype) for n, m in made.items()}
-    before = {name: getattr(pipe, name) for name in (*names, *made)}
-    sizes = {"tokenizer_max_length": pipe.tokenizer_max_length}
-    try:
-        pipe.register_modules(**made, tokenizer=short, tokenizer_2=long)
-        pipe.tokenizer_max_length = short.model_max_length
-        yield
-    finally:
-        pipe.register_modules(**before)
-        pipe.tokenizer_max_length = sizes["tokenizer_max_length"]
 
 
 def measure(

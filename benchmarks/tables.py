@@ -256,9 +256,12 @@ def matrix() -> str:
 
 def others() -> str:
     """Return the table of docs/pipelines.md on other caches."""
-    data = pd.read_csv(BENCHMARKS / "pipelines-peers.csv", dtype=str)
-    titles = ["cache", "version", "configurations", "work", "no effect"]
-    return _lines(titles, data.to_numpy().tolist())
+    data = pd.read_csv(BENCHMARKS / "pipelines-peers.csv")
+    rows = []
+    for (cache, version), tried in data.groupby(["cache", "version"], sort=False):
+        counts = [(tried["outcome"] == kind).sum() for kind in ("works", "no effect", "fails")]
+        rows.append([cache, version, *map(str, [len(tried), *counts])])
+    return _lines(["cache", "version", "configurations", "work", "no effect", "fail"], rows)
 
 
 def peers() -> str:

@@ -28,6 +28,7 @@ from reproduction.figures._common import (
     style,
 )
 
+COLUMNS_READ = ["method", "budget", "prompts", "psnr", "compute", "fit_calls"]
 HEIGHT = 2.9  # inches of the panels and their legend
 LINE = {"color": FAINT, "linestyle": "--", "linewidth": 1.0, "zorder": 1.5}
 BEST = "best without a fit"
@@ -48,7 +49,7 @@ def draw(table: pd.DataFrame) -> Figure:
     Raises:
         ValueError: the table lacks a column, or has no fitted method.
     """
-    require(table, ["method", "budget", "psnr", "compute", "fit_calls"], "peers' rows")
+    require(table, COLUMNS_READ, "peers' rows")
     # Where the cost is open, it is not known.
     calls = table["fit_calls"] + table["fit_backward_calls"].fillna(0)
     table = table.assign(calls=calls)

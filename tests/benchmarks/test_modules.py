@@ -6,7 +6,7 @@ import sys
 
 from helpers import ROOT
 
-OTHERS = {"cache_dit", "masks"}  # of an environment of their own, benchmarks/peers/run
+OTHERS = {"cache_dit", "masks", "matrix"}  # of an environment of their own, benchmarks/peers/run
 
 
 def test_every_benchmark_imports_without_a_path_that_is_set():

@@ -276,9 +276,10 @@ def test_missing_fits_are_named(tmp_path):
 def test_the_figure_and_the_table_show_what_was_fitted(tmp_path, monkeypatch):
     cases = ("EigenCache", 58.0, 9000), ("OLSS", 57.0, 1600), ("Euler", 41.0, 0)
     rows = [
-        {"method": method, "source": "theirs", "budget": budget, "setting": "", "psnr": psnr,
-         "compute": 0.2, "speedup": 5.0, "cache_memory_mb": 0.1, "fit_prompts": 32 * (calls > 0),
-         "fit_calls": calls, "fit_backward_calls": calls / 2, "fit_seconds": 8.0}
+        {"method": method, "source": "theirs", "budget": budget, "setting": "", "prompts": 24,
+         "psnr": psnr, "compute": 0.2, "speedup": 5.0, "cache_memory_mb": 0.1,
+         "fit_prompts": 32 * (calls > 0), "fit_calls": calls,
+         "fit_backward_calls": calls / 2, "fit_seconds": 8.0}
         for budget in (5, 9)
         for method, psnr, calls in cases
     ]  # fmt: skip
@@ -286,7 +287,8 @@ def test_the_figure_and_the_table_show_what_was_fitted(tmp_path, monkeypatch):
         pd.DataFrame(part).to_csv(tmp_path / name, index=False)
     table = joined([tmp_path / "a", tmp_path / "b"])
     figure = draw(table)
-    assert [axes.get_title("left") for axes in figure.axes] == ["5 full steps", "9 full steps"]
+    titles = [axes.get_title("left") for axes in figure.axes]
+    assert titles == ["a  5 full steps", "b  9 full steps"]
     points = {tuple(line.get_xydata()[0]) for line in figure.axes[0].lines[:2]}
     assert points == {(13500, 58), (2400, 57)}
     assert figure.axes[0].lines[2].get_ydata()[0] == 41  # the best without a fit

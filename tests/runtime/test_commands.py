@@ -192,7 +192,7 @@ def test_full_steps_are_counted_in_the_steps_that_the_scheduler_makes(tmp_path):
     from pipelines.stand_ins import save
 
     save("SDXL", tmp_path / "sdxl")
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "sdxl")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "sdxl", use_safetensors=True)
     pipe.register_modules(scheduler=HeunDiscreteScheduler.from_config(pipe.scheduler.config))
     pipe.save_pretrained(tmp_path / "heun")
     line = ["--steps", 4, "--height", 16, "--width", 16, "--full-steps"]
