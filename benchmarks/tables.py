@@ -28,7 +28,7 @@ GPU, GPU_RUN_3 = BENCHMARKS / "gpu-nvidia-h200.csv", BENCHMARKS / "gpu-nvidia-h2
 GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
 MAIN, EVERY_METHOD = BENCHMARKS / "main.csv", BENCHMARKS / "methods.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
-ORACLE = BENCHMARKS / "oracle.csv"
+ORACLE, CARRIED = BENCHMARKS / "oracle.csv", BENCHMARKS / "carry_over.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
@@ -416,6 +416,23 @@ def predictions() -> str:
     return "\n".join(lines)
 
 
+def carried() -> str:
+    """Return the table of docs/results.md on plans made for one setting and used on another.
+
+    Of the two ways between the first setting and each other one, first the plan made for the first.
+    """
+    data = pd.read_csv(CARRIED)
+    base, columns = data["made_for"].mode()[0], ["psnr", "psnr_own", "psnr_fewer_steps"]
+    there = data[data["made_for"] == base].set_index(["used_on", "method"])[columns]
+    back = data[data["used_on"] == base].set_index(["made_for", "method"])[columns]
+    rows = [
+        [*key, *(f"{value:.1f}" for value in [*there.loc[key], *back.loc[key]])]
+        for key in there.index
+    ]
+    titles = ["other setting", "method", "used there", "one made there", "plain there"]
+    return _lines([*titles, "made there, used here", "one made here", "plain here"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "headline": ("README.md", headline),
     "quality": ("README.md", quality),
@@ -430,6 +447,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "peers": ("docs/results.md", peers),
     "guidance": ("docs/guidance.md", guidance),
     "oracle": ("docs/results.md", oracle),
+    "carried": ("docs/results.md", carried),
     "methods": ("docs/results.md", every_method),
     "built-in": ("docs/results.md", built_in),
     "beside-plain": ("docs/results.md", beside_plain),
