@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers import ROOT
 
 OTHERS = {"cache_dit", "masks", "matrix"}  # of an environment of their own, benchmarks/peers/run
 
 
+@pytest.mark.slow
 def test_every_benchmark_imports_without_a_path_that_is_set():
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)

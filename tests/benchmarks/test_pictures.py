@@ -28,6 +28,7 @@ def test_a_picture_is_the_figure_at_most_so_wide(tmp_path, width, expected):
     assert pictures.take(tmp_path / "a.png", tmp_path).read_bytes() == first
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_figure_is_an_error(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     done = program("-m", "benchmarks.pictures", str(tmp_path / "a.png"))
