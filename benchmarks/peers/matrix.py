@@ -2,7 +2,7 @@
 
     build/peers/cache-dit/bin/python -m benchmarks.peers.matrix
 
-from the project's folder, in cache-dit's environment: about ten minutes on one core. Writes
+from the project's folder, in cache-dit's environment: about a minute on one core. Writes
 data/benchmarks/pipelines-peers.csv, a row per cache and configuration:
 
     outcome   works: fewer modules run, the latents differ from an uncached run's and repeat, and
@@ -15,19 +15,22 @@ Thresholds always skip, so the outcomes say whether a cache works on a pipeline,
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cache_dit
 import pandas as pd
 import torch
+from cache_dit import DBCacheConfig
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from tqdm import tqdm
 
+from benchmarks.peers.cache_dit import BASE, enabled
 from benchmarks.pipelines import ROOT
 from reproduction.tables.tables import write_table
 
@@ -40,31 +43,33 @@ ALWAYS = 1e9  # a threshold that nothing exceeds
 WORKS, NO_EFFECT, FAILS = "works", "no effect", "fails"
 
 
-def dbcache(case: Any, steps: int) -> Callable[[], None]:
-    """Enable cache-dit; return what disables it."""
-    config = cache_dit.DBCacheConfig(
-        Fn_compute_blocks=1, Bn_compute_blocks=0, max_warmup_steps=2, residual_diff_threshold=ALWAYS
-    )
-    cache_dit.enable_cache(case.pipe, cache_config=config)
-    return lambda: cache_dit.disable_cache(case.pipe)
+Enable = Callable[[Any, int], AbstractContextManager]
 
 
-def of_diffusers(make: Callable[[int], Any]) -> Callable[[Any, int], Callable[[], None]]:
-    """Return what enables a cache of diffusers on those networks of a pipeline that take one."""
+def of_diffusers(make: Callable[[int], Any]) -> Enable:
+    """Return what samples with a cache of diffusers on those networks that take one."""
 
-    def enable(case: Any, steps: int) -> Callable[[], None]:
+    @contextlib.contextmanager
+    def sampling(case: Any, steps: int) -> Iterator[None]:
         networks = [n for n in case.denoisers().values() if hasattr(n, "enable_cache")]
         if not networks:
             raise AttributeError("its networks have no enable_cache")
         for network in networks:
             network.enable_cache(make(steps))
-        return lambda: [network.disable_cache() for network in networks]  # type: ignore[return-value]
+        yield
+        for network in networks:
+            network.disable_cache()
 
-    return enable
+    return sampling
 
 
-CACHES = {
-    "cache-dit DBCache": dbcache,
+CACHES: dict[str, Enable] = {
+    # Two first steps: some of the pipelines take but four.
+    "cache-dit DBCache": lambda case, steps: enabled(
+        case.pipe,
+        None,
+        DBCacheConfig(**BASE | {"max_warmup_steps": 2}, residual_diff_threshold=ALWAYS),
+    ),
     "diffusers FirstBlockCache": of_diffusers(lambda steps: FirstBlockCacheConfig(ALWAYS)),
     "diffusers TaylorSeerCache": of_diffusers(
         lambda steps: TaylorSeerCacheConfig(cache_interval=3, disable_cache_before_step=2)
@@ -77,20 +82,19 @@ CACHES = {
 }
 
 
-def tried(name: str, enable: Callable[[Any, int], Callable[[], None]]) -> dict[str, Any]:
+def tried(name: str, enable: Enable) -> dict[str, Any]:
     """Return the outcome of one cache on one configuration, which is built anew."""
     case = ZOO[name]()
     plain = recorded(case)
     row = {"configuration": name, "pipeline": type(case.pipe).__name__, "computed": None, "why": ""}
     try:
-        disable = enable(case, len(plain))
-        with counting(case.denoisers()) as calls:
-            found = case(0)
-        row["computed"] = calls.total() / sum(c.total() for c in plain.calls)
-        if all(map(torch.equal, found, plain.result)):
-            return row | {"outcome": NO_EFFECT}
-        check_same(case(0), found)
-        disable()
+        with enable(case, len(plain)):
+            with counting(case.denoisers()) as calls:
+                found = case(0)
+            row["computed"] = calls.total() / sum(c.total() for c in plain.calls)
+            if all(map(torch.equal, found, plain.result)):
+                return row | {"outcome": NO_EFFECT}
+            check_same(case(0), found)
         check_same(case(0), plain.result)
         if row["computed"] >= 1:
             raise ValueError("no fewer modules run")

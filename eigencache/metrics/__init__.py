@@ -17,8 +17,10 @@ def pooled(decibels: Sequence[float]) -> float:
     """Return the PSNR of several frames together, from that of each: that of the mean square error.
 
     A mean of decibels would be infinite where one frame is exact, as the first of a video that
-    continues a given image is.
+    continues a given image is. That of one frame stays as it is, to the last bit.
     """
+    if len(decibels) == 1:
+        return decibels[0]
     error = fmean(10 ** (-value / 10) for value in decibels)
     return -10 * math.log10(error) if error else math.inf
 

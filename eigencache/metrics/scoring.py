@@ -71,11 +71,7 @@ def score_records(
         for name in names:
             scores: dict[str, Any] = {k: row[k] for k in ("run", "prompt_index")}
             scores["reference"] = name
-            # One value stays as it is: pooling a single frame would round it.
-            for metric, values in found[name].items():
-                alone = len(values) == 1
-                scores[metric] = values[0] if alone else METRICS[metric].over_frames(values)
-            rows.append(scores)
+            rows.append(scores | {m: METRICS[m].over_frames(v) for m, v in found[name].items()})
     return pd.DataFrame(rows)
 
 
