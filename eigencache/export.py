@@ -5,13 +5,10 @@ import inspect
 import math
 import os
 import pprint
-import tempfile
+import types
 import warnings
 from collections.abc import Mapping
 from importlib import metadata, resources
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -58,7 +55,7 @@ def export_scheduler(
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     if scheduler is not None:
-        _loaded(path).from_config(scheduler.config).save_pretrained(folder)  # type: ignore[attr-defined]
+        _class_in(text).from_config(scheduler.config).save_pretrained(folder)
     return path
 
 
@@ -236,17 +233,8 @@ def _source(plan: Plan, base: str | None, checked: str) -> str:
     )  # fmt: skip
 
 
-def _loaded(path: Path) -> Any:
-    """Return the scheduler class of a file that `export_scheduler` wrote."""
-    spec = cast(ModuleSpec, spec_from_file_location(MODULE, path))
-    module = module_from_spec(spec)
-    cast(Loader, spec.loader).exec_module(module)
-    return module.PlannedScheduler
-
-
 def _class_in(text: str) -> Any:
-    """Return the scheduler class of a file's text."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{MODULE}.py"
-        path.write_text(text, encoding="utf-8")
-        return _loaded(path)
+    """Return the scheduler class that the text of a file defines."""
+    module = types.ModuleType(MODULE)
+    exec(compile(text, f"{MODULE}.py", "exec"), vars(module))
+    return module.PlannedScheduler
