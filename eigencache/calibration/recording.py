@@ -49,13 +49,11 @@ class Recorder(Policy):
 
     Attributes:
         moments: the timesteps of the steps so far, as the pipeline passes them.
-        sigmas: float64, the scheduler's noise levels; empty where it has none.
         passes: of each step so far, which networks were called how often.
     """
 
     def __init__(self, keep: Callable | None = None) -> None:
         self.keep = keep
-        self.sigmas = np.empty(0)
         self.passes: list[Passes] = []
         self.moments: list[Any] = []
         self.stepper: Stepper | None = None
@@ -63,9 +61,6 @@ class Recorder(Policy):
     def given(self, call: StepCall) -> None:
         if call.index == 0:
             self.stepper = Stepper(call, self.moments)
-            sigmas = getattr(call.scheduler, "sigmas", None)
-            if isinstance(sigmas, torch.Tensor):
-                self.sigmas = sigmas.double().cpu().numpy()
         if self.keep:
             self.keep(call.output)
         self.passes.append(call.passes)
@@ -145,9 +140,7 @@ class Stepper:
         self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
         self.timesteps = timesteps
         self.arguments = call.again(None, None, None)
-        self.generator = self.arguments.get("generator")
-        if self.generator is not None:  # as it is now
-            self.generator = map_generators(self.generator, _clone)
+        self.generator = copy.deepcopy(self.arguments.get("generator"))  # as it is now
 
     def end(self, sample: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the latents after as many steps as there are outputs.
@@ -156,7 +149,7 @@ class Stepper:
         """
         scheduler, arguments = copy.deepcopy(self.scheduler), dict(self.arguments)
         if self.generator is not None:
-            arguments["generator"] = map_generators(self.generator, _clone)
+            arguments["generator"] = copy.deepcopy(self.generator)
         timesteps = self.timesteps[self.call.index :]
         with forked():
             for timestep, output in zip(timesteps, outputs, strict=False):
@@ -195,17 +188,6 @@ class Stepper:
                 "amounts, so no plan can be designed for it; choose another scheduler"
             )
         return sizes
-
-
-def map_generators(generator: Any, function: Any) -> Any:
-    """Return `function` of a generator, or of each in a list."""
-    return [function(g) for g in generator] if isinstance(generator, list) else function(generator)
-
-
-def _clone(generator: torch.Generator) -> torch.Generator:
-    clone = torch.Generator(generator.device)
-    clone.set_state(generator.get_state())
-    return clone
 
 
 def denoisers_of(passes: Sequence[Passes]) -> set[str]:
@@ -296,8 +278,8 @@ def record_kernels(
 ) -> list[Kernel]:  # fmt: skip
     """Return one kernel for each kind, from a full run of every call.
 
-    Only one trajectory is held at a time, so memory does not grow with the number of calls. Where
-    a pipeline calls its network several times per step, these calls make one feature.
+    Only one trajectory is held at a time; of the others, their kernels are. Where a pipeline calls
+    its network several times per step, these calls make one feature.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -306,8 +288,7 @@ def record_kernels(
         kinds: of the kernels.
         source: what the kernels say of where they come from.
     """
-    kernels: dict[int, Kernel] = {}
-    outputs: dict[int, list[Kernel]] = {}  # of each run
+    kernels: list[list[Kernel]] = [[] for _ in kinds]  # of each run
     model = fingerprint(network_of(pipe))
     pairs = list(zip(calls, seeds, strict=True))
     for index, (call, seed) in enumerate(tqdm(pairs, desc="calibrate", unit="run", delay=5)):
@@ -335,7 +316,7 @@ def record_kernels(
             with quiet(pipe), Driver(pipe, responses):
                 called(pipe, call, seed)
             sampler["responses"] = responses.seen
-        for i, kind in enumerate(kinds):
+        for kind, runs in zip(kinds, kernels, strict=True):
             if kind not in used:
                 continue
             trajectory = {
@@ -346,12 +327,12 @@ def record_kernels(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
                 model=model, source=source or {}, **(sampler if kind.tap == "output" else {}),
             )  # fmt: skip
-            if kind.tap == "output" and kind.normalisation == "second-moment":
-                outputs.setdefault(i, []).append(kernel)
-            else:
-                kernels[i] = kernels[i] + kernel if i in kernels else kernel
-    kernels |= {i: weighed(runs) for i, runs in outputs.items()}
-    return [kernels[i] for i in range(len(kinds))]
+            runs.append(kernel)
+    moments = ("output", "second-moment")
+    return [
+        weighed(runs) if (kind.tap, kind.normalisation) == moments else sum(runs[1:], runs[0])
+        for kind, runs in zip(kinds, kernels, strict=True)
+    ]
 
 
 def _full(output: Any) -> torch.Tensor:

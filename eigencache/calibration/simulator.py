@@ -189,7 +189,7 @@ class Simulator:
                     "strength and size"
                 )
             batch.samples, batch.timesteps = record.samples, record.moments
-            batch.copies, batch.passes = record.copies, record.passes
+            batch.copies, batch.passes = len(record.beside), record.passes
             batch.ending = record.ending
             batch.alike = len(batch.calls) == 1 or not record.drew
             for share in self.sparse:
@@ -330,7 +330,8 @@ class _Simulated(Policy):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.computed = self.index = self.copies = 0
+        self.computed = self.index = 0
+        self.beside: list[_Copy] = []
         self.ending: Any = None
         self.drew = True  # whether anything drew from torch's own generators
 
@@ -351,6 +352,14 @@ class _Simulated(Policy):
     def sibling(self) -> Policy:
         return _Copy(self)
 
+    def given_to(self, step: int, output: Any, features: list[torch.Tensor]) -> Any:
+        """Return what a copy of the scheduler is given at a step, from its features so far."""
+        return output
+
+    def known_beside(self, number: int) -> list[torch.Tensor]:
+        """Return the known features of a copy of the scheduler."""
+        return []
+
     def done(self) -> None:
         """The call of the pipeline has ended."""
 
@@ -359,18 +368,14 @@ class _Copy(Policy):
     """Of a copy of the scheduler: it is given what the plan says of its own outputs."""
 
     def __init__(self, original: _Simulated) -> None:
-        self.original, self.number = original, -1
+        self.original = original
         self.features: list[torch.Tensor] = []
 
     def given(self, call: StepCall) -> None:
         if call.index == 0:
-            self.number = self.original.copies
-            self.original.copies += 1
-            if isinstance(self.original, _Follow):
-                self.original.beside.append(self)
-                self.features = self.original.known_beside(self.number)
-        if isinstance(self.original, _Follow):
-            call.output = self.original.given_to(call.index, call.output, self.features)
+            self.features = self.original.known_beside(len(self.original.beside))
+            self.original.beside.append(self)
+        call.output = self.original.given_to(call.index, call.output, self.features)
 
     def sibling(self) -> Policy:
         return _Copy(self.original)
@@ -424,7 +429,6 @@ class _Follow(_Simulated):
             whole = [len(batch.beside.get(f, ())) == batch.copies for f in features]
             features = features[: whole.index(False)] if False in whole else features
         self.batch, self.full, self.weights, self.features = batch, full, weights, list(features)
-        self.beside: list[_Copy] = []
         self.steps = len(full)
         self.known = set(np.flatnonzero(full)[: len(features)].tolist())
         self.position = {int(s): k for k, s in enumerate(np.flatnonzero(full))}
@@ -452,7 +456,6 @@ class _Follow(_Simulated):
         return features[self.position[step]].clone()  # schedulers may write into it
 
     def known_beside(self, number: int) -> list[torch.Tensor]:
-        """Return the known features of a copy of the scheduler."""
         return [self.batch.beside[f][number] for f in self.features[: len(self.known)]]
 
     def done(self) -> None:

@@ -512,7 +512,7 @@ def test_calibration_records_every_stream_at_every_step(tap):
     assert {len(features) for features in found.values()} == {5} == {len(recorder.timesteps)}
     if tap == "output":
         moved = latents[3] - latents[2]
-        sigmas = recorder.sigmas
+        sigmas = pipe.scheduler.sigmas
         torch.testing.assert_close(moved, (sigmas[4] - sigmas[3]) * found["output"][3])
     else:
         assert found["single_transformer_blocks.1.proj_out"][0].shape == (1, 3 + 16, 32)
