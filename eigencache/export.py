@@ -55,7 +55,7 @@ def export_scheduler(
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     if scheduler is not None:
-        _class_in(text).from_config(scheduler.config).save_pretrained(folder)
+        _class_in(text).from_config(scheduler.config).save_pretrained(folder)  # type: ignore[attr-defined]
     return path
 
 

@@ -27,7 +27,6 @@ from eigencache.calibration._calls import (
 )
 from eigencache.calibration.recording import (
     SPARSE,
-    Passes,
     Recorder,
     Responses,
     Stepper,
@@ -55,34 +54,31 @@ class Batch:
         seeds: of the noise of each image.
         encoded: what networks returned before the first step, by name and order of the call.
         shapes: of what denoisers are called with and return (`Driver.shapes`).
-        samples: the latents before each step of the full run and after the last: `[N, ...]` each.
-        timesteps: of each step, as the pipeline passes it.
-        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
+        record: of the full run, empty before it.
         shares: how much each image weighs (`Simulator.shares`).
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
-        copies: how many copies there are.
         calls: the positions of the calls among all.
-        ending: of the full run.
-        alike: whether each image is as if its call were made alone: nothing drew from torch's own
-            generators, or there is but one call.
     """
 
     arguments: dict[str, Any]
     seeds: list[int]
     encoded: dict[tuple[str, int], Any] = field(default_factory=dict)
     shapes: dict[tuple[str, int], Any] = field(default_factory=dict)
-    samples: list[torch.Tensor] = field(default_factory=list)
-    timesteps: list[Any] = field(default_factory=list)
-    passes: list["Passes"] = field(default_factory=list)
+    record: "_Record" = field(default_factory=lambda: _Record())
     shares: np.ndarray = field(default_factory=lambda: np.empty(0))
     beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
         default_factory=WeakTensorKeyDictionary
     )
-    copies: int = 0
     calls: Sequence[int] = ()
-    ending: Any = None
-    alike: bool = True
+
+    @property
+    def alike(self) -> bool:
+        """Whether each image is as if its call were made alone.
+
+        Nothing drew from torch's own generators, or there is but one call.
+        """
+        return len(self.calls) == 1 or not self.record.drew
 
 
 class Gap(NamedTuple):
@@ -158,13 +154,13 @@ class Simulator:
             )
             self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
         self.shares = shares_of(self.grams, self.step_sizes)
-        ends = np.cumsum([len(batch.samples[0]) for batch in self.batches])
+        ends = np.cumsum([len(batch.record.samples[0]) for batch in self.batches])
         # Cosmos steps with each pass of its guidance, which are outputs of their own.
         passes = len(self.shares) // ends[-1]
         parts = np.split(self.shares, passes * ends[:-1])
         for made, shares in zip(self.batches, parts, strict=True):
             made.shares = shares.reshape(passes, -1).mean(0)
-        self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
+        self.eps = torch.finfo(self.batches[0].record.samples[0].dtype).eps
 
     def _record(
         self, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
@@ -173,27 +169,23 @@ class Simulator:
         """Make the full runs, those of a chunk at once."""
         self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
         self.grams = []
-        for index, batch in enumerate(self.batches):
-            record = _Record()
+        for batch in self.batches:
+            record = batch.record
             self._call(batch, record)
-            if len(chunks[index]) > 1 and len(record.samples[0]) != len(batch.seeds):
+            if len(batch.calls) > 1 and len(record.samples[0]) != len(batch.seeds):
                 raise ValueError(f"its latents are of {len(record.samples[0])} images")
             timesteps = record.timesteps
-            if index == 0:
+            if batch is self.batches[0]:
                 self.timesteps, self.step_sizes = timesteps, record.step_sizes()
                 self.responses = np.zeros((3, len(timesteps)))
             elif not np.array_equal(timesteps, self.timesteps):
                 raise PlanError(
-                    f"calls 0 and {chunks[index][0]} sample at other timesteps ({_few(timesteps)} "
+                    f"calls 0 and {batch.calls[0]} sample at other timesteps ({_few(timesteps)} "
                     f"and {_few(self.timesteps)}): calibrate on calls of the same number of steps, "
                     "strength and size"
                 )
-            batch.samples, batch.timesteps = record.samples, record.moments
-            batch.copies, batch.passes = len(record.beside), record.passes
-            batch.ending = record.ending
-            batch.alike = len(batch.calls) == 1 or not record.drew
             for share in self.sparse:
-                plan = sparse(timesteps, share, switches_of(batch.passes))
+                plan = sparse(timesteps, share, switches_of(record.passes))
                 policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
                 self._call(batch, policy)
                 self.responses = self.responses + policy.seen
@@ -206,7 +198,8 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which networks are called otherwise than at the step before."""
-        return tuple(sorted({s for batch in self.batches for s in switches_of(batch.passes)}))
+        found = [switches_of(batch.record.passes) for batch in self.batches]
+        return tuple(sorted({step for each in found for step in each}))
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -238,8 +231,8 @@ class Simulator:
         for batch in filter(lambda batch: batch.alike, self.batches):
             for k, call in enumerate(batch.calls):
                 one = slice(k, k + 1) if len(batch.calls) > 1 else slice(None)
-                result = map_tensors(itemgetter(one), batch.ending.result)
-                found[call] = Ending(batch.ending.step, batch.ending.repeats, result)
+                ending = batch.record.ending
+                found[call] = ending._replace(result=map_tensors(itemgetter(one), ending.result))
         return [found[call] for call in sorted(found)]
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:
@@ -249,9 +242,8 @@ class Simulator:
 
     def errors(self, final: Sequence[torch.Tensor]) -> np.ndarray:
         """Return final latents less those of the full runs, float64 `[N, D]`."""
-        return np.concatenate(
-            [_rows(a) - _rows(b.samples[-1]) for a, b in zip(final, self.batches, strict=True)]
-        )
+        ends = [batch.record.samples[-1] for batch in self.batches]
+        return np.concatenate([_rows(a) - _rows(b) for a, b in zip(final, ends, strict=True)])
 
     def run(
         self, full: np.ndarray, weights: np.ndarray, features: Features = (),
@@ -308,7 +300,8 @@ class Simulator:
         noise: Any = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
-        names, passes = denoisers_of(batch.passes), batch.passes
+        passes = batch.record.passes
+        names = denoisers_of(passes)
         driver.denoisers = names or None  # not known in the full run
         policy.begins_alike = len(passes) > 1 and (
             among(names, passes[0]) == among(names, passes[1])
@@ -425,8 +418,9 @@ class _Follow(_Simulated):
         stop: tuple[int, int, int | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if batch.copies:  # a sampling that was stopped may have missed its last step's
-            whole = [len(batch.beside.get(f, ())) == batch.copies for f in features]
+        copies = len(batch.record.beside)
+        if copies:  # a sampling that was stopped may have missed its last step's
+            whole = [len(batch.beside.get(f, ())) == copies for f in features]
             features = features[: whole.index(False)] if False in whole else features
         self.batch, self.full, self.weights, self.features = batch, full, weights, list(features)
         self.steps = len(full)
@@ -475,7 +469,7 @@ class _Follow(_Simulated):
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
     def _fit(self, call: StepCall, step: int, end: int, anchors: int | None) -> Gap:
-        stepper = Stepper(call, self.batch.timesteps)
+        stepper = Stepper(call, self.batch.record.moments)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
         base = stepper.end(call.sample, outputs)
@@ -487,7 +481,7 @@ class _Follow(_Simulated):
         used = self.features[-anchors:] if anchors else self.features
         root = torch.from_numpy(np.sqrt(self.batch.shares)).to(base.device)[:, None]
         basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
-        error = (self.batch.samples[end].to(base.device).double() - base.double()).flatten(1)
+        error = (self.batch.record.samples[end].to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
 

@@ -134,7 +134,7 @@ def summary(scores: "pd.DataFrame") -> str:
         mean, low, high = (f"{x:.{METRICS[metric].digits}f}" for x in mean_interval(values))
         return mean if low == "nan" else f"{mean} [{low}, {high}]"
 
-    metrics = [name for name in scores if name in METRICS]
+    metrics = [str(name) for name in scores if name in METRICS]
     if not metrics:
         return ""
     runs = scores.groupby("run", sort=False)
