@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from eigencache._upstream import progress_bar_of
@@ -111,6 +112,12 @@ def pictures_of(made: Any) -> Any:
     """Return the images or videos in what a pipeline returned; None if it has neither."""
     names = ("images", "image", "frames")  # of Kandinsky 5 the second
     return next((getattr(made, name) for name in names if hasattr(made, name)), None)
+
+
+def eight_bit(picture: Any) -> np.ndarray:
+    """Return a picture, a float array from 0 to 1 or a picture of PIL, as uint8 levels."""
+    levels = np.asarray(picture)
+    return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
 
 
 def sample_of(result: Any) -> torch.Tensor:

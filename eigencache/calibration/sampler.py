@@ -16,7 +16,7 @@ from PIL import Image
 
 from eigencache._device import default_device
 from eigencache._upstream import device_of, parts_needed
-from eigencache.calibration._calls import called, pictures_of, quiet
+from eigencache.calibration._calls import called, eight_bit, pictures_of, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 from eigencache.sharing import is_hub_id
@@ -41,11 +41,6 @@ class Sample:
     seconds: float
     decode_seconds: float
     peak_memory_mb: float
-
-    @property
-    def image(self) -> Image.Image:
-        """The image, or the first frame of a video."""
-        return self.frames[0]
 
 
 def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[DiffusionPipeline]:
@@ -197,10 +192,7 @@ def _is_many(made: Any) -> bool:
 def _pil(frame: Any) -> Image.Image:
     if isinstance(frame, Image.Image):
         return frame.convert("RGB")
-    levels = np.asarray(frame)
-    return Image.fromarray(
-        levels if levels.dtype == np.uint8 else (255 * levels).round().astype(np.uint8)
-    )
+    return Image.fromarray(eight_bit(frame))
 
 
 def _peak_memory_mb(device: torch.device) -> float:
