@@ -3,14 +3,17 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eigencache._checks import fixed
-from eigencache.commands.prompts import json_or_text, read_calls
+from eigencache.commands.prompts import json_or_text, opened, read_calls
 from eigencache.kernel import Kernel
 from eigencache.plan import Plan
+
+if TYPE_CHECKING:
+    from eigencache.calibration import Calibration
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -136,20 +139,74 @@ def parsed_options(pairs: Iterable[str]) -> dict[str, Any]:
     return {name: json_or_text(value) for name, value in named(pairs, "--option").items()}
 
 
-def call_arguments(
-    arguments: argparse.Namespace, made: Plan | Kernel | None = None
-) -> dict[str, Any]:
-    """Return what the pipeline is called with beside each prompt's own.
+class Calls:
+    """How a command line calls a pipeline.
 
     Args:
-        arguments: of a command line with `add_call`.
-        made: a plan or kernel, whose arguments hold where the command line states none.
+        arguments: of a command line with `add_model`, and maybe `add_call`.
+        made: a plan or kernel, whose arguments and dtype hold where the command line states none.
+
+    Attributes:
+        own: the arguments that are each call's own; images are named by their paths.
+        shared: those of all calls.
+        dtype: of weights; None for bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        ValueError: --arguments is no JSON object, or an argument is stated twice.
+        FileNotFoundError, ValueError: the prompt file is missing or faulty, --arguments is no JSON
+            object, or an argument is stated twice.
     """
-    kept = fixed(made.arguments) if made else {}
-    stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
+
+    def __init__(self, arguments: argparse.Namespace, made: Plan | Kernel | None = None) -> None:
+        self.arguments = arguments
+        self.own = read_calls(arguments.prompts, arguments.num_prompts)
+        self.shared = {**(fixed(made.arguments) if made else {}), **_stated(arguments)}
+        dtype = getattr(arguments, "dtype", None)
+        self.dtype = dtype or (made.source.get("dtype") if made else None)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return all arguments of a call, with its images read."""
+        return {**self.shared, **opened(self.own[index])}
+
+    def pipeline(self) -> Any:
+        """Return the pipeline, after checking that it can be called so.
+
+        Raises:
+            OSError: there is no such model, or one of its files is missing or unreadable.
+            ValueError: the pipeline takes no such argument.
+        """
+        import torch
+
+        from eigencache._device import default_device
+        from eigencache.calibration import check_arguments
+        from eigencache.calibration.sampler import load_pipeline, pipeline_class
+
+        model, kind = self.arguments.model, self.arguments.pipeline
+        if self.arguments.threads is not None:
+            torch.set_num_threads(self.arguments.threads)
+        check_arguments(pipeline_class(model, kind), self.own, self.shared)
+        dtype = self.dtype or ("bfloat16" if default_device() == "cuda" else "float32")
+        low_memory = self.arguments.low_memory
+        return load_pipeline(model, dtype, low_memory=low_memory, pipeline=kind)
+
+    def calibration(self, seed: int) -> "Calibration":
+        """Return what plans are made on with these calls, and noise of a seed."""
+        from eigencache.calibration import Calibration
+
+        return Calibration(self.pipeline(), list(map(opened, self.own)), self.shared, seed)
+
+
+def _stated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of all calls that a command line states."""
+    text = getattr(arguments, "arguments", None) or "{}"
+    try:
+        stated = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--arguments: not JSON: {error}: {text}") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f'--arguments: write a JSON object, {{"NAME": VALUE}}, not {text}')
     for flag, name, _, _ in SHORT:
         value = getattr(arguments, name, None)
         if value is None:
@@ -157,26 +214,7 @@ def call_arguments(
         if name in stated:
             raise ValueError(f"{flag}: --arguments states {name} too")
         stated[name] = value
-    return {**kept, **stated}
-
-
-def _object(text: str, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: not JSON: {error}: {text}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f'{what}: write a JSON object, {{"NAME": VALUE}}, not {text}')
-    return found
-
-
-def calls_from(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return each prompt's own arguments of a command line with `add_model`.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is missing or faulty.
-    """
-    return read_calls(arguments.prompts, arguments.num_prompts)
+    return stated
 
 
 def check_file(path: Path) -> None:
@@ -193,34 +231,3 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"--out: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--out: no permission to write into {there}")
-
-
-def loaded(
-    arguments: argparse.Namespace, calls: Sequence[Mapping[str, Any]], shared: Mapping[str, Any],
-    dtype: str | None,
-) -> Any:  # fmt: skip
-    """Return the pipeline of a command line, after checking that it can be called so.
-
-    Args:
-        arguments: of a command line with `add_model`.
-        calls: the arguments that are each call's own.
-        shared: those of all calls.
-        dtype: of the weights; None for bfloat16 on a GPU and float32 on a CPU.
-
-    Raises:
-        OSError: there is no such model, or one of its files is missing or unreadable.
-        ValueError: the pipeline takes no such argument.
-    """
-    import torch
-
-    from eigencache._device import default_device
-    from eigencache.calibration import check_arguments
-    from eigencache.calibration.sampler import load_pipeline, pipeline_class
-
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    check_arguments(pipeline_class(arguments.model, arguments.pipeline), calls, shared)
-    dtype = dtype or ("bfloat16" if default_device() == "cuda" else "float32")
-    return load_pipeline(
-        arguments.model, dtype, low_memory=arguments.low_memory, pipeline=arguments.pipeline
-    )

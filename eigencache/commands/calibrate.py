@@ -10,14 +10,12 @@ import argparse
 from pathlib import Path
 
 from eigencache.commands._common import (
+    Calls,
     add_call,
     add_method,
     add_model,
     at_least,
-    call_arguments,
-    calls_from,
     check_file,
-    loaded,
     parsed_options,
 )
 from eigencache.methods import method_of
@@ -54,16 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Record the kernel that the method wants, and write it."""
     method, options = method_of(arguments.method), parsed_options(arguments.options)
-    calls, shared = calls_from(arguments), call_arguments(arguments)
+    calls = Calls(arguments)
     kind = method.kind(arguments.tap, **options).among(len(calls) if method.needs_kernel else 1)
     check_file(arguments.out)
-
-    from eigencache.calibration import Calibration
-    from eigencache.commands.prompts import opened
-
-    pipe = loaded(arguments, calls, shared, arguments.dtype)
-    calibration = Calibration(pipe, [opened(call) for call in calls], shared, arguments.seed)
-    kernel = calibration.kernel(kind)
+    kernel = calls.calibration(arguments.seed).kernel(kind)
     kernel.save(arguments.out)
     print(
         f"{arguments.out}: kernel of tap {kernel.tap}, {len(kernel.streams)} streams, "

@@ -10,16 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from eigencache.commands._common import (
-    SHORT,
-    add_call,
-    add_model,
-    call_arguments,
-    calls_from,
-    check_folder,
-    loaded,
-)
-from eigencache.commands.prompts import opened
+from eigencache.commands._common import SHORT, Calls, add_call, add_model, check_folder
 from eigencache.export import computation_mask, export_scheduler, scheduler_class
 from eigencache.plan import Plan
 from eigencache.sharing import load_plan
@@ -80,7 +71,5 @@ def _checked(plan: Plan, arguments: argparse.Namespace) -> Path:
     """Write the scheduler after comparing it with the plan on the first prompt."""
     if not arguments.model:
         raise ValueError("--prompts: state the --model to sample the first of them with")
-    calls, shared = calls_from(arguments), call_arguments(arguments, plan)
-    dtype = arguments.dtype or plan.source.get("dtype")
-    pipe = loaded(arguments, calls[:1], shared, dtype)
-    return plan.export_scheduler(arguments.out, pipe=pipe, **{**shared, **opened(calls[0])})
+    calls = Calls(arguments, plan)
+    return plan.export_scheduler(arguments.out, pipe=calls.pipeline(), **calls[0])

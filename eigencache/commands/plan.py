@@ -9,13 +9,11 @@ import argparse
 from pathlib import Path
 
 from eigencache.commands._common import (
+    Calls,
     add_method,
     add_model,
     at_least,
-    call_arguments,
-    calls_from,
     check_file,
-    loaded,
     parsed_options,
 )
 from eigencache.kernel import Kernel
@@ -93,16 +91,12 @@ def _with_model(
             f"{arguments.kernel}: does not record the arguments that it was calibrated with, as "
             "kernels of older versions do not; calibrate again"
         )
-    calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
-    tap, psnr = arguments.tap, arguments.psnr
+    calls, tap, psnr = Calls(arguments, kernel), arguments.tap, arguments.psnr
     check_wish(method, arguments.full_steps, psnr, tap, options, len(calls))
 
-    from eigencache.calibration import Calibration, plan_with
-    from eigencache.commands.prompts import opened
+    from eigencache.calibration import plan_with
 
-    pipe = loaded(arguments, calls, shared, kernel.source.get("dtype"))
-    calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
-        calibration, method, arguments.full_steps, psnr=psnr, options=options, tap=tap,
-        kernel=kernel,
+        calls.calibration(int(seed)), method, arguments.full_steps, psnr=psnr, options=options,
+        tap=tap, kernel=kernel,
     )  # fmt: skip

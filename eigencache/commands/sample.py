@@ -26,14 +26,12 @@ from eigencache._files import replacing
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.built_in import Budget
 from eigencache.commands._common import (
+    Calls,
     add_call,
     add_method,
     add_model,
     at_least,
-    call_arguments,
-    calls_from,
     check_folder,
-    loaded,
     parsed_options,
 )
 from eigencache.commands.prompts import described, text_of
@@ -129,18 +127,14 @@ class Job(NamedTuple):
         arguments: of the command line.
         plan: that is stated, if any.
         kernel: that is stated, if any.
-        calls: each prompt's own arguments.
-        shared: those of all prompts.
-        dtype: of the weights; None for that of the device.
+        calls: one for each prompt.
         about: what tells the images of this run from those of others, the hash of all as "run".
     """
 
     arguments: argparse.Namespace
     plan: Plan | None
     kernel: Kernel | None
-    calls: Sequence[Mapping[str, Any]]
-    shared: Mapping[str, Any]
-    dtype: str | None
+    calls: Calls
     about: Mapping[str, Any]
 
 
@@ -186,25 +180,24 @@ def _job(arguments: argparse.Namespace) -> Job:
         )
     plan = load_plan(arguments.plan) if arguments.plan else None
     kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
-    request, origin = _request(arguments, plan, kernel), plan or kernel
-    calls, shared = calls_from(arguments), call_arguments(arguments, origin)
+    request, calls = _request(arguments, plan, kernel), Calls(arguments, plan or kernel)
+    shared = calls.shared
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
     steps, wanted = shared.get(STEPS), arguments.full_steps or 0
     if isinstance(steps, int) and _takes_as_many(arguments.model):
         _check_budget(wanted, steps)
-    dtype = arguments.dtype or (origin.source.get("dtype") if origin else None)
     about = {
         "model": arguments.model,
         "pipeline": arguments.pipeline,
         "arguments": shared,
-        "dtype": dtype,
+        "dtype": calls.dtype,
         "seed": arguments.seed,
         **request,
     }
     about["run"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return Job(arguments, plan, kernel, calls, shared, dtype, about)
+    return Job(arguments, plan, kernel, calls, about)
 
 
 def _request(
@@ -296,9 +289,8 @@ def _check_plan(plan: Plan, path: Path, rows: Iterable[Row]) -> None:
 def _plan_of(job: Job, pipe: Any) -> Plan | None:
     """Return the plan that is asked for: one made now is for the timesteps of the first call."""
     from eigencache.calibration.recording import outline
-    from eigencache.commands.prompts import opened
 
-    arguments, call = job.arguments, {**job.shared, **opened(job.calls[0])}
+    arguments, call = job.arguments, job.calls[0]
     if arguments.method is None and not _is_built_in(arguments):
         return job.plan
     if arguments.psnr is not None:
@@ -411,11 +403,10 @@ def _sample(
 
     from eigencache._upstream import device_of
     from eigencache.calibration.sampler import image_seed, sample
-    from eigencache.commands.prompts import opened
 
     arguments, calls = job.arguments, job.calls
     _check_device(arguments.anchor_device)
-    pipe = loaded(arguments, calls, job.shared, job.dtype)
+    pipe = calls.pipeline()
     with lock:
         plan = _settled(job, pipe)
     names = ("eigencache", "torch", "diffusers", "transformers")
@@ -423,12 +414,11 @@ def _sample(
     arguments.out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(todo, desc="sample", unit="image"):
         seed = image_seed(arguments.seed, index)
-        call = {**job.shared, **opened(calls[index])}
-        made = sample(pipe, call, seed, plan, arguments.anchor_device)
+        made = sample(pipe, calls[index], seed, plan, arguments.anchor_device)
         path = write_frames(made.frames, arguments.out / f"{index:05d}")
         row = {
             "prompt_index": index,
-            "prompt": text_of(calls[index]),
+            "prompt": text_of(calls.own[index]),
             "image": path.name,
             "sha256": hash_of_frames(path),
             "noise_seed": seed,
@@ -443,7 +433,7 @@ def _sample(
             "versions": versions,
             **{k: v for k, v in job.about.items() if k not in ("plan", "method")},
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "call": described(calls[index]),
+            "call": described(calls.own[index]),
         }
         with records.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -538,7 +528,7 @@ def _missing(folder: Path, rows: Iterable[Row], job: Job) -> list[int]:
     done = set()
     for row in rows:
         index, image = row["prompt_index"], folder / row["image"]
-        same = index < len(job.calls) and row["call"] == described(job.calls[index])
+        same = index < len(job.calls) and row["call"] == described(job.calls.own[index])
         if same and image.exists() and hash_of_frames(image) == row["sha256"]:
             done.add(index)
     return [index for index in range(len(job.calls)) if index not in done]
