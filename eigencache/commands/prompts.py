@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def described(call: Mapping[str, Any]) -> str:
 
 def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call with its images read, as RGB of PIL, or with their alpha."""
-    return {name: _open(value) if _is_image(name, value) else value for name, value in call.items()}
+    return _map_images(_open, call)
 
 
 def images_of(path: str | os.PathLike) -> list[str]:
@@ -93,6 +93,11 @@ def _open(value: str | list[str]) -> Any:
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
+def _map_images(function: Callable[[Any], Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call with `function` of the path, or list of paths, that each image is named by."""
+    return {name: function(v) if _is_image(name, v) else v for name, v in call.items()}
+
+
 def _is_image(name: str, value: Any) -> bool:
     paths = value if isinstance(value, list) else [value]
     return "image" in name and bool(paths) and all(isinstance(path, str) for path in paths)
@@ -101,18 +106,15 @@ def _is_image(name: str, value: Any) -> bool:
 def _with_paths(file: Path, number: int, call: dict[str, Any]) -> dict[str, Any]:
     """Return a call whose images are named from the working folder; they must be there."""
 
-    def found(path: str) -> str:
+    def found(path: Any) -> Any:
+        if isinstance(path, list):
+            return [found(each) for each in path]
         image = file.parent / path
         if not image.is_file():
             raise FileNotFoundError(f"{file}, line {number}: no such image: {image}")
         return image.as_posix()
 
-    return {
-        name: (list(map(found, value)) if isinstance(value, list) else found(value))
-        if _is_image(name, value)
-        else value
-        for name, value in call.items()
-    }
+    return _map_images(found, call)
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

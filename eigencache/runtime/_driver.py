@@ -71,34 +71,32 @@ class StepCall:
     passes: tuple[Pass, ...]
     repeats: bool = False
 
-    def _name(self, name: str, position: int) -> str:
-        """Return what the scheduler calls one of its arguments."""
-        names = list(self.bound.signature.parameters)
-        return name if name in names else names[position]
+    @property
+    def _names(self) -> list[str]:
+        """What the scheduler calls the output, the timestep and the sample."""
+        names = list(self.bound.signature.parameters)[1:]  # the first is `self`
+        usual = ("model_output", "timestep", "sample")
+        return [name if name in names else names[i] for i, name in enumerate(usual)]
 
     @property
     def output(self) -> Any:
-        return self.bound.arguments[self._name("model_output", 1)]  # 0 is `self`
+        return self.bound.arguments[self._names[0]]
 
     @output.setter
     def output(self, value: Any) -> None:
-        self.bound.arguments[self._name("model_output", 1)] = value
+        self.bound.arguments[self._names[0]] = value
 
     @property
     def timestep(self) -> Any:
-        return self.bound.arguments[self._name("timestep", 2)]
+        return self.bound.arguments[self._names[1]]
 
     @property
     def sample(self) -> torch.Tensor:
-        return self.bound.arguments[self._name("sample", 3)]
+        return self.bound.arguments[self._names[2]]
 
     def again(self, output: Any, timestep: Any, sample: Any) -> dict[str, Any]:
         """Return the keywords of a call like this one with another output, timestep and sample."""
-        changed = {
-            self._name("model_output", 1): output,
-            self._name("timestep", 2): timestep,
-            self._name("sample", 3): sample,
-        }
+        changed = dict(zip(self._names, (output, timestep, sample), strict=True))
         arguments = dict(list(self.bound.arguments.items())[1:])
         for name, parameter in self.bound.signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
