@@ -3,11 +3,14 @@
 import argparse
 import importlib
 import sys
+from types import ModuleType
 
 from eigencache import __version__
 
-# Each is a module of `eigencache.commands`, which says what it must have.
+# Each is a module of `eigencache.commands`, which says what it must have. That of `score` is one of
+# the metrics, which the core does not import.
 COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
+ELSEWHERE = {"score": "eigencache.metrics.command"}
 EXAMPLES = """\
 From a model to images, every command on its own:
 
@@ -26,6 +29,11 @@ eigencache.cached.
 """
 
 
+def module_of(command: str) -> ModuleType:
+    """Return the module of a subcommand."""
+    return importlib.import_module(ELSEWHERE.get(command, f"eigencache.commands.{command}"))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
     parser = argparse.ArgumentParser(
@@ -35,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"eigencache {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        module = importlib.import_module(f"eigencache.commands.{name}")
+        module = module_of(name)
         told = module.__doc__ or ""
         command = commands.add_parser(
             name, help=told.partition("\n")[0], description=told, epilog=module.EXAMPLES,

@@ -1,6 +1,5 @@
 """The command `eigencache`: from a model to images, the workflow's images, and plain errors."""
 
-import importlib
 import json
 import os
 import re
@@ -528,7 +527,7 @@ def test_help_has_examples_that_parse(name, capsys):
         run(name, "--help")
     assert exit.value.code == 0
     said = capsys.readouterr().out
-    module = importlib.import_module(f"eigencache.commands.{name}")
+    module = cli.module_of(name)
     assert module.__doc__.strip() in said and module.EXAMPLES.strip() in said
     examples = module.EXAMPLES.replace("\\\n", " ").splitlines()
     shown = [line.split()[1:] for line in examples if line.strip().startswith("eigencache ")]
