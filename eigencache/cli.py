@@ -44,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
         module = module_of(name)
-        told = module.__doc__ or ""
+        told, head, examples = (module.__doc__ or "").partition("examples:\n")
         command = commands.add_parser(
-            name, help=told.partition("\n")[0], description=told, epilog=module.EXAMPLES,
+            name, help=told.partition("\n")[0], description=told, epilog=head + examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         module.add_arguments(command)

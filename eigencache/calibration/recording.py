@@ -29,7 +29,6 @@ from eigencache.runtime._taps import (
 )
 
 Streams = Mapping[str, Stream]
-Passes = tuple[Pass, ...]  # the calls of networks at a step
 # How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
 # more than single precision, in which many schedulers step, rounds away.
 _PROBE = 2**-6
@@ -54,7 +53,7 @@ class Recorder(Policy):
 
     def __init__(self, keep: Callable | None = None) -> None:
         self.keep = keep
-        self.passes: list[Passes] = []
+        self.passes: list[tuple[Pass, ...]] = []
         self.moments: list[Any] = []
         self.stepper: Stepper | None = None
 
@@ -70,6 +69,18 @@ class Recorder(Policy):
     def timesteps(self) -> np.ndarray:
         """The timesteps of the steps so far, float64 `[T]`."""
         return np.array([float(torch.as_tensor(t).flatten()[0]) for t in self.moments])
+
+    @property
+    def denoisers(self) -> set[str]:
+        """The networks that are called after the first step, by name."""
+        return {name for step in self.passes[1:] for name, *_ in step}
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The steps at which these are called otherwise than at the step before."""
+        names = self.denoisers
+        found = [[part for part in step if part[0] in names] for step in self.passes]
+        return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
 
     def step_sizes(self) -> np.ndarray:
         """Return what `Stepper.step_sizes` says of the run."""
@@ -190,22 +201,6 @@ class Stepper:
         return sizes
 
 
-def denoisers_of(passes: Sequence[Passes]) -> set[str]:
-    """Return the networks that are called after the first step, by name."""
-    return {name for step in passes[1:] for name, *_ in step}
-
-
-def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
-    """Return the steps at which networks are called otherwise than at the step before."""
-    found = [among(denoisers_of(passes), step) for step in passes]
-    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
-
-
-def among(names: set[str], passes: Passes) -> Passes:
-    """Return the calls of these networks, among those of a step."""
-    return tuple(part for part in passes if part[0] in names)
-
-
 @contextlib.contextmanager
 def recording(
     pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None],
@@ -249,7 +244,7 @@ def outline(pipe: Any, call: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, 
     recorder = _Outline()
     with quiet(pipe), Driver(pipe, recorder):
         called(pipe, call, seed=0)
-    return recorder.timesteps, switches_of(recorder.passes)
+    return recorder.timesteps, recorder.switches
 
 
 def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
@@ -307,9 +302,7 @@ def record_kernels(
         timesteps = recorder.timesteps
         sampler: dict[str, Any] = {}
         if OUTPUT[:2] in kept:
-            sampler = {
-                "step_sizes": recorder.step_sizes(), "switches": switches_of(recorder.passes)
-            }  # fmt: skip
+            sampler = {"step_sizes": recorder.step_sizes(), "switches": recorder.switches}
             plan = sparse(timesteps, SPARSE[index % len(SPARSE)], sampler["switches"])
             outputs_of = [row[None] for row in kept[OUTPUT[:2]]["output"]]
             responses = Responses(outputs_of, sampler["step_sizes"], plan, _full)

@@ -30,11 +30,8 @@ from eigencache.calibration.recording import (
     Recorder,
     Responses,
     Stepper,
-    among,
-    denoisers_of,
     shares_of,
     sparse,
-    switches_of,
     weighed,
 )
 from eigencache.kernel import Kernel
@@ -185,7 +182,7 @@ class Simulator:
                     "strength and size"
                 )
             for share in self.sparse:
-                plan = sparse(timesteps, share, switches_of(record.passes))
+                plan = sparse(timesteps, share, record.switches)
                 policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
                 self._call(batch, policy)
                 self.responses = self.responses + policy.seen
@@ -198,8 +195,7 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which networks are called otherwise than at the step before."""
-        found = [switches_of(batch.record.passes) for batch in self.batches]
-        return tuple(sorted({step for each in found for step in each}))
+        return tuple(sorted({step for batch in self.batches for step in batch.record.switches}))
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -300,12 +296,8 @@ class Simulator:
         noise: Any = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
-        passes = batch.record.passes
-        names = denoisers_of(passes)
-        driver.denoisers = names or None  # not known in the full run
-        policy.begins_alike = len(passes) > 1 and (
-            among(names, passes[0]) == among(names, passes[1])
-        )
+        driver.denoisers = batch.record.denoisers or None  # not known in the full run
+        policy.begins_alike = len(batch.record.passes) > 1 and 1 not in batch.record.switches
         with quiet(self.pipe), driver, seeded(batch.seeds[0]), contextlib.suppress(Stop):
             before = generator_states()
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])

@@ -4,6 +4,18 @@ The kernel says how similar the features of any two sampler steps are; `eigencac
 from it. It also says how outputs answer errors of the latents. Calibration takes a seventh longer
 than sampling the prompts without a cache. One prompt or two suffice for the open loop, 8 to 32 for
 the closed loop; do not judge the result by any of them.
+
+examples:
+  eigencache calibrate --model black-forest-labs/FLUX.1-dev --prompts calibration.txt \\
+      --steps 28 --height 1024 --width 1024 --out kernel.safetensors
+
+  the small model of this repository, which makes images of 128 x 128 pixels:
+  eigencache calibrate --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt \\
+      --num-prompts 32 --steps 50 --height 128 --width 128 --max-sequence-length 24 \\
+      --out kernel.safetensors
+
+  a kernel for a method of another tap:
+  eigencache calibrate --method EigenCache-published ...
 """
 
 import argparse
@@ -19,20 +31,6 @@ from eigencache.commands._common import (
     parsed_options,
 )
 from eigencache.methods import method_of
-
-EXAMPLES = """\
-examples:
-  eigencache calibrate --model black-forest-labs/FLUX.1-dev --prompts calibration.txt \\
-      --steps 28 --height 1024 --width 1024 --out kernel.safetensors
-
-  the small model of this repository, which makes images of 128 x 128 pixels:
-  eigencache calibrate --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt \\
-      --num-prompts 32 --steps 50 --height 128 --width 128 --max-sequence-length 24 \\
-      --out kernel.safetensors
-
-  a kernel for a method of another tap:
-  eigencache calibrate --method EigenCache-published ...
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

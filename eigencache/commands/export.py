@@ -4,6 +4,12 @@ The scheduler is one Python file, which says how to use it and what it cannot do
 config is written beside it. With --prompts too, the first prompt is sampled by the plan and by the
 scheduler, and nothing is written if the results differ; without, nothing tells whether they do.
 The mask is printed: 1 for each full step, 0 for the others.
+
+examples:
+  eigencache export --plan plan.safetensors --out scheduler
+  eigencache export --plan plan.safetensors --model data/emoji-flux \\
+      --prompts data/prompts/emoji-calibration.txt --out scheduler
+  eigencache export --plan plan.safetensors --mask
 """
 
 import argparse
@@ -14,14 +20,6 @@ from eigencache.commands._common import SHORT, Calls, add_call, add_model, check
 from eigencache.export import computation_mask, export_scheduler, scheduler_class
 from eigencache.plan import Plan
 from eigencache.sharing import load_plan
-
-EXAMPLES = """\
-examples:
-  eigencache export --plan plan.safetensors --out scheduler
-  eigencache export --plan plan.safetensors --model data/emoji-flux \\
-      --prompts data/prompts/emoji-calibration.txt --out scheduler
-  eigencache export --plan plan.safetensors --mask
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,18 @@
 Most methods need the kernel alone and take seconds. EigenCache, the method in closed loop, tries
 its plans on the model, and so does --psnr with any method: state the --model and the calibration
 --prompts then. The seed and the arguments of the call are those of the kernel's calibration.
+
+examples:
+  eigencache plan --kernel kernel.safetensors --full-steps 9 --out plan.safetensors
+
+  another method and its options:
+  eigencache plan --kernel kernel.safetensors --method TaylorSeer --option order=2 --tap output \\
+      --full-steps 9 --out taylorseer.safetensors
+
+  fitted with the model in the loop, with as many full steps as 40 dB are predicted to need:
+  eigencache plan --kernel kernel.safetensors --method EigenCache --psnr 40 \\
+      --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt --num-prompts 32 \\
+      --out plan.safetensors
 """
 
 import argparse
@@ -20,20 +32,6 @@ from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
 from eigencache.plan import Plan
 from eigencache.sharing import load_kernel
-
-EXAMPLES = """\
-examples:
-  eigencache plan --kernel kernel.safetensors --full-steps 9 --out plan.safetensors
-
-  another method and its options:
-  eigencache plan --kernel kernel.safetensors --method TaylorSeer --option order=2 --tap output \\
-      --full-steps 9 --out taylorseer.safetensors
-
-  fitted with the model in the loop, with as many full steps as 40 dB are predicted to need:
-  eigencache plan --kernel kernel.safetensors --method EigenCache --psnr 40 \\
-      --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt --num-prompts 32 \\
-      --out plan.safetensors
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

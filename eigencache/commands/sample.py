@@ -6,6 +6,26 @@ different plans can be compared image by image; they are the images that the wor
 that seed. OUT/records.jsonl has one line for each image: its prompt, seed, seconds, plan, hash ...
 OUT/plan.safetensors is the plan that all images of OUT are made by, if there is one. It is written
 before the first image, and used again by --resume and by every process of --gpus.
+
+examples:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt \\
+      --plan plan.safetensors --out images
+
+  by a built-in plan, for which nothing is calibrated:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --full-steps 9 \\
+      --out images
+
+  by a plan for 40 dB, which a probe of the first prompt makes:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --psnr 40 \\
+      --out images
+
+  by a method that needs no kernel, on two GPUs:
+  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --steps 50 \\
+      --method HiCache --interval 5 --option order=2 --option scale=0.6 --gpus 0,1 --out images
+
+  the full run, to compare with:
+  eigencache sample --model data/emoji-flux --prompts data/prompts/emoji-evaluation.txt \\
+      --num-prompts 8 --height 128 --width 128 --max-sequence-length 24 --out full
 """
 
 import argparse
@@ -40,27 +60,6 @@ from eigencache.methods import method_of
 from eigencache.plan import Plan, PlanError
 from eigencache.sharing import PLAN, load_plan
 
-EXAMPLES = """\
-examples:
-  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt \\
-      --plan plan.safetensors --out images
-
-  by a built-in plan, for which nothing is calibrated:
-  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --full-steps 9 \\
-      --out images
-
-  by a plan for 40 dB, which a probe of the first prompt makes:
-  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --psnr 40 \\
-      --out images
-
-  by a method that needs no kernel, on two GPUs:
-  eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --steps 50 \\
-      --method HiCache --interval 5 --option order=2 --option scale=0.6 --gpus 0,1 --out images
-
-  the full run, to compare with:
-  eigencache sample --model data/emoji-flux --prompts data/prompts/emoji-evaluation.txt \\
-      --num-prompts 8 --height 128 --width 128 --max-sequence-length 24 --out full
-"""
 RECORDS = "records.jsonl"
 STEPS = "num_inference_steps"
 # Schedulers that visit more timesteps than the number of steps that they are set to.

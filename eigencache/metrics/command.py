@@ -3,6 +3,13 @@
 Images are paired by file name. In the order of their names they belong to the lines of the prompts.
 Everything is checked before anything is scored. The models of metrics are expected in models/NAME.
 Printed is the mean of each metric, with its 95 % bootstrap interval over 6 images or more.
+
+examples:
+  eigencache score --reference full --images cached=images --prompts prompts.txt --out scores.csv
+
+  with metrics that need no model:
+  eigencache score --reference full --images a=images-a b=images-b --prompts prompts.txt \\
+      --metrics psnr ssim --out scores.csv
 """
 
 import argparse
@@ -14,14 +21,6 @@ from eigencache.commands.prompts import read_prompts
 from eigencache.metrics import METRICS
 from eigencache.metrics.folders import model_folders, pair, score_folders, summary
 
-EXAMPLES = """\
-examples:
-  eigencache score --reference full --images cached=images --prompts prompts.txt --out scores.csv
-
-  with metrics that need no model:
-  eigencache score --reference full --images a=images-a b=images-b --prompts prompts.txt \\
-      --metrics psnr ssim --out scores.csv
-"""
 DEFAULT = ("psnr", "ssim", "st_lpips_alex", "clip_score")
 
 

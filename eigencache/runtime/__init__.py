@@ -65,6 +65,7 @@ from eigencache.runtime.stats import CacheStats
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
 
 _STEP_HOOK = "eigencache_step"
+Pairs = list[tuple[nn.Module, Hook]]  # of modules and their hooks
 
 
 class _StepHook(Hook):
@@ -82,7 +83,7 @@ class _StepHook(Hook):
         self.signature = inspect.signature(type(module).forward)
         return module
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state = self.states.get_state()
         if "timestep" in kwargs:
             timestep = kwargs["timestep"]
@@ -90,26 +91,15 @@ class _StepHook(Hook):
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         check_no_cache("the transformer", module)
         self._advance(state, timestep)
-        self.inspection.stop()  # of a call that has raised
         full = self.is_full[state.step]
         state.begin(full)
-        if state.step == 0:
-            self.inspection.begin()
-        self.stats.begin(full, timestep.device)
-        return args, kwargs
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        state = self.call.state
-        self.stats.end()
-        if state is not None and state.step == 0:
-            self.inspection.end(state)
-        if state is not None and state.step == len(self.plan) - 1:
+        with self.inspection.of(state):
+            self.stats.begin(full, timestep.device)
+            output = self.original(*args, **kwargs)
+            self.stats.end()
+        if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
-
-    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers spells it so
-        self.inspection.stop()
-        return module
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
@@ -151,21 +141,6 @@ class _StepHook(Hook):
             "scheduler and resolution that the plan was made for, make a plan for these, or carry "
             "it over to other timesteps with Plan.retimed"
         )
-
-
-def transformer_of(model: Any) -> nn.Module:
-    """Return the transformer of a diffusers pipeline, or the transformer itself.
-
-    Raises:
-        ValueError: it is neither, or a pipeline without a transformer.
-    """
-    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        raise ValueError(
-            f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
-            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
-        )
-    return transformer
 
 
 def enable_cache(
@@ -232,7 +207,8 @@ def enable_cache(
     if plan is not None:
         _check_model(plan, network_of(model))
         _check_scheduler(plan, scheduler)
-    stats, pairs = CacheStats(plan), []
+    stats = CacheStats(plan)
+    pairs: Pairs = []
     if plan is None:
         if scheduler is not None and psnr is None:
             built_in.kind_of(scheduler)
@@ -240,27 +216,41 @@ def enable_cache(
     elif plan.tap == "output":
         policy = OutputPolicy(plan, device)
     else:
-        transformer, call = transformer_of(model), Call(device)
-        others = [
-            name
-            for name, part in model.components.items()
-            if name.startswith(DENOISERS) and part is not None and part is not transformer
-        ]
-        if others:
-            raise ValueError(
-                f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
-                f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
-            )
-        pairs = _inner_hooks(plan, transformer, call)
-        name = next(k for k, part in model.components.items() if part is transformer)
-        inspection = Inspection(transformer, plan.tap, pairs)
-        policy = InnerPolicy(plan, call, transformer, name, inspection)
+        policy, pairs = _inner_policy(plan, model, device)
     kind = Driver if psnr is None else built_in.ProbingDriver
     driver = kind(model, policy, stats)
     driver.attach()
     _register(pairs)
     model.__dict__[DRIVER] = driver
     return stats
+
+
+def _inner_policy(plan: Plan, pipe: Any, device: torch.device | None) -> tuple[InnerPolicy, Pairs]:
+    """Return the policy of a plan at a tap inside the network, and the modules with their hooks.
+
+    Raises:
+        ValueError: the pipeline denoises with something else than a transformer, or that does not
+            have what the tap needs.
+    """
+    transformer, call = getattr(pipe, "transformer", None), Call(device)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(
+            f"{type(pipe).__name__} is neither a diffusers transformer nor a pipeline that has "
+            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
+        )
+    others = [
+        name
+        for name, part in pipe.components.items()
+        if name.startswith(DENOISERS) and part is not None and part is not transformer
+    ]
+    if others:
+        raise ValueError(
+            f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
+            f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
+        )
+    pairs = _inner_hooks(plan, transformer, call)
+    inspection = Inspection(transformer, plan.tap, pairs)
+    return InnerPolicy(plan, call, transformer, inspection), pairs
 
 
 def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
@@ -302,7 +292,7 @@ def _check_scheduler(plan: Plan, scheduler: Any) -> None:
         )  # fmt: skip
 
 
-def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
+def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> Pairs:
     """Return the modules to hook for a plan, each with its hook."""
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
@@ -312,7 +302,7 @@ def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[n
     return pairs
 
 
-def _register(pairs: list[tuple[nn.Module, Hook]]) -> None:
+def _register(pairs: Pairs) -> None:
     for module, hook in pairs:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, STREAM_HOOK)
 

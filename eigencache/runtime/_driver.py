@@ -23,6 +23,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -133,14 +134,9 @@ class Policy:
         """Return whether the denoisers run at a step."""
         return True
 
-    def enter(self, step: int, denoiser: str, call: int) -> None:
-        """A denoiser is about to run, for the `call`-th time in this step."""
-
-    def ran(self) -> None:
-        """The denoiser that was entered last has returned."""
-
-    def leave(self) -> None:
-        """The denoiser that was entered last has returned or raised."""
+    def running(self, step: int, denoiser: str, call: int) -> AbstractContextManager[None]:
+        """Return what a denoiser runs in, for the `call`-th time in this step."""
+        return nullcontext()
 
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
@@ -484,15 +480,12 @@ class Driver:
             known = known or self._alike(name, shapes)
             if known is not None:
                 return known[1]
-        self.policy.enter(self.step, name, index)
         try:
-            output = run(*args, **kwargs)
-            self.policy.ran()
+            with self.policy.running(self.step, name, index):
+                output = run(*args, **kwargs)
         except BaseException:
             self.attachment.finish()
             raise
-        finally:
-            self.policy.leave()
         if known is None or known[0] != shapes:
             self.shapes[key] = shapes, pytree.tree_map(_empty, output)
         return output

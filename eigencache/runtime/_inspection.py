@@ -1,5 +1,6 @@
 """Inspection: in the first step of an image, does the network run as the tap takes it to?"""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -44,14 +45,32 @@ class Inspection:
         }
         self.outside = dict(_listed(transformer, covered))
         self.tokens: dict[str, int] = {}
-        self.handles: list[Any] = []
 
-    def begin(self) -> None:
-        """The transformer is about to be called in the first step.
+    @contextlib.contextmanager
+    def of(self, state: State) -> Iterator[None]:
+        """Inspect a call of the transformer, made in the block, if it is in the first step.
 
         Raises:
-            PlanError: a hooked module was replaced, as when a LoRA is loaded: PEFT puts a module of
-                its own in the place of one that it adapts, which is then inside of it.
+            PlanError: the transformer does not run as the tap takes it to, or a hooked module was
+                replaced.
+        """
+        if state.step > 0:
+            yield
+            return
+        self._check_places()
+        self.tokens.clear()
+        with contextlib.ExitStack() as stack:
+            for name, module in self.outside.items():
+                hook = module.register_forward_pre_hook(partial(self._see, name))
+                stack.callback(hook.remove)
+            yield
+        self._check_run(state)
+
+    def _check_places(self) -> None:
+        """Raise a PlanError if a hooked module was replaced, as when a LoRA is loaded.
+
+        PEFT puts a module of its own in the place of one that it adapts, which is then inside of
+        it.
         """
         found = dict(self.transformer.named_modules())
         for name, module in self.places.items():
@@ -60,23 +79,9 @@ class Inspection:
                     f"{name} was replaced while the cache is enabled, for instance by loading or "
                     "unloading a LoRA: disable the cache first and enable it again after that"
                 )
-        self.stop()
-        self.tokens.clear()
-        for name, module in self.outside.items():
-            self.handles.append(module.register_forward_pre_hook(partial(self._see, name)))
 
-    def stop(self) -> None:
-        """Watch no more."""
-        while self.handles:
-            self.handles.pop().remove()
-
-    def end(self, state: State) -> None:
-        """The transformer has returned.
-
-        Raises:
-            PlanError: it does not run as the tap takes it to.
-        """
-        self.stop()
+    def _check_run(self, state: State) -> None:
+        """Raise a PlanError if the transformer has not run as the tap takes it to."""
         ran = {hook: n for hook, n in state.turns.items() if isinstance(hook, StreamHook)}
         order, kind = list(ran), type(self.transformer).__name__
         if self.tap in ("hidden", "delta"):

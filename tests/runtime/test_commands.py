@@ -528,8 +528,9 @@ def test_help_has_examples_that_parse(name, capsys):
     assert exit.value.code == 0
     said = capsys.readouterr().out
     module = cli.module_of(name)
-    assert module.__doc__.strip() in said and module.EXAMPLES.strip() in said
-    examples = module.EXAMPLES.replace("\\\n", " ").splitlines()
+    told, examples = module.__doc__.split("\nexamples:\n")
+    assert told.strip() in said and f"examples:\n{examples}".strip() in said
+    examples = examples.replace("\\\n", " ").splitlines()
     shown = [line.split()[1:] for line in examples if line.strip().startswith("eigencache ")]
     assert shown
     parser = cli.parser()
