@@ -182,17 +182,10 @@ def frames_of(made: Any) -> list[Image.Image]:
     found = pictures_of(made)
     if found is None:
         raise ValueError(f"{type(made).__name__} has neither images nor frames")
-    return [_pil(frame) for frame in (found[0] if _is_many(found[0]) else [found[0]])]
-
-
-def _is_many(made: Any) -> bool:
-    return isinstance(made, list | tuple) or (isinstance(made, np.ndarray) and made.ndim == 4)
-
-
-def _pil(frame: Any) -> Image.Image:
-    if isinstance(frame, Image.Image):
-        return frame.convert("RGB")
-    return Image.fromarray(eight_bit(frame))
+    first = found[0]
+    video = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim == 4)
+    frames = first if video else [first]
+    return [Image.fromarray(eight_bit(frame)).convert("RGB") for frame in frames]
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -77,11 +77,8 @@ class _StepHook(Hook):
         super().__init__()
         self.plan, self.call, self.stats, self.inspection = plan, call, stats, inspection
         self.is_full = plan.full.tolist()
+        self.signature = inspect.signature(type(inspection.transformer).forward)
         self.states = States(State)  # type: ignore[arg-type]  # diffusers sets its context
-
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.signature = inspect.signature(type(module).forward)
-        return module
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state = self.states.get_state()

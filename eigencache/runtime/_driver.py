@@ -278,9 +278,7 @@ class Attachment:
         return int(found[0]) if len(found) else None
 
 
-@functools.cache
-def _signature(function: Callable) -> inspect.Signature:
-    return inspect.signature(function)
+_signature = functools.cache(inspect.signature)
 
 
 def _method(scheduler: Any, name: str) -> types.MethodType:
@@ -337,11 +335,6 @@ class Driver:
     def attached(self) -> bool:
         """Whether `attach` was called and `detach` was not."""
         return self._original is not None
-
-    @property
-    def intact(self) -> bool:
-        """Whether the pipeline has the scheduler that the driver is attached to."""
-        return self.pipe.scheduler is self.scheduler
 
     @property
     def step(self) -> int:
@@ -453,7 +446,7 @@ class Driver:
 
     def call(self, name: str, module: nn.Module, run: Callable, args: tuple, kwargs: dict) -> Any:
         """Return what a denoiser returns to the pipeline."""
-        if not self.intact:
+        if self.pipe.scheduler is not self.scheduler:
             raise PlanError(
                 "the pipeline's scheduler was replaced while the cache is enabled: disable the "
                 "cache first, then set the scheduler and make a plan for it"

@@ -41,13 +41,10 @@ class AttentionHook(StreamHook):
 class HiddenHook(Hook):
     """On the last block: show the rule the image's states after it."""
 
-    def __init__(self, plan: Plan, call: Call) -> None:
+    def __init__(self, plan: Plan, block: nn.Module, call: Call) -> None:
         super().__init__()
         self.rule, self.observed, self.call = _rule(plan), _observed(plan), call
-
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.ports = Ports.of(module)
-        return module
+        self.ports = Ports.of(block)
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
@@ -151,7 +148,8 @@ def hooks_of(
             silent = SilentHook(fed)
         pairs.append((module, silent))
     if plan.refresh and plan.refresh.observes == "hidden":
-        pairs.append((blocks_of(transformer)[-1][1], HiddenHook(plan, call)))
+        _, last = blocks_of(transformer)[-1]
+        pairs.append((last, HiddenHook(plan, last, call)))
     return pairs
 
 
