@@ -1,17 +1,5 @@
-"""The command `eigencache`, also `python -m eigencache.cli`."""
+"""Accelerate diffusion pipelines: forecast most sampler steps.
 
-import argparse
-import importlib
-import sys
-from types import ModuleType
-
-from eigencache import __version__
-
-# Each is a module of `eigencache.commands`, which says what it must have. That of `score` is one of
-# the metrics, which the core does not import.
-COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
-ELSEWHERE = {"score": "eigencache.metrics.command"}
-EXAMPLES = """\
 From a model to images, every command on its own:
 
   eigencache calibrate --model MODEL --prompts calibration.txt --out kernel.safetensors
@@ -28,6 +16,18 @@ MODEL is the folder of a diffusers pipeline, or its id on the Hugging Face hub.
 eigencache.cached.
 """
 
+import argparse
+import importlib
+import sys
+from types import ModuleType
+
+from eigencache import __version__
+
+# Each is a module of `eigencache.commands`, which says what it must have. That of `score` is one of
+# the metrics, which the core does not import.
+COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
+ELSEWHERE = {"score": "eigencache.metrics.command"}
+
 
 def module_of(command: str) -> ModuleType:
     """Return the module of a subcommand."""
@@ -35,10 +35,14 @@ def module_of(command: str) -> ModuleType:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
+    """Return the parser of the whole command line; `run` of what it returns is the subcommand.
+
+    What `--help` says stands in the docstrings of this module and of the subcommands'.
+    """
+    description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        "eigencache", description="Accelerate diffusion pipelines: forecast most sampler steps.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "eigencache", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"eigencache {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
