@@ -73,17 +73,6 @@ def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     return _map_images(_open, call)
 
 
-def images_of(path: str | os.PathLike) -> list[str]:
-    """Return the paths of the images that a prompt file names, each once.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_calls` says.
-    """
-    named = [value for call in read_calls(path) for n, value in call.items() if _is_image(n, value)]
-    several = [value if isinstance(value, list) else [value] for value in named]
-    return list(dict.fromkeys(image for images in several for image in images))
-
-
 def _open(value: str | list[str]) -> Any:
     from PIL import Image
 
@@ -95,10 +84,11 @@ def _open(value: str | list[str]) -> Any:
 
 def _map_images(function: Callable[[Any], Any], call: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call with `function` of the path, or list of paths, that each image is named by."""
-    return {name: function(v) if _is_image(name, v) else v for name, v in call.items()}
+    return {name: function(v) if is_image(name, v) else v for name, v in call.items()}
 
 
-def _is_image(name: str, value: Any) -> bool:
+def is_image(name: str, value: Any) -> bool:
+    """Return whether an argument of a call is the path of an image, or a list of such."""
     paths = value if isinstance(value, list) else [value]
     return "image" in name and bool(paths) and all(isinstance(path, str) for path in paths)
 

@@ -35,7 +35,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,21 +54,21 @@ from eigencache._upstream import (
     offloading_of,
 )
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import ATTACHED, DRIVER, Driver, Policy, check_no_cache
+from eigencache.runtime._driver import DRIVER, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import Call, State, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import hooks_of
-from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tapped, tensors
+from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tapped
 from eigencache.runtime.stats import CacheStats
 
-__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
+__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "watched"]
 
-_STEP_HOOK = "eigencache_step"
+STEP_HOOK = "eigencache_step"
 Pairs = list[tuple[nn.Module, Hook]]  # of modules and their hooks
 
 
-class _StepHook(Hook):
+class StepHook(Hook):
     """On the transformer: find the step of each call from its timestep, and forget in time."""
 
     _is_stateful = True
@@ -252,7 +252,7 @@ def _inner_policy(plan: Plan, pipe: Any, device: torch.device | None) -> tuple[I
 
 def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
-    if hook_of(transformer, _STEP_HOOK):
+    if hook_of(transformer, STEP_HOOK):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
     check_no_cache("the transformer", transformer)
     _check_model(plan, transformer)
@@ -263,8 +263,8 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(plan, call, stats, inspection)
-        registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
+        step = StepHook(plan, call, stats, inspection)
+        registry.register_hook(step, STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
 
@@ -341,26 +341,9 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         model = driver.policy.transformer
     registry = HookRegistry.check_if_exists_or_initialize(model)
     with _offloading_apart(model):
-        for name in (_STEP_HOOK, STREAM_HOOK):
+        for name in (STEP_HOOK, STREAM_HOOK):
             registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
-
-
-def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
-    """Return how many bytes the cache keeps at this moment; 0 if none is enabled.
-
-    Counted is the memory behind tensors, once each, wherever they are kept: the anchors, and of
-    plans that recompute tokens what these need. It is largest between two steps.
-    """
-    if not isinstance(model, nn.Module):
-        driver = model.__dict__.get(DRIVER)
-        kept: Any = driver.policy.held() if driver else ()
-    else:
-        hook = hook_of(model, _STEP_HOOK)
-        states = hook.states.held() if isinstance(hook, _StepHook) else ()
-        kept = [state.held() for state in states]
-    storages = [tensor.untyped_storage() for tensor in tensors(kept)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextlib.contextmanager
@@ -426,19 +409,3 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
     stats = CacheStats()
     with Driver(pipe, Policy(), stats):
         yield stats
-
-
-@contextlib.contextmanager
-def following(pipe: Any, follow: Callable[[Any], None]) -> Iterator[None]:
-    """Call a function after every step of a pipeline, inside a `with` block.
-
-    Args:
-        pipe: a diffusers pipeline that is cached, watched or recorded in the block around.
-        follow: called with what the scheduler's `step` returned.
-    """
-    followers = pipe.scheduler.__dict__[ATTACHED].driver.followers
-    followers.append(follow)
-    try:
-        yield
-    finally:
-        followers.remove(follow)

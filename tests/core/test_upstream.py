@@ -183,7 +183,7 @@ def test_a_hook_stands_in_for_a_module_and_can_run_it():
 
 
 def test_a_stateful_hook_has_one_state_for_each_context():
-    """`_StepHook` of runtime/__init__.py, for bare transformers, and `held_bytes`."""
+    """`StepHook` of runtime/__init__.py, for bare transformers."""
     model, hook = Model(), Doubling()
     registry = _upstream.HookRegistry.check_if_exists_or_initialize(model.inner)
     registry.register_hook(hook, "doubling")

@@ -27,9 +27,10 @@ from eigencache.calibration.sampler import load_pipeline
 from eigencache.methods import make_plan
 from eigencache.plan import TAPS
 from eigencache.predictors import Newton, Reuse, Taylor
-from eigencache.runtime import held_bytes, watched
+from eigencache.runtime import watched
 from eigencache.runtime._driver import Driver, Policy
 from eigencache.schedules import Steps
+from reproduction.observing import held_bytes
 
 STEPS, FULL = 8, [0, 1, 4]
 INNER = [tap for tap in TAPS if tap != "output"]

@@ -521,7 +521,8 @@ def test_calibration_records_every_stream_at_every_step(tap):
 def test_images_and_videos_are_files_and_folders_of_frames(tmp_path):
     from PIL import Image
 
-    from eigencache._frames import frames_of, hash_of_frames, still_of, write_frames
+    from eigencache._frames import frames_of, hash_of_frames, write_frames
+    from reproduction.tables.tables import still_of
 
     draw = np.random.default_rng(0)
     frames = [Image.fromarray(draw.integers(0, 256, (8, 9, 3), np.uint8)) for _ in range(3)]
