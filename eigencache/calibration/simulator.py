@@ -49,17 +49,18 @@ class Batch:
     Attributes:
         arguments: of the call, without the noise.
         seeds: of the noise of each image.
+        calls: the positions of the calls among all.
         encoded: what networks returned before the first step, by name and order of the call.
         shapes: of what denoisers are called with and return (`Driver.shapes`).
         record: of the full run, empty before it.
         shares: how much each image weighs (`Simulator.shares`).
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
-        calls: the positions of the calls among all.
     """
 
     arguments: dict[str, Any]
     seeds: list[int]
+    calls: Sequence[int]
     encoded: dict[tuple[str, int], Any] = field(default_factory=dict)
     shapes: dict[tuple[str, int], Any] = field(default_factory=dict)
     record: "_Record" = field(default_factory=lambda: _Record())
@@ -67,7 +68,6 @@ class Batch:
     beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
         default_factory=WeakTensorKeyDictionary
     )
-    calls: Sequence[int] = ()
 
     @property
     def alike(self) -> bool:
@@ -132,13 +132,10 @@ class Simulator:
     ) -> None:  # fmt: skip
         self.pipe, self.count, self.computed = pipe, len(calls), 0
         self.sparse = tuple(sparse)
-        self.grams: list[np.ndarray] = []
-        self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
-        self.responses = np.empty((3, 0))
-        self.batches: list[Batch] = []
-        chunks = _joined([{**arguments, **call} for call in calls], batch)
+        merged = [{**arguments, **call} for call in calls]
+        chunks = _joined(merged, batch)
         try:
-            self._record(calls, seeds, arguments, chunks)
+            self._record(merged, seeds, chunks)
         except Exception as error:
             most = max(map(len, chunks))
             if most == 1 or isinstance(error, PlanError):
@@ -149,7 +146,7 @@ class Simulator:
                 "called with one at a time",
                 stacklevel=3,
             )
-            self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
+            self._record(merged, seeds, [[i] for i in range(len(calls))])
         self.shares = shares_of(self.grams, self.step_sizes)
         ends = np.cumsum([len(batch.record.samples[0]) for batch in self.batches])
         # Cosmos steps with each pass of its guidance, which are outputs of their own.
@@ -160,12 +157,12 @@ class Simulator:
         self.eps = torch.finfo(self.batches[0].record.samples[0].dtype).eps
 
     def _record(
-        self, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-        arguments: Mapping[str, Any], chunks: Sequence[Sequence[int]],
+        self, calls: Sequence[dict[str, Any]], seeds: Sequence[int],
+        chunks: Sequence[Sequence[int]],
     ) -> None:  # fmt: skip
         """Make the full runs, those of a chunk at once."""
-        self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams = []
+        self.batches = [_batch(calls, seeds, chunk) for chunk in chunks]
+        self.grams: list[np.ndarray] = []
         for batch in self.batches:
             record = batch.record
             self._call(batch, record)
@@ -491,15 +488,11 @@ def _by_step(features: list[list[torch.Tensor]]) -> Features:
     return tuple(list(part) for part in zip(*features, strict=True))
 
 
-def _batch(
-    calls: Sequence[Mapping[str, Any]], seeds: Sequence[int], arguments: Mapping[str, Any],
-    chunk: Sequence[int],
-) -> Batch:  # fmt: skip
-    merged = [{**arguments, **calls[i]} for i in chunk]
-    own = merged[0]
+def _batch(calls: Sequence[dict[str, Any]], seeds: Sequence[int], chunk: Sequence[int]) -> Batch:
+    own = calls[chunk[0]]
     if len(chunk) > 1:  # pipelines want as many negative prompts as prompts
-        own = {k: [m[k] for m in merged] if _is_prompt(k, v) else v for k, v in own.items()}
-    return Batch(own, [seeds[i] for i in chunk], calls=chunk)
+        own = {k: [calls[i][k] for i in chunk] if _is_prompt(k, v) else v for k, v in own.items()}
+    return Batch(own, [seeds[i] for i in chunk], chunk)
 
 
 def _is_prompt(name: str, value: Any) -> bool:

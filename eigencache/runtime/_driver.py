@@ -57,7 +57,6 @@ class StepCall:
         output: the model output that the scheduler will be given; a policy may replace it.
         sample: the latents before the step.
         computed: whether the denoisers ran at this step.
-        position: of the step among the scheduler's timesteps; None if it is not one of them.
         passes: the calls of networks at this step: of each its name, its number among the calls of
             that network, and what tells one kind of call from another.
         repeats: whether the pipeline takes the step once more, by what came of the first time, as
@@ -67,9 +66,8 @@ class StepCall:
     index: int
     scheduler: Any
     bound: inspect.BoundArguments
-    computed: bool
-    position: int | None
-    passes: tuple[Pass, ...]
+    computed: bool = True
+    passes: tuple[Pass, ...] = ()
     repeats: bool = False
 
     @property
@@ -168,7 +166,6 @@ class Attachment:
         self.last: Any = None  # the timestep of the last call
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
-        self.start: int | None = None  # where among them the image began
 
     def __deepcopy__(self, memo: dict) -> "Attachment | None":
         """A copied scheduler goes through the same steps with other latents.
@@ -202,8 +199,8 @@ class Attachment:
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
-        driver, passes, ran = self.driver, (), (self.leader or self).ran
-        call = StepCall(self.index, scheduler, bound, True, None, passes)
+        driver, ran = self.driver, (self.leader or self).ran
+        call = StepCall(self.index, scheduler, bound)
         if driver:
             driver.check_owner()
             if not driver.calls and self._repeats(call):
@@ -214,10 +211,6 @@ class Attachment:
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
         self.last = call.timestep
-        if self.index == 0:
-            self.start = self._position(call)
-        if self.start is not None:
-            call.position = self.start + self.index
         if self.index < 0:
             raise PlanError(
                 "the sampler takes more steps than the plan has, or was under way before the cache "
@@ -256,10 +249,9 @@ class Attachment:
 
     def _visited(self, call: StepCall) -> np.ndarray | None:
         """Return the timesteps from the present one to the last that the pipeline will visit."""
-        if self.start is None:
-            return None
+        start = self._position(call)
         count = steps_announced(self.driver.pipe) if self.driver else None
-        return self.timesteps[self.start :][:count]
+        return None if start is None else self.timesteps[start:][:count]
 
     def _position(self, call: StepCall) -> int | None:
         """Return where among the scheduler's timesteps a call's is; None if it is none of them.
