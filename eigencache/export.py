@@ -70,8 +70,8 @@ def _checked(plan: Plan, text: str, pipe: Any, call: Mapping[str, Any]) -> str:
     Raises:
         PlanError: the scheduler's result is another, or the pipeline cannot be run with it.
     """
-    from eigencache.calibration import check_arguments
     from eigencache.calibration._calls import called, quiet
+    from eigencache.calibration.sampler import check_arguments
     from eigencache.runtime import cached
 
     name, call = type(pipe).__name__, {**fixed(plan.arguments), **call}

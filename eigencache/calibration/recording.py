@@ -20,7 +20,6 @@ from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime._taps import (
     FEATURES,
-    Stream,
     fingerprint,
     map_tensors,
     network_of,
@@ -28,7 +27,6 @@ from eigencache.runtime._taps import (
     watching,
 )
 
-Streams = Mapping[str, Stream]
 # How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
 # more than single precision, in which many schedulers step, rounds away.
 _PROBE = 2**-6
@@ -203,9 +201,8 @@ class Stepper:
 
 @contextlib.contextmanager
 def recording(
-    pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None],
-    chosen: Callable[[Streams], Streams] = lambda streams: streams,
-) -> Iterator[Recorder]:  # fmt: skip
+    pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None]
+) -> Iterator[Recorder]:
     """Hand on the features of taps while a pipeline samples in full, inside a `with` block.
 
     Args:
@@ -213,7 +210,6 @@ def recording(
         taps: of `eigencache.plan.TAPS`.
         keep: called with a tap, the name of a stream and its feature: at the tap "output" once per
             step, at others at every call of the stream's modules.
-        chosen: called with the streams of a tap inside the network, returns those to record.
 
     Yields:
         What knows the timesteps of the steps so far, of which the present one is none yet.
@@ -221,7 +217,7 @@ def recording(
     taps = set(taps)
     with contextlib.ExitStack() as stack:
         for tap in sorted(taps - {"output"}):
-            for name, stream in chosen(tapped(network_of(pipe), tap).streams).items():
+            for name, stream in tapped(network_of(pipe), tap).streams.items():
                 stack.enter_context(watching(stream, partial(keep, tap, name)))
         outputs = partial(keep, "output", "output") if "output" in taps else None
         recorder = Recorder(outputs)

@@ -180,8 +180,7 @@ class Calls:
         import torch
 
         from eigencache._device import default_device
-        from eigencache.calibration import check_arguments
-        from eigencache.calibration.sampler import load_pipeline, pipeline_class
+        from eigencache.calibration.sampler import check_arguments, load_pipeline, pipeline_class
 
         model, kind = self.arguments.model, self.arguments.pipeline
         if self.arguments.threads is not None:
