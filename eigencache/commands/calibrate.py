@@ -21,15 +21,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from eigencache.commands._common import (
-    Calls,
-    add_call,
-    add_method,
-    add_model,
-    at_least,
-    check_file,
-    parsed_options,
-)
+from eigencache.commands._common import Calls, check_file, parsed_options
+from eigencache.commands._flags import add_call, add_method, add_model, at_least
 from eigencache.methods import method_of
 
 

@@ -16,7 +16,8 @@ import argparse
 import json
 from pathlib import Path
 
-from eigencache.commands._common import SHORT, Calls, add_call, add_model, check_folder
+from eigencache.commands._common import Calls, check_folder
+from eigencache.commands._flags import SHORT, add_call, add_model
 from eigencache.export import computation_mask, export_scheduler, scheduler_class
 from eigencache.plan import Plan
 from eigencache.sharing import load_plan

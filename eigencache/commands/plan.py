@@ -20,14 +20,8 @@ examples:
 import argparse
 from pathlib import Path
 
-from eigencache.commands._common import (
-    Calls,
-    add_method,
-    add_model,
-    at_least,
-    check_file,
-    parsed_options,
-)
+from eigencache.commands._common import Calls, check_file, parsed_options
+from eigencache.commands._flags import add_method, add_model, at_least
 from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
 from eigencache.plan import Plan

@@ -45,15 +45,8 @@ from eigencache._checks import agrees, span
 from eigencache._files import replacing
 from eigencache._frames import hash_of_frames, write_frames
 from eigencache.built_in import Budget
-from eigencache.commands._common import (
-    Calls,
-    add_call,
-    add_method,
-    add_model,
-    at_least,
-    check_folder,
-    parsed_options,
-)
+from eigencache.commands._common import Calls, check_folder, parsed_options
+from eigencache.commands._flags import add_call, add_method, add_model, at_least
 from eigencache.commands.prompts import described, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import method_of

@@ -16,7 +16,8 @@ import argparse
 from pathlib import Path
 
 from eigencache._files import replacing
-from eigencache.commands._common import at_least, check_file, named
+from eigencache.commands._common import check_file, named
+from eigencache.commands._flags import at_least
 from eigencache.commands.prompts import read_prompts
 from eigencache.metrics import METRICS
 from eigencache.metrics.folders import model_folders, pair, score_folders, summary
