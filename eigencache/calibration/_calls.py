@@ -1,7 +1,7 @@
 """The calls of a pipeline that plans are made on: their arguments, and how they are made."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -75,14 +75,19 @@ def forked() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's own generators inside a `with` block, for schedulers that draw from them."""
+def seeded(seed: int) -> Iterator[Callable[[], bool]]:
+    """Seed torch's own generators inside a `with` block, for schedulers that draw from them.
+
+    Yields:
+        What tells whether anything has drawn from them.
+    """
     with forked():
         torch.manual_seed(seed)
-        yield
+        before = _generator_states()
+        yield lambda: not all(map(torch.equal, before, _generator_states()))
 
 
-def generator_states() -> list[torch.Tensor]:
+def _generator_states() -> list[torch.Tensor]:
     """Return where torch's own generators are."""
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *on_devices]

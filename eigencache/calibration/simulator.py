@@ -17,14 +17,7 @@ import numpy as np
 import torch
 
 from eigencache._upstream import WeakTensorKeyDictionary
-from eigencache.calibration._calls import (
-    Ending,
-    Stop,
-    generator_states,
-    quiet,
-    sample_of,
-    seeded,
-)
+from eigencache.calibration._calls import Ending, Stop, quiet, sample_of, seeded
 from eigencache.calibration.recording import (
     SPARSE,
     Recorder,
@@ -295,10 +288,9 @@ class Simulator:
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = batch.record.denoisers or None  # not known in the full run
         policy.begins_alike = len(batch.record.passes) > 1 and 1 not in batch.record.switches
-        with quiet(self.pipe), driver, seeded(batch.seeds[0]), contextlib.suppress(Stop):
-            before = generator_states()
+        with quiet(self.pipe), driver, seeded(batch.seeds[0]) as drew, contextlib.suppress(Stop):
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
-            policy.drew = not all(map(torch.equal, before, generator_states()))
+            policy.drew = drew()
         policy.done()
         self.computed += policy.computed * len(batch.seeds)
         if policy.index == 0:
