@@ -75,7 +75,7 @@ class Recorder(Policy):
 
     @property
     def switches(self) -> tuple[int, ...]:
-        """The steps at which these are called otherwise than at the step before."""
+        """The steps at which those networks are called otherwise than at the step before."""
         names = self.denoisers
         found = [[part for part in step if part[0] in names] for step in self.passes]
         return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])

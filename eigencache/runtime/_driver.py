@@ -22,7 +22,7 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
@@ -203,7 +203,7 @@ class Attachment:
         call = StepCall(self.index, scheduler, bound)
         if driver:
             driver.check_owner()
-            if not driver.calls and self._repeats(call):
+            if not driver.passes and self._repeats(call):
                 call.index, call.repeats = len(ran) - 1, True
                 return self.policy.moved(call, original(*args, **kwargs))
             call.passes = tuple(sorted(driver.passes))
@@ -313,8 +313,7 @@ class Driver:
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
         self.followers: list[Callable[[Any], None]] = []
-        self.calls: dict[str, int] = {}
-        self.passes: list[Pass] = []
+        self.passes: list[Pass] = []  # of the present step
         self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
         self.computed = True
         self._original: Any = None
@@ -349,7 +348,7 @@ class Driver:
             )
         if getattr(scheduler.__dict__.get(ATTACHED), "driver", None):
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
-        modules = dict(denoisers(self.pipe))
+        modules = denoisers(self.pipe)
         if not modules:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded")
         for name, module in modules.items():
@@ -388,7 +387,6 @@ class Driver:
         """An image begins, in the present thread."""
         self.thread, self.begun = threading.get_ident(), True
         self.frame = calling()[1]
-        self.calls.clear()
         self.passes.clear()
         self.computed = self.policy.computes(0)
         if self.computed:  # an image on its own; what a simulator replays is known from before
@@ -400,7 +398,6 @@ class Driver:
         """A step has ended."""
         if self.stats:
             self.stats.end()
-        self.calls.clear()
         self.passes.clear()
         self.computed = self.step < 0 or self.policy.computes(self.step)
 
@@ -419,7 +416,7 @@ class Driver:
     def check_networks(self) -> None:
         """Raise a PlanError if the pipeline has other networks than when it was attached to."""
         called = {name for name, _ in self.shapes}
-        for name, module in denoisers(self.pipe):
+        for name, module in denoisers(self.pipe).items():
             switch = self._switches.get(name)
             missed = switch is None or switch.module is not module
             if missed and (name in called or name.startswith(DENOISERS)):
@@ -450,12 +447,10 @@ class Driver:
             return run(*args, **kwargs)
         self.check_owner()
         check_no_cache(name, module)
-        index = self.calls.get(name, 0)
-        self.calls[name] = index + 1
-        key, shapes = (name, index), shape_of(args, kwargs)
+        index, shapes = sum(other == name for other, *_ in self.passes), shape_of(args, kwargs)
         self.passes.append((name, index, shapes))
-        known = self.shapes.get(key)
-        if len(self.calls) == 1 and index == 0:
+        known = self.shapes.get((name, index))
+        if len(self.passes) == 1:
             # A network or a batch that no earlier step had: only a full step can tell its output.
             self.computed |= known is None or known[0] != shapes
             if self.stats:
@@ -472,7 +467,7 @@ class Driver:
             self.attachment.finish()
             raise
         if known is None or known[0] != shapes:
-            self.shapes[key] = shapes, pytree.tree_map(_empty, output)
+            self.shapes[name, index] = shapes, pytree.tree_map(_empty, output)
         return output
 
     def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
@@ -487,10 +482,8 @@ class Driver:
 
     def _alike(self, name: str, shapes: tuple) -> tuple[tuple, Any] | None:
         """Return what is known of a call of a denoiser with inputs of these shapes."""
-        for (other, _), known in self.shapes.items():
-            if other == name and known[0] == shapes:
-                return known
-        return None
+        alike = (v for (other, _), v in self.shapes.items() if (other, v[0]) == (name, shapes))
+        return next(alike, None)
 
 
 class _Switch:
@@ -611,15 +604,13 @@ def _is_over(frame: types.FrameType) -> bool:
     return True
 
 
-def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks of a pipeline that may be called at every step, with their names.
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Return the networks of a pipeline that may be called at every step, by their names.
 
     Text encoders and the like are among them: they are called before the first step, where
     everything runs.
     """
-    for name, part in pipe.components.items():
-        if isinstance(part, nn.Module):
-            yield name, part
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def may_denoise(module: nn.Module) -> bool:
