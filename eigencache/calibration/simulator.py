@@ -293,7 +293,7 @@ class Simulator:
             policy.drew = drew()
         policy.done()
         self.computed += policy.computed * len(batch.seeds)
-        if policy.index == 0:
+        if policy.ending is None:
             raise PlanError(f"{type(self.pipe).__name__} never called its scheduler's step")
 
 
@@ -304,14 +304,13 @@ class _Simulated(Policy):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.computed = self.index = 0
+        self.computed = 0
         self.beside: list[_Copy] = []
         self.ending: Any = None
         self.drew = True  # whether anything drew from torch's own generators
 
     def given(self, call: StepCall) -> None:
         super().given(call)
-        self.index = call.index + 1
         self.computed += call.computed
 
     def moved(self, call: StepCall, result: Any) -> Any:

@@ -163,16 +163,15 @@ def _job(arguments: argparse.Namespace) -> Job:
         OSError: a file is missing.
         ValueError: a file is faulty, flags do not go together, or an option is out of range.
     """
-    if arguments.anchor_device and not (
-        arguments.plan or arguments.method or _is_built_in(arguments)
-    ):
+    plan = load_plan(arguments.plan) if arguments.plan else None
+    kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
+    request = _request(arguments, plan, kernel)
+    if arguments.anchor_device and request == {"plan": None}:
         raise ValueError(
             "--anchor-device: every step is computed in full, so nothing is cached; state a "
             "--plan, --method, --full-steps or --psnr, or leave it out"
         )
-    plan = load_plan(arguments.plan) if arguments.plan else None
-    kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
-    request, calls = _request(arguments, plan, kernel), Calls(arguments, plan or kernel)
+    calls = Calls(arguments, plan or kernel)
     shared = calls.shared
     if plan:
         shared.setdefault(STEPS, len(plan))
@@ -201,7 +200,8 @@ def _request(
         ValueError: flags do not go together, or an option is unknown or out of range.
     """
     if arguments.method is None:
-        built_in = _is_built_in(arguments) and plan is None and kernel is None
+        wanted = arguments.full_steps is not None or arguments.psnr is not None
+        built_in = wanted and plan is None and kernel is None
         if arguments.psnr is not None and not built_in:
             raise ValueError("--psnr makes a plan of its own: leave out --plan and --kernel")
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
@@ -246,11 +246,6 @@ def _request(
     }  # fmt: skip
 
 
-def _is_built_in(arguments: argparse.Namespace) -> bool:
-    """Return whether a command line without a method or plan asks for a built-in plan."""
-    return arguments.full_steps is not None or arguments.psnr is not None
-
-
 def _settled(job: Job, pipe: Any) -> Plan | None:
     """Return the plan to sample by: that of the folder, or one made now and written there.
 
@@ -282,22 +277,22 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
     """Return the plan that is asked for: one made now is for the timesteps of the first call."""
     from eigencache.calibration.recording import outline
 
-    arguments, call = job.arguments, job.calls[0]
-    if arguments.method is None and not _is_built_in(arguments):
+    arguments, about, call = job.arguments, job.about, job.calls[0]
+    if "plan" in about:
         return job.plan
-    if arguments.psnr is not None:
+    if "psnr" in about:
         from eigencache.calibration.probe import probe
 
-        return probe(pipe, call, arguments.psnr)
+        return probe(pipe, call, about["psnr"])
     timesteps, kept = outline(pipe, call)
     _check_budget(arguments.full_steps or 0, len(timesteps))
-    if arguments.method is None:
+    if "built in" in about:
         from eigencache.runtime._built_in import built_in_plan
 
-        return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps), kept)
-    return method_of(arguments.method).plan(
-        arguments.full_steps, timesteps, job.kernel, arguments.tap, every=arguments.interval,
-        kept=kept, **parsed_options(arguments.options),
+        return built_in_plan(pipe.scheduler, timesteps, Budget(about["built in"]), kept)
+    return method_of(about["method"]).plan(
+        arguments.full_steps, timesteps, job.kernel, about["tap"], every=arguments.interval,
+        kept=kept, **about["options"],
     )  # fmt: skip
 
 
