@@ -5,7 +5,8 @@ import inspect
 import math
 import os
 import pprint
-import types
+import runpy
+import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib import metadata, resources
@@ -55,7 +56,7 @@ def export_scheduler(
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
     if scheduler is not None:
-        _class_in(text).from_config(scheduler.config).save_pretrained(folder)  # type: ignore[attr-defined]
+        _loaded(path).from_config(scheduler.config).save_pretrained(folder)  # type: ignore[attr-defined]
     return path
 
 
@@ -233,8 +234,14 @@ def _source(plan: Plan, base: str | None, checked: str) -> str:
     )  # fmt: skip
 
 
+def _loaded(path: Path) -> Any:
+    """Return the scheduler class of a file that `export_scheduler` wrote."""
+    return runpy.run_path(str(path), run_name=MODULE)["PlannedScheduler"]
+
+
 def _class_in(text: str) -> Any:
-    """Return the scheduler class that the text of a file defines."""
-    module = types.ModuleType(MODULE)
-    exec(compile(text, f"{MODULE}.py", "exec"), vars(module))
-    return module.PlannedScheduler
+    """Return the scheduler class of a file's text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{MODULE}.py"
+        path.write_text(text, encoding="utf-8")
+        return _loaded(path)

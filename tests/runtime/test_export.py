@@ -14,7 +14,7 @@ from helpers import ROOT, arguments_of, flow_timesteps, tiny_pipeline
 
 import eigencache
 from eigencache import cli
-from eigencache.export import _class_in, computation_mask
+from eigencache.export import _loaded, computation_mask
 from eigencache.plan import PlanWarning
 from eigencache.predictors import Reuse, Taylor
 from eigencache.runtime import forecast
@@ -57,11 +57,6 @@ def sampled(pipe, **changes):
     return pipe(**CALL | arguments_of(1) | changes, generator=noise).images
 
 
-def loaded(path):
-    """Return the scheduler class of an exported file."""
-    return _class_in(path.read_text("utf-8"))
-
-
 @pytest.mark.slow
 def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path):
     plan.export_scheduler(tmp_path / "scheduler", pipe.scheduler)
@@ -83,7 +78,7 @@ def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path
 
 
 def test_a_pipeline_may_be_saved_and_loaded_with_it(pipe, plan, tmp_path):
-    own = loaded(plan.export_scheduler(tmp_path)).from_config(pipe.scheduler.config)
+    own = _loaded(plan.export_scheduler(tmp_path)).from_config(pipe.scheduler.config)
     own.save_pretrained(tmp_path)
     again = type(own).from_pretrained(tmp_path)
     assert dict(again.config)["use_dynamic_shifting"] is True
@@ -94,7 +89,7 @@ def test_a_pipeline_may_be_saved_and_loaded_with_it(pipe, plan, tmp_path):
 @pytest.mark.parametrize("changes", [{"num_inference_steps": 9}, {"height": 64}], ids=str)
 def test_other_steps_are_refused(plan, tmp_path, changes):
     pipe = tiny_pipeline()
-    own = loaded(plan.export_scheduler(tmp_path))
+    own = _loaded(plan.export_scheduler(tmp_path))
     pipe.scheduler = own.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match=r"for 8 steps at timesteps .* the sampler does not take"):
         sampled(pipe, **changes)
@@ -103,7 +98,7 @@ def test_other_steps_are_refused(plan, tmp_path, changes):
 
 def test_its_progress_and_callbacks_are_of_full_steps(plan, tmp_path):
     pipe, seen = tiny_pipeline(), []
-    own = loaded(plan.export_scheduler(tmp_path))
+    own = _loaded(plan.export_scheduler(tmp_path))
     pipe.scheduler = own.from_config(pipe.scheduler.config)
     sampled(pipe, callback_on_step_end=lambda pipe, i, t, kept: seen.append(float(t)) or kept)
     np.testing.assert_allclose(seen, plan.timesteps[list(plan.full_steps)])
@@ -112,7 +107,7 @@ def test_its_progress_and_callbacks_are_of_full_steps(plan, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_forecasts_are_those_of_the_runtime(plan, tmp_path, dtype):
-    own = loaded(plan.export_scheduler(tmp_path))()
+    own = _loaded(plan.export_scheduler(tmp_path))()
     draw = torch.Generator().manual_seed(0)
     own._anchors = {a: torch.randn(2, 30, generator=draw).to(dtype) for a in (0, 1, 4)}
     weights = {0: 0.3, 1: -1.7, 4: 2.4}
@@ -122,7 +117,7 @@ def test_forecasts_are_those_of_the_runtime(plan, tmp_path, dtype):
 
 def test_anchors_are_held_no_longer_than_they_are_used(plan, tmp_path):
     pipe, held = tiny_pipeline(), []
-    own = loaded(plan.export_scheduler(tmp_path))
+    own = _loaded(plan.export_scheduler(tmp_path))
     pipe.scheduler = own.from_config(pipe.scheduler.config)
     sampled(
         pipe,
@@ -156,7 +151,7 @@ def test_no_text_of_a_plan_gets_into_the_file(plan, tmp_path):
         arguments={"num_inference_steps": evil},
     )
     path = stated.export_scheduler(tmp_path)
-    assert "SystemExit" not in path.read_text() and loaded(path)
+    assert "SystemExit" not in path.read_text() and _loaded(path)
 
 
 def test_diffusers_own_switch_takes_no_config_of_others(pipe, plan):
