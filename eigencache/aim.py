@@ -20,7 +20,7 @@ disturbed observations; without pull and scatter it is least squares on undistur
 (arXiv 2305.14677).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -100,6 +100,11 @@ class Aim:
         jitter: added to the diagonal, as a share of its mean in the kernel.
         ordinary: whether the noise has to move as in the full run. Outputs hold it with coefficient
             one, whatever the kernel says.
+        near: how far full steps may be from places evenly apart, as a share of the distance between
+            these, but one step at least. Such places are plain sampling's, which no model is bad at; and far from them,
+            steps of kernels of a few runs were worse than plain sampling's under guidance.
+        trust: the share of the estimate that a gap takes, from 0 to 1; for the rest it repeats the
+            output of the full step before it.
 
     Raises:
         ValueError: an option is out of range.
@@ -109,11 +114,15 @@ class Aim:
     final: float = 1.0
     jitter: float = 1e-6
     ordinary: bool = True
+    near: float = 0.6
+    trust: float = 1.0
 
     def __post_init__(self) -> None:
         check_range("response", self.response, 0)
         check_range("final", self.final, 0)
         check_real("jitter", self.jitter, above=0)
+        check_range("near", self.near, 0)
+        check_range("trust", self.trust, 0, 1)
         if not isinstance(self.ordinary, bool):
             raise ValueError(f"ordinary must be true or false, got {self.ordinary!r}")
 
@@ -138,8 +147,8 @@ class Aim:
         for step, end in zip(each.T, ends.T, strict=True):
             cached.compute(step)
             # Where nothing is skipped, nothing can be made up for.
-            aimed = (end > step + 1) & (not reuse)
-            cached.reach(end, np.where(aimed[:, None], cached.estimate(end), cached.repeat(end)))
+            trust = self.trust * ((end > step + 1) & (not reuse))[:, None]
+            cached.reach(end, trust * cached.estimate(end) + (1 - trust) * cached.repeat(end))
         return (
             cached.planned.reshape(*steps.shape, -1),
             cached.errors.reshape(*steps.shape[:-1], -1, steps.shape[-1]),
@@ -190,29 +199,24 @@ class Aim:
         return weights
 
     def steps(
-        self, starts: Iterable[Sequence[int]], run: FullRun, kept: Sequence[int] = ()
+        self, start: Sequence[int], run: FullRun, kept: Sequence[int] = ()
     ) -> tuple[int, ...]:
         """Return better full steps: they are moved while the expected error falls.
 
         One is moved at a time, or all before it or after it with it.
 
         Args:
-            starts: full steps to begin with; the best that is found from any is returned.
+            start: full steps to begin with, evenly apart; see `near`.
             run: the full run.
             kept: steps that stay full.
         """
-        found = [self._search(tuple(start), run, set(kept)) for start in starts]
-        return min(found)[1]
-
-    def _search(
-        self, start: tuple[int, ...], run: FullRun, kept: set[int]
-    ) -> tuple[float, tuple[int, ...]]:
-        """Return the least cost that is found from a start, and its full steps."""
+        within = max(1, round(self.near * len(run) / len(start)))
 
         def costs(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
             return self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1]))
 
-        best, least, before = start, float(costs([start])[0]), None
+        best, before = tuple(start), None
+        least = float(costs([best])[0])
         while best != before:
             before = best
             for i in range(1, len(best)):
@@ -224,7 +228,8 @@ class Aim:
                         places[part] += by
                         steps = tuple(places.tolist())
                         rising = steps[-1] < len(run) and (np.diff(places) > 0).all()
-                        if by and rising and kept <= set(steps):
+                        near = (np.abs(places - start) <= within).all()
+                        if by and rising and near and {*kept} <= {*steps}:
                             found[move] = steps
                     cost = costs(list(found.values())) if found else np.array([])
                     better = np.flatnonzero(cost < least * (1 - 1e-9))
@@ -233,7 +238,7 @@ class Aim:
                     # The first that is better is made, and those behind it are tried from there.
                     move = list(found)[better[0]]
                     best, least, moves = found[move], float(cost[better[0]]), moves[move + 1 :]
-        return least, best
+        return best
 
 
 def _parts(i: int) -> tuple[slice, slice, slice]:

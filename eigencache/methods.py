@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range
 from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
-from eigencache.design import evenly, fill, with_predicted_error
+from eigencache.design import fill, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
@@ -29,7 +29,7 @@ from eigencache.predictors import (
     Taylor,
     TaylorScaled,
 )
-from eigencache.schedules import Greedy, Interval, Optimal, Schedule, Variance
+from eigencache.schedules import Even, Greedy, Interval, Optimal, Schedule, Variance
 from eigencache.tokens import ClusCa, Rule, ToCa
 
 # Parameters that are not options, since the budget sets them.
@@ -275,10 +275,10 @@ METHODS: Mapping[str, Method] = {
         Optimal, Kriging, "output", "EigenCache, optimal design", DESIGNED
     ),
     "EigenCache-design": Method(
-        Optimal, Kriging, "output", "EigenCache, aimed design", DESIGNED, Aim
+        Even, Kriging, "output", "EigenCache, aimed design", DESIGNED, Aim
     ),
     "EigenCache": Method(
-        Optimal, Kriging, "output", "EigenCache, closed loop", DESIGNED, Aim, closed_loop=ClosedLoop
+        Even, Kriging, "output", "EigenCache, closed loop", DESIGNED, Aim, closed_loop=ClosedLoop
     ),
 }  # fmt: skip
 
@@ -397,9 +397,7 @@ def make_plan(
         if len(used.streams) > 1:
             raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
         run = FullRun(used.matrix(), used.sizes, *used.response)
-        even = holding(evenly(int(full.sum()), len(full)), used.switches)
-        starts = [np.flatnonzero(start).tolist() for start in (full, even)]
-        steps = aim.steps(starts, run, used.switches)
+        steps = aim.steps(np.flatnonzero(full).tolist(), run, used.switches)
         full = np.isin(np.arange(len(full)), steps)
     by_stream = list(map(used.matrix, used.streams)) if used and predictor.kernel else [None]
     filled = [fill(full, predictor, timesteps, matrix) for matrix in by_stream]

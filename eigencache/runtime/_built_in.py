@@ -238,7 +238,8 @@ class BuiltInPolicy(OutputPolicy):
             full = self.plan.full.copy()
             full[call.index] = True
             full[call.index + 1 :][np.flatnonzero(full[call.index + 1 :])[:1]] = False
-            self.follow(first.designs[first.key][0].with_steps(full))
+            design, planned = first.designs[first.key]
+            self.follow(design.with_steps(full, int(planned.full.sum())))
         super().given(call)
 
     def end(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from eigencache._lazy import lazily
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr__`
+    from eigencache.schedules._even import Even as Even
     from eigencache.schedules._greedy import Greedy as Greedy
     from eigencache.schedules._interval import Interval as Interval
     from eigencache.schedules._optimal import Optimal as Optimal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.schedules._variance import Variance as Variance
 
 _HOMES = {
+    "Even": "_even",
     "Greedy": "_greedy",
     "Interval": "_interval",
     "Optimal": "_optimal",

@@ -12,7 +12,7 @@ from eigencache.kernel import Kernel
 from eigencache.methods import METHODS, make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Kriging, Taylor
-from eigencache.schedules import Interval, Optimal, Steps
+from eigencache.schedules import Even, Interval, Steps
 
 STEPS = 12
 TIMESTEPS = flow_timesteps(STEPS)
@@ -139,10 +139,17 @@ def cost(aim, steps):
     return float(aim.cost(steps, RUN)[0])
 
 
-@pytest.mark.parametrize("aim", [Aim(), Aim(final=0), Aim(response=0)], ids=str)
+FREE = Aim(near=STEPS)
+
+
+@pytest.mark.parametrize(
+    "aim",
+    [FREE, replace(FREE, final=0), replace(FREE, response=0), replace(FREE, trust=0.5)],
+    ids=str,
+)
 def test_no_schedule_nearby_is_better(aim):
     for start in ((0, 1, 2, 3), (0, 4, 7, 9), (0, 9, 10, 11)):
-        steps = aim.steps([start], RUN)
+        steps = aim.steps(start, RUN)
         assert len(steps) == 4 and steps[0] == 0 and list(steps) == sorted(set(steps))
         least = cost(aim, steps) * (1 - 1e-9)
         for i in range(1, 4):
@@ -153,7 +160,26 @@ def test_no_schedule_nearby_is_better(aim):
 
 
 def test_steps_that_must_be_full_stay():
-    assert 5 in Aim().steps([(0, 2, 5, 8)], RUN, kept=(5,))
+    assert 5 in FREE.steps((0, 2, 5, 8), RUN, kept=(5,))
+
+
+@pytest.mark.parametrize(("near", "far"), [(0.0, 1), (0.34, 1), (0.6, 2), (1.0, 3)])
+def test_steps_stay_near_where_they_began(near, far):
+    start = (0, 3, 6, 9)
+    steps = Aim(near=near, response=0).steps(start, RUN)
+    assert np.abs(np.subtract(steps, start)).max() <= far
+    poor = (0, 9, 10, 11)  # from here all want to move further than they may
+    assert np.abs(np.subtract(Aim(near=near).steps(poor, RUN), poor)).max() == far
+
+
+def test_trust_leads_from_repeated_outputs_to_estimates():
+    alone, _ = Aim(trust=0).targets(FULL, RUN)
+    repeated, _ = Aim().targets(FULL, RUN, reuse=True)
+    np.testing.assert_allclose(alone, repeated)
+    # The first gap has one output, of which both take the same; the second is the first to differ.
+    start = [Aim(trust=trust).targets(FULL, RUN)[0][1] for trust in (0, 0.25, 1)]
+    np.testing.assert_allclose(start[1], 0.75 * start[0] + 0.25 * start[2])
+    assert np.abs(start[2] - start[0]).max() > 1e-3
 
 
 def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
@@ -168,9 +194,9 @@ def test_a_gap_that_the_scheduler_does_not_look_at_is_left_alone():
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_the_size_of_outputs_does_not_matter(scale):
-    steps = Aim().steps([(0, 3, 6, 9)], RUN)
+    steps = Aim().steps((0, 3, 6, 9), RUN)
     scaled = FullRun(scale * MATRIX, SIZES, RUN.pull, RUN.scatter)
-    assert Aim().steps([(0, 3, 6, 9)], scaled) == steps
+    assert Aim().steps((0, 3, 6, 9), scaled) == steps
     full, weights = weights_of(Aim())
     base = fill(full, BASE, TIMESTEPS, MATRIX)
     np.testing.assert_allclose(Aim().weights(full, base, scaled), weights, atol=1e-9)
@@ -209,15 +235,13 @@ def test_a_search_leaves_a_poor_start():
     late = tuple(range(STEPS - 5, STEPS))
     start = (0, *late[1:])
     even = (0, 2, 4, 6, 8)
-    found, best = Aim().steps([start], RUN), Aim().steps([start, even], RUN)
-    assert cost(Aim(), found) <= cost(Aim(), even)
-    assert cost(Aim(), best) == min(cost(Aim(), s) for s in (found, Aim().steps([even], RUN)))
+    assert cost(FREE, FREE.steps(start, RUN)) <= cost(FREE, even)
 
 
 def test_a_plan_with_an_aim_ends_closer_in_open_loop():
     kernel = replace(KERNEL, step_sizes=SIZES)
-    plain = make_plan(Optimal(4), BASE, TIMESTEPS, kernel)
-    aimed = make_plan(Optimal(4), BASE, TIMESTEPS, kernel, aim=Aim())
+    plain = make_plan(Even(4), BASE, TIMESTEPS, kernel)
+    aimed = make_plan(Even(4), BASE, TIMESTEPS, kernel, aim=Aim())
     ends = [latents_errors(plan, MATRIX, SIZES)[-1] for plan in (plain, aimed)]
     assert ends[1] < 0.8 * ends[0]
     assert aimed.predicted_error == pytest.approx(ends[1])
@@ -229,7 +253,7 @@ def test_a_plan_with_an_aim_ends_closer_in_open_loop():
 
 def test_what_an_aim_cannot_serve_is_refused():
     with pytest.raises(PlanError, match="needs a kernel at tap 'output', not 'hidden'"):
-        make_plan(Optimal(4), BASE, TIMESTEPS, replace(KERNEL, tap="hidden"), aim=Aim())
+        make_plan(Even(4), BASE, TIMESTEPS, replace(KERNEL, tap="hidden"), aim=Aim())
     with pytest.raises(PlanError, match="needs a kernel at tap 'output'"):
         make_plan(Interval(4), Taylor(1), TIMESTEPS, aim=Aim())
     two = Kernel({"a": MATRIX, "b": MATRIX}, 1, TIMESTEPS, "output")
@@ -240,7 +264,7 @@ def test_what_an_aim_cannot_serve_is_refused():
 @pytest.mark.parametrize(
     ("stated", "says"),
     [({"response": -1}, "response"), ({"final": -1}, "final"), ({"jitter": 0}, "jitter"),
-     ({"ordinary": 1}, "ordinary")],
+     ({"ordinary": 1}, "ordinary"), ({"near": -1}, "near"), ({"trust": 1.1}, "trust")],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(stated, says):
     with pytest.raises(ValueError, match=says):

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,9 +122,9 @@ def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():
     design = Design("flow", levels, levels[:-1])
     full = design.plan(6).full.copy()
     step = int(np.flatnonzero(~full)[8])
-    before = design.with_steps(full).weights
+    before = design.with_steps(full, 6).weights
     full[step] = True
-    after = design.with_steps(full)
+    after = design.with_steps(full, 6)
     gap = int(np.flatnonzero(full[:step])[-1])  # begins here; its correction is spread over it
     assert np.array_equal(before[:gap], after.weights[:gap])
     assert after.full[step] and not after.weights[step].any()
@@ -154,3 +155,15 @@ def test_a_speedup_is_reached():
             full = Budget(speedup=speedup).of(steps)
             assert full == 1 or steps / full >= speedup
             assert full == 1 or steps / (full + 1) < speedup
+
+
+def test_few_full_steps_trust_no_source():
+    """Three are plain sampling by as few steps; from eleven on estimates are trusted wholly."""
+    levels = levels_of(48)
+    design = Design("flow", levels, levels[:-1])
+    plan = design.plan(3)
+    moved = np.diff(levels) @ plan.weights + np.diff(levels) * plan.full
+    starts = [*plan.full_steps, 48]
+    plain = [levels[b] - levels[a] for a, b in pairwise(starts)]
+    np.testing.assert_allclose(moved[plan.full], plain, atol=1e-9)
+    assert np.abs(np.subtract(plan.full_steps, [0, 16, 32])).max() <= 3

@@ -90,9 +90,9 @@ def test_an_unknown_option_lists_the_allowed(name):
         ),
         (
             "EigenCache",
-            ("anchors", "batch", "features", "final", "held_out", "jitter", "normalisation",
-             "ordinary", "phases", "rank", "reach", "response", "ridge", "rounds", "runs", "shared",
-             "smooth", "sweeps", "window"),
+            ("anchors", "batch", "features", "final", "held_out", "jitter", "near",
+             "normalisation", "ordinary", "phases", "rank", "reach", "response", "ridge", "rounds",
+             "runs", "shared", "smooth", "sweeps", "trust", "window"),
         ),
     ],
 )  # fmt: skip
@@ -395,10 +395,10 @@ def test_planning_does_not_import_torch():
 # `eigencache.closed_loop.refine`: see test_closed_loop.py.
 OTHERS = {
     "clusters": 5, "degree": 2, "final": 9.0, "first": 1, "gate": 0.3,
-    "iterations": 2, "jitter": 0.3, "order": 3, "per_cluster": 2,
+    "iterations": 2, "jitter": 0.3, "near": 0.0, "order": 3, "per_cluster": 2,
     "phases": [20], "rank": 2, "ratio": 0.3, "response": 0.2, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
-    "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
+    "trust": 0.5, "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
 }  # fmt: skip
 EVERY_OPTION = [
     (name, option)

@@ -8,7 +8,7 @@ from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache.kernel import Kernel
 from eigencache.predictors import Kriging, Reuse
-from eigencache.schedules import Greedy, Interval, Optimal, Steps, Variance
+from eigencache.schedules import Even, Greedy, Interval, Optimal, Steps, Variance
 from eigencache.schedules._streams import stream_weights
 
 COUNT = 12
@@ -106,6 +106,7 @@ def test_steps_outside_the_sampler_are_refused(steps):
         (Variance, {}),
         (Variance, {"window": 1, "stream_weights": {"*:q": 2.0}}),
         (Optimal, {}),
+        (Even, {}),
         (Interval, {}),
     ],
 )
@@ -118,7 +119,7 @@ def test_every_feasible_budget_is_kept_to_the_step(make, options):
         assert full[0] and full.sum() == budget
 
 
-@pytest.mark.parametrize("make", [Greedy, Variance, Optimal], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [Greedy, Variance, Optimal, Even], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("budget", [0, COUNT + 1])
 def test_a_budget_beyond_the_steps_is_refused(make, budget):
     with pytest.raises(ValueError, match=f"must lie between 1 and (the )?{COUNT}"):
