@@ -101,8 +101,8 @@ class Aim:
         ordinary: whether the noise has to move as in the full run. Outputs hold it with coefficient
             one, whatever the kernel says.
         near: how far full steps may be from places evenly apart, as a share of the distance between
-            these, but one step at least. Such places are plain sampling's, which no model is bad at; and far from them,
-            steps of kernels of a few runs were worse than plain sampling's under guidance.
+            these, but one step at least. Such places are plain sampling's, which suit every model;
+            far from them, plans of few runs lost to plain sampling under guidance.
         trust: the share of the estimate that a gap takes, from 0 to 1; for the rest it repeats the
             output of the full step before it.
 

@@ -398,7 +398,8 @@ OTHERS = {
     "iterations": 2, "jitter": 0.3, "near": 0.0, "order": 3, "per_cluster": 2,
     "phases": [20], "rank": 2, "ratio": 0.3, "response": 0.2, "ridge": 2.0, "scale": 0.8,
     "shared": True, "smooth": 0.9, "staleness_weight": 2.0, "stream_weights": {"*.ff": 50.0},
-    "trust": 0.5, "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1, "stream_weight": 0.1,
+    "trust": 0.5, "weight": 0.3, "window": 1, "layer_weight": 0.1, "step_weight": 0.1,
+    "stream_weight": 0.1,
 }  # fmt: skip
 EVERY_OPTION = [
     (name, option)
