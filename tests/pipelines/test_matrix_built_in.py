@@ -70,7 +70,6 @@ def test_it_samples_or_says_why_not(measured):
         assert np.array_equal(stats.plan.timesteps, run.timesteps)
     assert all(torch.isfinite(part.float()).all() for part in first)
     assert kept(case) == before
-    check_same(case(0), run.result)
 
 
 @pytest.mark.parametrize("measured", NAMES, indirect=True)
@@ -95,7 +94,6 @@ def test_it_samples_at_a_quality_or_says_why_not(measured, caplog):
             check_same(case(0), first)
             assert stats.full == computed
     assert type(case.pipe) is kind and kept(case) == before
-    check_same(case(0), measured.plain.result)
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-unipc", "sd3-heun"])
