@@ -213,7 +213,7 @@ def test_the_closed_loop_predicts_psnr_and_not_the_open_loop_s_error(pipe):
 @pytest.mark.parametrize(
     ("options", "told", "runs"),
     [
-        ({}, "full second-moment", 2),
+        ({"rounds": 1}, "full second-moment", 2),
         ({"runs": 1}, "full second-moment", 1),
         ({"features": "stride-8"}, "stride-8 second-moment", 2),
         ({"features": "token-mean", "normalisation": "cosine", "runs": 1}, "token-mean cosine", 1),
