@@ -211,7 +211,7 @@ def test_python_of_the_guides_runs(project):
 
 
 def test_the_readmes_python_prints_what_was_saved(project):
-    code = quick("".join(block["code"] for block in blocks(ROOT / "README.md")))
+    code = quick("".join(block["code"] for block in blocks(ROOT / "README.md")), pixels=64)
     done = program("-c", code, folder=project)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "9 steps in full, 41 skipped" in done.stdout
