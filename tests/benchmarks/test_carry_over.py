@@ -178,7 +178,7 @@ def test_a_plan_is_refused_at_other_timesteps_unless_it_is_retimed(setting):
 
 def test_the_table(monkeypatch):
     monkeypatch.setattr(carry_over, "RUNS", 3)
-    monkeypatch.setattr(carry_over, "LOOP", {**carry_over.LOOP, "held_out": 1})
+    monkeypatch.setattr(carry_over, "LOOP", {**carry_over.LOOP, "held_out": 1, "sweeps": 0})
     settings = [replace(s, calibration=["a", "b", "f"]) for s in (BASE, LARGER, GUIDED)]
     with ThreadPoolExecutor(1) as pool:
         table = carry_over.carry_over("", settings, [3, 5], pool)

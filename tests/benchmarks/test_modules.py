@@ -2,9 +2,9 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
+import warm
 from helpers import ROOT
 
 OTHERS = {"cache_dit", "masks", "matrix"}  # of an environment of their own, benchmarks/peers/run
@@ -19,8 +19,9 @@ def test_every_benchmark_imports_without_a_path_that_is_set():
     ]
     assert {"benchmarks.tables", "benchmarks.peers.compare"} <= {*names}
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env["HF_HUB_OFFLINE"] = "1"
     code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+        [warm.python(), "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr

@@ -249,23 +249,26 @@ def test_budcache_finds_the_best_schedule():
     assert all(len(set(steps)) == budget and steps[0] == 0 for steps in asked)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_is_fitted_and_sampled(pipe, cases, problem, method, tmp_path, monkeypatch):
+def test_every_method_is_fitted_and_sampled(pipe, cases, tmp_path, monkeypatch):
+    """What several fits need is made once, as `fit.py` does; each pays for it."""
     monkeypatch.setattr(budcache, "ROUNDS", 3)
     monkeypatch.setattr(budcache, "CLIMBS", 1)
-    fitted, told = METHODS[method](problem, BUDGET)
-    assert problem.used > 0 and problem.meter.calls > 0
-    path = problem.log.with_suffix(".json")
-    calls = problem.meter.calls
-    cost = {"prompts": problem.used, "calls": calls, "backward_calls": 0, "seconds": 1}
-    path.parent.rename(tmp_path / method)
-    path = tmp_path / method / path.name
-    path.write_text(json.dumps(cost | told | {"fitted": fitted}))
-    (contestant,) = learned.contestants(Study(STEPS, tmp_path, None))
-    assert contestant.setting(BUDGET + 1) is None
-    (row,) = compare(pipe, [contestant], [BUDGET], cases, [], SETTINGS, timed=1)
-    assert row["full_steps"] == BUDGET and row["psnr_float"] > 5
-    assert (row["fit_calls"], row["fit_prompts"]) == (calls, problem.used)
+    costs, shared = {}, {}
+    for method, fit in METHODS.items():
+        log = tmp_path / method / f"{BUDGET}.log"
+        log.parent.mkdir()
+        with Meter(pipe.transformer) as meter:
+            problem = Problem(pipe, cases, 7, SETTINGS, meter, 0.05, log, shared)
+            fitted, told = fit(problem, BUDGET)
+        assert problem.used > 0 and meter.calls > 0
+        costs[method] = meter.calls, problem.used
+        cost = {"prompts": problem.used, "calls": meter.calls, "backward_calls": 0, "seconds": 1}
+        log.with_suffix(".json").write_text(json.dumps(cost | told | {"fitted": fitted}))
+    contestants = learned.contestants(Study(STEPS, tmp_path, None))
+    assert all(contestant.setting(BUDGET + 1) is None for contestant in contestants)
+    rows = [*compare(pipe, contestants, [BUDGET], cases, [], SETTINGS, timed=1)]
+    assert {row["method"]: (row["fit_calls"], row["fit_prompts"]) for row in rows} == costs
+    assert all(row["full_steps"] == BUDGET and row["psnr_float"] > 5 for row in rows)
 
 
 def test_missing_fits_are_named(tmp_path):

@@ -75,11 +75,11 @@ def test_a_damaged_file_is_refused(tmp_path):
     "steps",
     [20, pytest.param(28, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("shift", [1.0, 6.0])
+@pytest.mark.parametrize("shift", [1.0, pytest.param(6.0, marks=pytest.mark.slow)])
 def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift):
     levels = levels_of(steps, shift)
     design = design_of(kind, levels, 1000 * levels[:-1])
-    for budget in (1, 2, 5, 9, steps - 1, steps):
+    for budget in (1, 2, 5, 9, steps - 1, steps) if steps == 20 else (5, 9):
         plan = design.plan(budget)
         assert plan.full.sum() == budget
         assert np.abs(plan.weights).max() < 12

@@ -2,7 +2,7 @@
 
 import pytest
 from zoo import ZOO
-from zoo.runs import Measured
+from zoo.runs import Measured, check_same
 
 # What stays in the fast part: one of each kind of network, guidance, scheduler and output.
 FAST = {
@@ -19,4 +19,6 @@ assert ZOO.keys() >= FAST
     params=[n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ZOO],
 )
 def measured(request):
-    return Measured(ZOO[request.param]())
+    made = Measured(ZOO[request.param]())
+    yield made
+    check_same(made.case(0), made.plain.result)  # nothing is left of what the tests did

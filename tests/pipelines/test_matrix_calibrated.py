@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from zoo.parts import STEPS
 
 import eigencache
 
@@ -11,13 +12,18 @@ LOOP = {"held_out": 1, "anchors": 2, "reach": 1, "rounds": 1}
 
 @pytest.mark.parametrize("method, options", [("EigenCache-design", {}), ("EigenCache", LOOP)])
 def test_a_calibrated_plan_samples(measured, method, options):
+    """The closed loop samples often: it takes fewer steps, where those that remain are enough."""
     case = measured.case
+    steps = 5 if options and len(measured.plain) >= STEPS else STEPS
+    budget, fewer = 3 if options else 4, {"num_inference_steps": steps}
     prompts = [case.prompt(number) for number in (2, 3)]
     plan = eigencache.calibrate(
-        case.pipe, prompts, full_steps=4, method=method, options=options, **case.shared()
-    )
-    assert len(plan.full_steps) == 4
-    np.testing.assert_allclose(plan.timesteps, measured.plain.timesteps, rtol=1e-4, atol=1e-4)
+        case.pipe, prompts, full_steps=budget, method=method, options=options,
+        **case.shared() | fewer,
+    )  # fmt: skip
+    assert len(plan.full_steps) == budget < len(plan)
+    if steps == STEPS:
+        np.testing.assert_allclose(plan.timesteps, measured.plain.timesteps, rtol=1e-4, atol=1e-4)
     with eigencache.cached(case.pipe, plan):
-        results = case(0)
+        results = case(0, **fewer)
     assert all(tensor.isfinite().all() for tensor in results)

@@ -39,7 +39,6 @@ def test_right_or_refused(measured, tap, record_property):
     case, before = measured.case, kept(measured.case)
     refusal = _right(measured, tap)
     assert kept(case) == before
-    check_same(case(0), measured.plain.result)
     found = REFUSED if refusal else RIGHT
     # `benchmarks/pipelines.py` reads it, whatever the table has stated so far.
     record_property("outcome", found)

@@ -4,7 +4,6 @@ import ast
 import subprocess
 import sys
 import warnings
-from code import InteractiveInterpreter
 from pathlib import Path
 
 import numpy as np
@@ -52,30 +51,18 @@ def plan_of(timesteps=TIMESTEPS, **source):
     return make_plan(Steps([0, 1, 3]), Taylor(1), timesteps, tap="output")
 
 
-# ---- The snippet of the README
-
-
-SNIPPET = """
-import eigencache
-plan = eigencache.load_plan("plan.safetensors")
-with eigencache.cached(pipe, plan) as stats:
-    image = pipe(prompt, num_inference_steps=50).images[0]
-print(stats)
-"""
-
-
 @pytest.mark.slow
-def test_the_snippet_runs_as_it_is_written(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trained, "default_sample_size", 8)  # 64 pixels, not 1024
-    eigencache.calibrate(trained, PROMPTS[:1], 9, num_inference_steps=50).save("plan.safetensors")
-    names = {"pipe": trained, "prompt": "a red apple on a blue background"}
-    InteractiveInterpreter(names).runcode(compile(SNIPPET, "README", "exec"))
-    said = capsys.readouterr().out
+def test_a_saved_plan_says_what_it_saves(trained, tmp_path):
+    """The README's own lines run in `end_to_end/test_documents.py`."""
+    arguments = TRAINED | {"num_inference_steps": 50}
+    calibrate(trained, PROMPTS[:1], 9, **arguments).save(tmp_path / "plan.safetensors")
+    with cached(trained, eigencache.load_plan(tmp_path / "plan.safetensors")) as told:
+        image = trained("a red apple on a blue background", **arguments).images[0]
+    said = str(told)
     assert said.startswith("9 steps in full, 41 skipped; ")
     assert " s saved (a full step takes " in said and "predicted error of latents 0." in said
-    assert names["image"].size == (64, 64)
-    assert 0 < names["stats"].skipped_seconds < 0.1 * names["stats"].full_seconds
+    assert image.size == (64, 64)
+    assert 0 < told.skipped_seconds < 0.1 * told.full_seconds
 
 
 def test_importing_needs_no_torch_and_loading_a_plan_neither(tmp_path):
@@ -224,7 +211,8 @@ def test_the_closed_loop_makes_the_kernel_that_its_options_ask_for(pipe, options
     """Of the prompts that it is fitted on alone."""
     calls = [call | SMALL for call in CALLS[:runs]]
     kind = METHODS["EigenCache"].kind(**options)
-    maker = ClosedLoopMaker(Calibration(pipe, CALLS, SMALL, 7), METHODS["EigenCache"], options)
+    quick = options | {"sweeps": 0, "rounds": 0}
+    maker = ClosedLoopMaker(Calibration(pipe, CALLS, SMALL, 7), METHODS["EigenCache"], quick)
     seeds = [image_seed(7, i) for i in range(runs)]
     (expected,) = record_kernels(pipe, calls, seeds, [kind])
     np.testing.assert_allclose(maker.kernel.matrix(), expected.matrix(), rtol=1e-3, atol=1e-4)

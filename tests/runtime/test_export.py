@@ -1,8 +1,6 @@
 """Plans for use without EigenCache: the scheduler's file, where it is used, what is refused."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from helpers import ROOT, arguments_of, flow_timesteps, tiny_pipeline
+from helpers import ROOT, arguments_of, flow_timesteps, program, tiny_pipeline
 
 import eigencache
 from eigencache import cli
@@ -66,11 +64,8 @@ def test_the_file_works_where_eigencache_cannot_be_imported(pipe, plan, tmp_path
     with eigencache.cached(loaded, plan):
         expected = sampled(loaded)
     torch.save(CALL | arguments_of(1), tmp_path / "made.pt")
-    command = [sys.executable, "-c", ALONE, *map(str, (
-        tmp_path / "scheduler", tmp_path / "model", tmp_path / "made.pt"
-    ))]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    folders = (tmp_path / name for name in ("scheduler", "model", "made.pt"))
+    done = program("-c", ALONE, *map(str, folders), cwd=tmp_path)
     assert done.stdout == "4 FlowMatchEulerDiscreteScheduler\n", done.stderr
     assert torch.equal(torch.load(tmp_path / "made.pt", weights_only=True), expected)
     text = (tmp_path / "scheduler/planned_scheduler.py").read_text()

@@ -352,6 +352,7 @@ def test_figure_joins_numbers_alone(table):
     assert {bars.lines[0].get_linestyle() for bars in kernel.containers} == {"None"}
 
 
+@pytest.mark.slow
 def test_figure_repeats_to_the_byte(table, tmp_path):
     written = []
     for _ in range(2):

@@ -89,6 +89,7 @@ def test_recomputed_tokens_are_held_too(flux, sizes):
 # ---- The stage
 
 
+@pytest.mark.slow
 def test_steps_are_timed_by_kind_on_every_tap(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "verified", lambda manifest: Path(manifest).parent)
     call = {"num_inference_steps": STEPS, "height": 64, "width": 64, "max_sequence_length": 24}
@@ -200,6 +201,7 @@ def test_no_text_overlaps_another(table):
     assert faulty_texts(figure.draw(table, "a model, 50 sampler steps")) == []
 
 
+@pytest.mark.slow
 def test_figure_repeats_to_the_byte(table, tmp_path):
     written = []
     for _ in range(2):

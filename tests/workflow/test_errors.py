@@ -312,6 +312,7 @@ def test_figure_has_no_band_where_ours_is_not(table):
     assert not any("band" in text.get_text() for text in drawn.texts)
 
 
+@pytest.mark.slow
 def test_of_many_methods_those_that_end_closest_are_named(table):
     many = [table[table["label"] == "EigenCache"]]
     for i in range(23):
@@ -324,6 +325,7 @@ def test_of_many_methods_those_that_end_closest_are_named(table):
     assert faulty_texts(drawn) == []
 
 
+@pytest.mark.slow
 def test_figure_repeats_to_the_byte(table, tmp_path):
     written = []
     for _ in range(2):

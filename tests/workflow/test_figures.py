@@ -813,8 +813,8 @@ NINE = [FEWER_STEPS, "FORA", "TaylorSeer-1", "TaylorSeer-2", "HiCache", "TaylorS
 @pytest.mark.parametrize(
     "labels",
     [
-        pytest.param(METHOD_LABELS, marks=pytest.mark.slow, id="three"),
-        pytest.param(NINE, id="nine"),
+        pytest.param(METHOD_LABELS, id="three"),
+        pytest.param(NINE, marks=pytest.mark.slow, id="nine"),
         pytest.param(MANY, marks=pytest.mark.slow, id="many"),
     ],
 )

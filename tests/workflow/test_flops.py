@@ -13,8 +13,10 @@ STEPS = 8
 PLANS = [
     ("FORA", {"tap": "output"}),
     ("TaylorSeer", {"order": 1}),
-    ("TaylorSeer", {"order": 1, "tap": "blocks"}),
-    ("ToCa", {}),
+    *(
+        pytest.param(*plan, marks=pytest.mark.slow)
+        for plan in (("TaylorSeer", {"order": 1, "tap": "blocks"}), ("ToCa", {}))
+    ),
 ]
 
 

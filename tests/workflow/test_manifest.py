@@ -453,6 +453,7 @@ def test_verify_says_where_there_is_nothing(project):
     assert fault.startswith("empty: no result with a manifest")
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_one_on_a_fault_and_needs_no_torch(project):
     command = [sys.executable, "-X", "importtime", "-m", "reproduction.commands.verify", "."]
     environment = os.environ | {"PYTHONPATH": pythonpath()}

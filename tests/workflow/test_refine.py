@@ -30,7 +30,10 @@ def pipe(tiny_model):
         {"method": "TaylorSeer", "psnr": 40, "tap": "output", "order": 1},
         {"method": "FORA", "psnr": 40},
         {"method": "EigenCache-design", "psnr": 48, "window": 3},
-        {"method": "EigenCache", "psnr": 48, "rounds": 1, "features": "stride-8"},
+        pytest.param(
+            {"method": "EigenCache", "psnr": 48, "rounds": 1, "features": "stride-8"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda spec: spec["method"],
 )

@@ -236,12 +236,14 @@ class Measured:
         case: of the zoo.
         plain: the run of prompt 0 without a cache.
         full: bool `[T]`, about half of the steps.
+        expected: called with the number of a prompt, by default 0, it returns what the plan of
+            these gives, made once without the runtime.
     """
 
-    def __init__(self, case, **changes):
-        self.case, self.changes = case, changes
-        self.plain = recorded(case, **changes)
+    def __init__(self, case):
+        self.case, self.plain = case, recorded(case)
         self.full = half_of(self.plain)
+        self.expected = functools.cache(lambda number=0: reused(case, self.full, number))
 
     def plan(self, full=None):
         """Return the plan that reuses the last full step's output; by default half are full."""
@@ -249,7 +251,3 @@ class Measured:
 
         full = self.full if full is None else full
         return eigencache.Plan(full, reuse_weights(full), self.plain.timesteps, "output")
-
-    def expected(self, number=0, **changes):
-        """Return what that plan gives, made without the runtime."""
-        return reused(self.case, self.full, number, **self.changes | changes)
