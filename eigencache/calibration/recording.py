@@ -16,19 +16,11 @@ from eigencache.design import evenly, fill
 from eigencache.kernel import OUTPUT, Kernel, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Reuse
+from eigencache.runtime._blocks import watching
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._policies import OutputPolicy
-from eigencache.runtime._taps import (
-    FEATURES,
-    Stream,
-    fingerprint,
-    map_tensors,
-    network_of,
-    tapped,
-    watching,
-)
+from eigencache.runtime._taps import FEATURES, fingerprint, map_tensors, network_of
 
-Streams = Mapping[str, Stream]
 Passes = tuple[Pass, ...]  # the calls of networks at a step
 # How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
 # more than single precision, in which many schedulers step, rounds away.
@@ -226,9 +218,8 @@ def among(names: set[str], passes: Passes) -> Passes:
 
 @contextlib.contextmanager
 def recording(
-    pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None],
-    chosen: Callable[[Streams], Streams] = lambda streams: streams,
-) -> Iterator[Recorder]:  # fmt: skip
+    pipe: Any, taps: Iterable[str], keep: Callable[[str, str, Any], None]
+) -> Iterator[Recorder]:
     """Hand on the features of taps while a pipeline samples in full, inside a `with` block.
 
     Args:
@@ -236,7 +227,6 @@ def recording(
         taps: of `eigencache.plan.TAPS`.
         keep: called with a tap, the name of a stream and its feature: at the tap "output" once per
             step, at others at every call of the stream's modules.
-        chosen: called with the streams of a tap inside the network, returns those to record.
 
     Yields:
         What knows the timesteps of the steps so far, of which the present one is none yet.
@@ -244,8 +234,7 @@ def recording(
     taps = set(taps)
     with contextlib.ExitStack() as stack:
         for tap in sorted(taps - {"output"}):
-            for name, stream in chosen(tapped(network_of(pipe), tap).streams).items():
-                stack.enter_context(watching(stream, partial(keep, tap, name)))
+            stack.enter_context(watching(network_of(pipe), tap, partial(keep, tap)))
         outputs = partial(keep, "output", "output") if "output" in taps else None
         recorder = Recorder(outputs)
         stack.enter_context(quiet(pipe))

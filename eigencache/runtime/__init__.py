@@ -59,7 +59,7 @@ from eigencache.runtime._hooks import Call, State, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import hooks_of
-from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tapped, tensors
+from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tensors
 from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
@@ -72,10 +72,10 @@ class _StepHook(Hook):
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, call: Call, stats: CacheStats, inspection: Inspection) -> None:
+    def __init__(self, call: Call, stats: CacheStats, inspection: Inspection) -> None:
         super().__init__()
-        self.plan, self.call, self.stats, self.inspection = plan, call, stats, inspection
-        self.is_full = plan.full.tolist()
+        self.plan, self.call, self.stats, self.inspection = call.plan, call, stats, inspection
+        self.is_full = self.plan.full.tolist()
         self.states = States(State)  # type: ignore[arg-type]  # diffusers sets its context
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
@@ -94,7 +94,7 @@ class _StepHook(Hook):
         full = self.is_full[state.step]
         state.begin(full)
         if state.step == 0:
-            self.inspection.begin()
+            self.inspection.begin(state)
         self.stats.begin(full, timestep.device)
         return args, kwargs
 
@@ -102,7 +102,7 @@ class _StepHook(Hook):
         state = self.call.state
         self.stats.end()
         if state is not None and state.step == 0:
-            self.inspection.end(state)
+            self.inspection.end(state, output)
         if state is not None and state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -240,7 +240,7 @@ def enable_cache(
     elif plan.tap == "output":
         policy = OutputPolicy(plan, device)
     else:
-        transformer, call = transformer_of(model), Call(device)
+        transformer, call = transformer_of(model), Call(plan, device)
         others = [
             name
             for name, part in model.components.items()
@@ -251,10 +251,9 @@ def enable_cache(
                 f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
                 f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
             )
-        pairs = _inner_hooks(plan, transformer, call)
+        pairs = _inner_hooks(transformer, call)
         name = next(k for k, part in model.components.items() if part is transformer)
-        inspection = Inspection(transformer, plan.tap, pairs)
-        policy = InnerPolicy(plan, call, transformer, name, inspection)
+        policy = InnerPolicy(call, transformer, name, Inspection(transformer, call, pairs))
     kind = Driver if psnr is None else built_in.ProbingDriver
     driver = kind(model, policy, stats)
     driver.attach()
@@ -269,14 +268,14 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
         raise ValueError("a cache is already enabled on this transformer: disable it first")
     check_no_cache("the transformer", transformer)
     _check_model(plan, transformer)
-    stats, call = CacheStats(plan), Call(device)
+    stats, call = CacheStats(plan), Call(plan, device)
     _check_compiled(transformer, {transformer})
-    pairs = _inner_hooks(plan, transformer, call)
-    inspection = Inspection(transformer, plan.tap, pairs)
+    pairs = _inner_hooks(transformer, call)
+    inspection = Inspection(transformer, call, pairs)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(plan, call, stats, inspection)
+        step = _StepHook(call, stats, inspection)
         registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
@@ -302,12 +301,11 @@ def _check_scheduler(plan: Plan, scheduler: Any) -> None:
         )  # fmt: skip
 
 
-def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
-    """Return the modules to hook for a plan, each with its hook."""
+def _inner_hooks(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
+    """Return the modules to hook for the plan of a call, each with its hook."""
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
-    found = tapped(transformer, plan.tap, bool(plan.refresh))
-    pairs = hooks_of(plan, transformer, found, call)
+    pairs = hooks_of(transformer, call)
     _check_compiled(transformer, {module for module, _ in pairs})
     return pairs
 

@@ -138,8 +138,8 @@ class Policy:
     def enter(self, step: int, denoiser: str, call: int) -> None:
         """A denoiser is about to run, for the `call`-th time in this step."""
 
-    def ran(self) -> None:
-        """The denoiser that was entered last has returned."""
+    def ran(self, output: Any) -> None:
+        """The denoiser that was entered last has returned `output`."""
 
     def leave(self) -> None:
         """The denoiser that was entered last has returned or raised."""
@@ -207,7 +207,7 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
-        bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
+        bound = signature_of(type(scheduler).step).bind(scheduler, *args, **kwargs)
         driver, passes, ran = self.driver, (), (self.leader or self).ran
         call = StepCall(self.index, scheduler, bound, True, None, passes)
         if driver:
@@ -285,7 +285,8 @@ class Attachment:
 
 
 @functools.cache
-def _signature(function: Callable) -> inspect.Signature:
+def signature_of(function: Callable) -> inspect.Signature:
+    """Return a function's signature, which takes long to find."""
     return inspect.signature(function)
 
 
@@ -489,7 +490,7 @@ class Driver:
         self.policy.enter(self.step, name, index)
         try:
             output = run(*args, **kwargs)
-            self.policy.ran()
+            self.policy.ran(output)
         except BaseException:
             self.attachment.finish()
             raise

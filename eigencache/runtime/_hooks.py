@@ -9,7 +9,8 @@ from torch import nn
 
 from eigencache._upstream import BaseState, Hook
 from eigencache.plan import Plan, PlanError
-from eigencache.runtime._taps import Stream, map_tensors, tensors
+from eigencache.runtime._blocks import Role, size_of
+from eigencache.runtime._taps import map_tensors, tensors
 
 
 @dataclass
@@ -29,6 +30,8 @@ class State(BaseState):
         silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
+        roles: key of a call of an entry of a list to what it is to a stream, as the first step's
+            record says; None if it is no block.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """
@@ -40,6 +43,7 @@ class State(BaseState):
     passing: dict[str, Any] = field(default_factory=dict)
     silence: dict[tuple[Hook, str], object] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
+    roles: dict[str, Role | None] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     turns: dict[Hook, int] = field(default_factory=dict)
     sizes: dict[str, torch.Size | None] = field(default_factory=dict)
@@ -71,12 +75,27 @@ class Call:
     """The call of the transformer that is under way.
 
     Attributes:
+        plan: what is sampled by.
         anchor_device: where anchors are kept from one call to the next; None: where they are made.
         state: what its hooks work on; None where nobody samples by the plan.
+        needs: of each stream.
     """
 
+    plan: Plan
     anchor_device: torch.device | None = None
     state: State | None = None
+    needs: dict[str, "Needs"] = field(default_factory=dict)
+
+    def needs_of(self, name: str) -> "Needs":
+        """Return which anchors the steps of a stream need."""
+        if name not in self.needs:
+            self.needs[name] = Needs(self.plan.weights_of(name))
+        return self.needs[name]
+
+    def remember(self, state: State, key: str, feature: Any) -> None:
+        """Keep a stream's feature at the present step."""
+        state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, feature)
+        state.devices[key] = tensors(feature)[0].device
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -114,56 +133,50 @@ class Needs:
 
 
 class StreamHook(Hook):
-    """On a module of a stream: run where the stream is computed, stand in where it is forecast."""
+    """On a module whose output is a stream: run where it is computed, else return its forecast."""
 
-    def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call) -> None:
+    def __init__(self, name: str, call: Call) -> None:
         super().__init__()
-        self.name, self.stream, self.index, self.call = name, stream, index, call
+        self.name, self.call, self.needs = name, call, call.needs_of(name)
         self.key = name  # of the present call of the module
-        self.last = index == len(stream.modules) - 1
-        self.needs = Needs(plan.weights_of(name))
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
         if state is None:
             return self.original(*args, **kwargs)
         self.key = state.turn(self, self.name)
+        return self.run(state, args, kwargs)
+
+    def run(self, state: State, args: tuple, kwargs: dict) -> Any:
+        """Return what the module returns, or what stands in for that."""
         if self.needs.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the module returns; at the stream's last one, remember its feature."""
-        needed = self.needs.later(state.step)
-        if self.index == 0:
-            size = _size(args, kwargs)
-            if state.sizes.get(self.key) != size:
-                state.anchors.pop(self.key, None)  # of a call with other shapes, as of a batch
-                state.sizes[self.key] = size
-            if needed:
-                state.passing[self.key] = self.stream.entering(0, args, kwargs)
+        """Return what the module returns, and remember it."""
+        self.measure(state, args, kwargs)
         output = self.original(*args, **kwargs)
-        if state.step == 0:
-            self.stream.check(self.index, self.stream.entering(self.index, args, kwargs), output)
-        if needed and self.last:
-            feature = self.stream.feature(state.passing.pop(self.key), output)
-            anchors = state.anchors.setdefault(self.key, {})
-            anchors[state.step] = map_tensors(self.call.keep, feature)
-            state.devices[self.key] = tensors(feature)[0].device
+        if self.needs.later(state.step):
+            self.call.remember(state, self.key, output)
         return output
 
     def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module would return if the stream's feature were its forecast."""
-        entered = self.stream.entering(self.index, args, kwargs)
-        if self.index == 0 and state.sizes.get(self.key) != _size(args, kwargs):
+        self.check(state, args, kwargs)
+        return self.predict(state, args)
+
+    def measure(self, state: State, args: tuple, kwargs: dict) -> None:
+        """Note the shape of the stream's input where it is computed."""
+        size = size_of(args, kwargs)
+        if state.sizes.get(self.key) != size:
+            state.anchors.pop(self.key, None)  # of a call with other shapes, as of a batch
+            state.sizes[self.key] = size
+
+    def check(self, state: State, args: tuple, kwargs: dict) -> None:
+        """Raise a PlanError if the stream's input is of another shape than it was."""
+        if state.sizes.get(self.key) != size_of(args, kwargs):
             raise self.missing(state)
-        if not self.last:
-            if self.index == 0:
-                state.passing[self.key] = entered
-            return self.stream.output(self.index, entered)
-        first = entered if self.index == 0 else state.passing.pop(self.key)
-        left = self.stream.leaving(first, self.predict(state, args))
-        return self.stream.output(self.index, left)
 
     def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
@@ -184,6 +197,54 @@ class StreamHook(Hook):
             return self.needs.take(state.anchors.get(self.key, {}), state.step)
         except KeyError:
             raise self.missing(state) from None
+
+
+class BlockHook(StreamHook):
+    """On an entry of a list: of a stream of blocks, as the first step's record says."""
+
+    def __init__(self, name: str, call: Call) -> None:
+        Hook.__init__(self)
+        self.name, self.call = name, call
+
+    def run(self, state: State, args: tuple, kwargs: dict) -> Any:
+        if state.step == 0:  # recorded by `Inspection`
+            return self.original(*args, **kwargs)
+        if self.key not in state.roles:
+            raise PlanError(
+                f"at step {state.step} {self.key} is called where it was not at step 0: use tap "
+                "'output'"
+            )
+        role = state.roles[self.key]
+        if role is None:
+            return self.original(*args, **kwargs)
+        self.key, self.stream, self.index = role.key, role.stream, role.index
+        self.needs = self.call.needs_of(role.name)
+        return super().run(state, args, kwargs)
+
+    def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
+        """Return what the block returns; at the stream's last one, remember its feature."""
+        needed = self.needs.later(state.step)
+        if self.index == 0:
+            self.measure(state, args, kwargs)
+            if needed:
+                state.passing[self.key] = self.stream.entering(0, args, kwargs)
+        output = self.original(*args, **kwargs)
+        if needed and self.index == len(self.stream) - 1:
+            feature = self.stream.feature(state.passing.pop(self.key), output)
+            self.call.remember(state, self.key, feature)
+        return output
+
+    def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
+        entered = first = self.stream.entering(self.index, args, kwargs)
+        if self.index == 0:
+            self.check(state, args, kwargs)
+        else:
+            first = state.passing.pop(self.key)
+        if self.index < len(self.stream) - 1:
+            state.passing[self.key] = first
+            return self.stream.output(self.index, entered)
+        left = self.stream.leaving(first, entered, self.predict(state, args))
+        return self.stream.output(self.index, left)
 
 
 class SilentHook(Hook):
@@ -211,13 +272,6 @@ class SilentHook(Hook):
         if (self, self.key) not in state.silence:
             raise self.fed.missing(state)
         return state.silence[self, self.key]
-
-
-def _size(args: tuple, kwargs: dict) -> torch.Size | None:
-    """Return the shape of the first tensor among arguments."""
-    given = (x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-    first = next(given, None)
-    return None if first is None else first.shape
 
 
 def forecast(

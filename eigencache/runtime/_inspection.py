@@ -1,4 +1,4 @@
-"""Inspection: in the first step of an image, does the network run as the tap takes it to?"""
+"""Inspection: in the first step of an image, how does the network run, and can the tap take it?"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,7 +9,8 @@ from torch import nn
 
 from eigencache._upstream import Hook, hook_of
 from eigencache.plan import PlanError
-from eigencache.runtime._hooks import SilentHook, State, StreamHook
+from eigencache.runtime._blocks import BLOCK_TAPS, Record
+from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook
 from eigencache.runtime._taps import WEIGHTED
 
 STREAM_HOOK = "eigencache_stream"
@@ -19,21 +20,23 @@ class Inspection:
     """What is checked in the first step of every image, which every plan computes in full.
 
     - The modules that have hooks are those of the transformer still.
-    - At the taps "hidden" and "delta" each block runs once, in the order that the tap takes.
+    - At the taps that speak of blocks, which run when and what their states are is recorded.
     - Nothing in a list of modules works on as many tokens as the streams do and is no part of them:
       it would go on running at skipped steps. What prepares the prompt may.
 
     Args:
         transformer: whose modules have the hooks.
-        tap: one of `eigencache.plan.TAPS`.
+        call: which the hooks share.
         pairs: of modules and their hooks.
     """
 
     def __init__(
-        self, transformer: nn.Module, tap: str, pairs: Sequence[tuple[nn.Module, Hook]]
+        self, transformer: nn.Module, call: Call, pairs: Sequence[tuple[nn.Module, Hook]]
     ) -> None:
-        self.transformer, self.tap = transformer, tap
-        self.hooks = [hook for _, hook in pairs if isinstance(hook, StreamHook)]
+        self.transformer, self.call, self.tap = transformer, call, call.plan.tap
+        self.record = None
+        if self.tap in BLOCK_TAPS:
+            self.record = Record(transformer, self.tap, self._keep)
         hooked = {module for module, _ in pairs}
         self.places = {name: m for name, m in transformer.named_modules() if m in hooked}
         covered = {
@@ -46,7 +49,7 @@ class Inspection:
         self.tokens: dict[str, int] = {}
         self.handles: list[Any] = []
 
-    def begin(self) -> None:
+    def begin(self, state: State) -> None:
         """The transformer is about to be called in the first step.
 
         Raises:
@@ -64,35 +67,31 @@ class Inspection:
         self.tokens.clear()
         for name, module in self.outside.items():
             self.handles.append(module.register_forward_pre_hook(partial(self._see, name)))
+        if self.record:
+            self.record.begin()
+            self.handles += self.record.handles()
 
     def stop(self) -> None:
         """Watch no more."""
         while self.handles:
             self.handles.pop().remove()
 
-    def end(self, state: State) -> None:
-        """The transformer has returned.
+    def end(self, state: State, output: Any) -> None:
+        """The transformer has returned `output`.
 
         Raises:
-            PlanError: it does not run as the tap takes it to.
+            ValueError: it does not run in a way that the tap can take.
         """
         self.stop()
-        ran = {hook: n for hook, n in state.turns.items() if isinstance(hook, StreamHook)}
-        order, kind = list(ran), type(self.transformer).__name__
-        if self.tap in ("hidden", "delta"):
-            ends = {hook for hook in self.hooks if hook.last or hook.index == 0}
-            if self.tap == "hidden":  # what comes before the last block does not matter
-                as_taken = order[-1:] == self.hooks[-1:]
-            else:
-                as_taken = order == [hook for hook in self.hooks if hook in ran]
-            if not as_taken or not ends <= ran.keys() or max(ran.values()) > 1:
-                raise PlanError(
-                    f"{kind} does not run its blocks once each, in the order in which it lists "
-                    f"them, as tap {self.tap!r} assumes: use tap 'output' or 'modules'"
-                )
-        if not order:
+        kind, runs = type(self.transformer).__name__, state.turns.keys()
+        if self.record:
+            self.record.end(output)
+            state.roles |= self.record.roles
+            state.sizes |= self.record.sizes
+            self.tokens |= {name: _tokens(size) for name, size in self.record.others.items()}
+        elif not any(isinstance(hook, StreamHook) for hook in runs):
             raise PlanError(f"{kind} runs no module of tap {self.tap!r}: use tap 'output'")
-        sizes = [size[1:-1].numel() for size in state.sizes.values() if size and len(size) > 2]
+        sizes = [_tokens(size) for size in state.sizes.values()]
         many = {size for size in sizes if 2 * size >= max(sizes)}
         for name, tokens in self.tokens.items():
             if tokens > 1 and tokens in many:
@@ -101,10 +100,19 @@ class Inspection:
                     f"{self.tap!r}: it would keep running at skipped steps; use tap 'output'"
                 )
 
+    def _keep(self, name: str, key: str, feature: Any) -> None:
+        if self.call.state and self.call.needs_of(name).later(0):
+            self.call.remember(self.call.state, key, feature)
+
     def _see(self, name: str, module: Any, args: tuple) -> None:
         if args and isinstance(args[0], torch.Tensor):
             channels = getattr(module, "in_features", None) or module.in_channels
             self.tokens[name] = args[0].numel() // (len(args[0]) * channels)
+
+
+def _tokens(size: torch.Size | None) -> int:
+    """Return how many tokens a tensor of a shape has, for one image."""
+    return size[1:-1].numel() if size and len(size) > 2 else 0
 
 
 def _listed(transformer: nn.Module, covered: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:

@@ -112,18 +112,16 @@ class InnerPolicy(PlanPolicy):
     the network's calls in that step: each call has anchors of its own.
 
     Args:
-        plan: at any tap but the output.
-        call: which the hooks share.
+        call: which the hooks share; its plan is at any tap but the output.
         transformer: the network that has the hooks.
         network: its name in the pipeline.
         inspection: of the first step of every image.
     """
 
     def __init__(
-        self, plan: Plan, call: Call, transformer: nn.Module, network: str,
-        inspection: Inspection,
-    ) -> None:  # fmt: skip
-        super().__init__(plan)
+        self, call: Call, transformer: nn.Module, network: str, inspection: Inspection
+    ) -> None:
+        super().__init__(call.plan)
         self.call, self.transformer, self.network = call, transformer, network
         self.inspection, self.states = inspection, dict[int, State]()
 
@@ -148,11 +146,11 @@ class InnerPolicy(PlanPolicy):
         state.step = step
         state.begin(bool(self.plan.full[step]))
         if step == 0:
-            self.inspection.begin()
+            self.inspection.begin(state)
 
-    def ran(self) -> None:
+    def ran(self, output: Any) -> None:
         if self.call.state is not None and self.call.state.step == 0:
-            self.inspection.end(self.call.state)
+            self.inspection.end(self.call.state, output)
 
     def leave(self) -> None:
         self.call.state = None  # where others call the network, it runs as it is
