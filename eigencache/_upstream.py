@@ -62,6 +62,11 @@ def hook_of(module: nn.Module, name: str) -> ModelHook | None:
     return registry.get_hook(name) if registry else None
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written into; 0 in inference mode, where nothing counts it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Return whether torch.compile stands around a module, in place or as a wrapper."""
     return is_compiled_module(module) or getattr(module, COMPILED) is not None

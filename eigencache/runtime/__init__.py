@@ -90,18 +90,14 @@ class _StepHook(Hook):
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         check_no_cache("the transformer", module)
         self._advance(state, timestep)
-        self.inspection.stop()  # of a call that has raised
-        full = self.is_full[state.step]
-        state.begin(full)
-        if state.step == 0:
-            self.inspection.begin(state)
-        self.stats.begin(full, timestep.device)
+        self.inspection.begin(state)
+        self.stats.begin(self.is_full[state.step], timestep.device)
         return args, kwargs
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         self.stats.end()
-        if state is not None and state.step == 0:
+        if state is not None:
             self.inspection.end(state, output)
         if state is not None and state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image

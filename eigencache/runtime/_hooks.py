@@ -9,7 +9,7 @@ from torch import nn
 
 from eigencache._upstream import BaseState, Hook
 from eigencache.plan import Plan, PlanError
-from eigencache.runtime._blocks import Role, size_of
+from eigencache.runtime._blocks import Ran, Record, size_of
 from eigencache.runtime._taps import map_tensors, tensors
 
 
@@ -30,8 +30,7 @@ class State(BaseState):
         silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
-        roles: key of a call of an entry of a list to what it is to a stream, as the first step's
-            record says; None if it is no block.
+        calls: of entries of lists in the last pass that was recorded, by number.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """
@@ -43,7 +42,7 @@ class State(BaseState):
     passing: dict[str, Any] = field(default_factory=dict)
     silence: dict[tuple[Hook, str], object] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
-    roles: dict[str, Role | None] = field(default_factory=dict)
+    calls: dict[int, Ran] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     turns: dict[Hook, int] = field(default_factory=dict)
     sizes: dict[str, torch.Size | None] = field(default_factory=dict)
@@ -78,12 +77,14 @@ class Call:
         plan: what is sampled by.
         anchor_device: where anchors are kept from one call to the next; None: where they are made.
         state: what its hooks work on; None where nobody samples by the plan.
+        record: of the pass under way, at taps that speak of blocks.
         needs: of each stream.
     """
 
     plan: Plan
     anchor_device: torch.device | None = None
     state: State | None = None
+    record: Record | None = None
     needs: dict[str, "Needs"] = field(default_factory=dict)
 
     def needs_of(self, name: str) -> "Needs":
@@ -92,10 +93,16 @@ class Call:
             self.needs[name] = Needs(self.plan.weights_of(name))
         return self.needs[name]
 
-    def remember(self, state: State, key: str, feature: Any) -> None:
-        """Keep a stream's feature at the present step."""
-        state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, feature)
-        state.devices[key] = tensors(feature)[0].device
+    def remember(
+        self, state: State, key: str, size: torch.Size | None, feature: Any = None
+    ) -> None:
+        """Keep what a stream is made of at the present step: the size of its input, its feature."""
+        if state.sizes.get(key) != size:
+            state.anchors.pop(key, None)  # of a call with other shapes, as of a batch
+            state.sizes[key] = size
+        if feature is not None:
+            state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, feature)
+            state.devices[key] = tensors(feature)[0].device
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -117,8 +124,8 @@ class Needs:
         self.last = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(weights))]
 
     def later(self, step: int) -> bool:
-        """Return whether a later step is forecast from this one."""
-        return self.last[step] > step
+        """Return whether a step is computed and a later one forecast from it."""
+        return self.last[step] > step and not self.rows[step]
 
     def take(self, anchors: dict[int, Any], step: int) -> list[tuple[Any, float]]:
         """Return the anchors of a step with their weights; forget those that no later step needs.
@@ -145,37 +152,25 @@ class StreamHook(Hook):
         if state is None:
             return self.original(*args, **kwargs)
         self.key = state.turn(self, self.name)
-        return self.run(state, args, kwargs)
-
-    def run(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the module returns, or what stands in for that."""
         if self.needs.rows[state.step]:
             return self.stand_in(state, args, kwargs)
         return self.compute(state, args, kwargs)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module returns, and remember it."""
-        self.measure(state, args, kwargs)
         output = self.original(*args, **kwargs)
-        if self.needs.later(state.step):
-            self.call.remember(state, self.key, output)
+        kept = output if self.needs.later(state.step) else None
+        self.call.remember(state, self.key, size_of(args, kwargs), kept)
         return output
 
     def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the module would return if the stream's feature were its forecast."""
-        self.check(state, args, kwargs)
+        """Return the stream's forecast."""
+        self.check(state, size_of(args, kwargs))
         return self.predict(state, args)
 
-    def measure(self, state: State, args: tuple, kwargs: dict) -> None:
-        """Note the shape of the stream's input where it is computed."""
-        size = size_of(args, kwargs)
+    def check(self, state: State, size: torch.Size | None) -> None:
+        """Raise a PlanError if the stream's input is not of the size that it had."""
         if state.sizes.get(self.key) != size:
-            state.anchors.pop(self.key, None)  # of a call with other shapes, as of a batch
-            state.sizes[self.key] = size
-
-    def check(self, state: State, args: tuple, kwargs: dict) -> None:
-        """Raise a PlanError if the stream's input is of another shape than it was."""
-        if state.sizes.get(self.key) != size_of(args, kwargs):
             raise self.missing(state)
 
     def predict(self, state: State, args: tuple) -> Any:
@@ -184,10 +179,9 @@ class StreamHook(Hook):
 
     def missing(self, state: State) -> PlanError:
         """Return the error of a call at the present step of which there are no anchors."""
-        anchors = [a for a, _ in self.needs.rows[state.step]]
         return PlanError(
             f"at step {state.step} {self.key} is called where it was not at the full steps "
-            f"{anchors}, or with other shapes (another batch, guidance from that step on): make a "
+            f"before, or with other shapes (another batch, guidance from that step on): make a "
             "plan in which the step is full, or use tap 'output'"
         )
 
@@ -200,51 +194,50 @@ class StreamHook(Hook):
 
 
 class BlockHook(StreamHook):
-    """On an entry of a list: of a stream of blocks, as the first step's record says."""
+    """On an entry of a list: record its calls, and stand in where they are of a forecast stream."""
 
     def __init__(self, name: str, call: Call) -> None:
         Hook.__init__(self)
         self.name, self.call = name, call
 
-    def run(self, state: State, args: tuple, kwargs: dict) -> Any:
-        if state.step == 0:  # recorded by `Inspection`
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        state, record = self.call.state, self.call.record
+        if state is None or record is None:
             return self.original(*args, **kwargs)
-        if self.key not in state.roles:
-            raise PlanError(
-                f"at step {state.step} {self.key} is called where it was not at step 0: use tap "
-                "'output'"
-            )
-        role = state.roles[self.key]
-        if role is None:
-            return self.original(*args, **kwargs)
-        self.key, self.stream, self.index = role.key, role.stream, role.index
-        self.needs = self.call.needs_of(role.name)
-        return super().run(state, args, kwargs)
-
-    def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the block returns; at the stream's last one, remember its feature."""
-        needed = self.needs.later(state.step)
-        if self.index == 0:
-            self.measure(state, args, kwargs)
-            if needed:
-                state.passing[self.key] = self.stream.entering(0, args, kwargs)
-        output = self.original(*args, **kwargs)
-        if needed and self.index == len(self.stream) - 1:
-            feature = self.stream.feature(state.passing.pop(self.key), output)
-            self.call.remember(state, self.key, feature)
+        record.enter(self.name, module, args, kwargs)
+        if self.call.plan.full[state.step] or not self.forecasts(state, record.now):
+            output = self.original(*args, **kwargs)
+        else:
+            output = self.stand_in_for(state, record.now)
+        record.leave(output)
         return output
 
-    def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
-        entered = first = self.stream.entering(self.index, args, kwargs)
-        if self.index == 0:
-            self.check(state, args, kwargs)
+    def forecasts(self, state: State, now: Ran) -> bool:
+        """Return whether the present call is one of a forecast stream."""
+        known = state.calls.get(now.number)
+        self.key = known.key if known else self.name
+        if known is None or known.name != self.name:
+            raise self.missing(state)
+        if not known.names:
+            return False
+        self.needs = self.call.needs_of(known.stream)
+        return bool(self.needs.rows[state.step])
+
+    def stand_in_for(self, state: State, now: Ran) -> Any:
+        """Return what the block would return if the feature of its stream were its forecast."""
+        known = state.calls[now.number]
+        entered = first = tuple(now.given[name] for name in known.names)
+        if known.first:
+            self.check(state, now.size)
         else:
             first = state.passing.pop(self.key)
-        if self.index < len(self.stream) - 1:
+        if not known.last:
             state.passing[self.key] = first
-            return self.stream.output(self.index, entered)
-        left = self.stream.leaving(first, entered, self.predict(state, args))
-        return self.stream.output(self.index, left)
+            return known.output(entered)
+        feature = self.predict(state, ())
+        if self.call.plan.tap == "hidden":
+            return known.output(feature + entered[1:])
+        return known.output(tuple(a + b for a, b in zip(first, feature, strict=False)))
 
 
 class SilentHook(Hook):

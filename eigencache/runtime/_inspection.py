@@ -1,6 +1,6 @@
 """Inspection: in the first step of an image, how does the network run, and can the tap take it?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from eigencache._upstream import Hook, hook_of
 from eigencache.plan import PlanError
-from eigencache.runtime._blocks import BLOCK_TAPS, Record
+from eigencache.runtime._blocks import BLOCK_TAPS, Ran, Record
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook
 from eigencache.runtime._taps import WEIGHTED
 
@@ -34,9 +34,8 @@ class Inspection:
         self, transformer: nn.Module, call: Call, pairs: Sequence[tuple[nn.Module, Hook]]
     ) -> None:
         self.transformer, self.call, self.tap = transformer, call, call.plan.tap
-        self.record = None
         if self.tap in BLOCK_TAPS:
-            self.record = Record(transformer, self.tap, self._keep)
+            call.record = Record(type(transformer).__name__, self.tap, self._keep)
         hooked = {module for module, _ in pairs}
         self.places = {name: m for name, m in transformer.named_modules() if m in hooked}
         covered = {
@@ -50,12 +49,19 @@ class Inspection:
         self.handles: list[Any] = []
 
     def begin(self, state: State) -> None:
-        """The transformer is about to be called in the first step.
+        """The transformer is about to be called.
 
         Raises:
             PlanError: a hooked module was replaced, as when a LoRA is loaded: PEFT puts a module of
                 its own in the place of one that it adapts, which is then inside of it.
         """
+        self.stop()  # of a call that has raised
+        state.begin(bool(self.call.plan.full[state.step]))
+        if self.call.record:
+            wanted = any(needs.later(state.step) for needs in self.call.needs.values())
+            self.call.record.begin(on=state.step == 0 or wanted)
+        if state.step > 0:
+            return
         found = dict(self.transformer.named_modules())
         for name, module in self.places.items():
             if hook_of(module, STREAM_HOOK) is None or found.get(name) is not module:
@@ -63,13 +69,9 @@ class Inspection:
                     f"{name} was replaced while the cache is enabled, for instance by loading or "
                     "unloading a LoRA: disable the cache first and enable it again after that"
                 )
-        self.stop()
         self.tokens.clear()
         for name, module in self.outside.items():
             self.handles.append(module.register_forward_pre_hook(partial(self._see, name)))
-        if self.record:
-            self.record.begin()
-            self.handles += self.record.handles()
 
     def stop(self) -> None:
         """Watch no more."""
@@ -83,13 +85,16 @@ class Inspection:
             ValueError: it does not run in a way that the tap can take.
         """
         self.stop()
-        kind, runs = type(self.transformer).__name__, state.turns.keys()
-        if self.record:
-            self.record.end(output)
-            state.roles |= self.record.roles
-            state.sizes |= self.record.sizes
-            self.tokens |= {name: _tokens(size) for name, size in self.record.others.items()}
-        elif not any(isinstance(hook, StreamHook) for hook in runs):
+        kind, record = type(self.transformer).__name__, self.call.record
+        if record and record.on:
+            record.end(output)
+            state.calls = dict(enumerate(record.calls))
+            self.tokens |= {
+                call.name: _tokens(call.size) for call in record.calls if not call.names
+            }
+        if state.step > 0:
+            return
+        if not record and not any(isinstance(hook, StreamHook) for hook in state.turns):
             raise PlanError(f"{kind} runs no module of tap {self.tap!r}: use tap 'output'")
         sizes = [_tokens(size) for size in state.sizes.values()]
         many = {size for size in sizes if 2 * size >= max(sizes)}
@@ -100,9 +105,10 @@ class Inspection:
                     f"{self.tap!r}: it would keep running at skipped steps; use tap 'output'"
                 )
 
-    def _keep(self, name: str, key: str, feature: Any) -> None:
-        if self.call.state and self.call.needs_of(name).later(0):
-            self.call.remember(self.call.state, key, feature)
+    def _keep(self, last: Ran, size: torch.Size | None, feature: Callable) -> None:
+        assert self.call.state, "a call is under way"
+        later = self.call.needs_of(last.stream).later(self.call.state.step)
+        self.call.remember(self.call.state, last.key, size, feature() if later else None)
 
     def _see(self, name: str, module: Any, args: tuple) -> None:
         if args and isinstance(args[0], torch.Tensor):

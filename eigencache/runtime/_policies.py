@@ -144,12 +144,10 @@ class InnerPolicy(PlanPolicy):
             )
         state = self.call.state = self.states.setdefault(call, State())
         state.step = step
-        state.begin(bool(self.plan.full[step]))
-        if step == 0:
-            self.inspection.begin(state)
+        self.inspection.begin(state)
 
     def ran(self, output: Any) -> None:
-        if self.call.state is not None and self.call.state.step == 0:
+        if self.call.state is not None:
             self.inspection.end(self.call.state, output)
 
     def leave(self) -> None:

@@ -12,7 +12,7 @@ from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import TAPS
-from eigencache.runtime._taps import FEATURES, Stream, fingerprint, network_of, tensors
+from eigencache.runtime._taps import FEATURES, fingerprint, network_of, tensors
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.trajectory import Trajectory
 
@@ -39,19 +39,20 @@ def collect(
         ValueError: a pattern matches no stream; or the network does not have the tap.
     """
     records: dict[str, list[list[np.ndarray]]] = {}
+    seen: set[str] = set()
 
     def keep(tap: str, name: str, feature) -> None:
-        parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
-        kept = [part[0].float().cpu().numpy() for part in parts]
-        records.setdefault(name, []).append(kept)
+        if len(recorder.moments) == 1:  # after the first step all names are known
+            _check_patterns(patterns, sorted(seen))
+        seen.add(name)
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
+            kept = [part[0].float().cpu().numpy() for part in parts]
+            records.setdefault(name, []).append(kept)
 
-    def matching(streams: Mapping[str, Stream]) -> Mapping[str, Stream]:
-        return chosen(streams, patterns)
-
-    if tap == "output":
-        chosen({"output": None}, patterns)
-    with recording(pipe, [tap], keep, matching) as recorder:
+    with recording(pipe, [tap], keep) as recorder:
         called(pipe, call, seed)
+    _check_patterns(patterns, sorted(seen))
     found, count = {}, len(recorder.moments)
     for name, record in records.items():
         calls = len(record) // count
@@ -68,20 +69,11 @@ def _joined(rows: np.ndarray, calls: int) -> np.ndarray:
     return rows.reshape(len(rows) // calls, calls * rows.shape[1], *rows.shape[2:])
 
 
-def chosen(streams: dict[str, Stream], patterns: Sequence[str]) -> dict[str, Stream]:
-    """Return the streams that match one of some shell patterns, in their order.
-
-    Raises:
-        ValueError: a pattern matches none.
-    """
+def _check_patterns(patterns: Sequence[str], streams: Sequence[str]) -> None:
+    """Raise a ValueError if a shell pattern matches no stream."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in streams):
             raise ValueError(f"streams: {pattern!r} matches none of {list(streams)}")
-    return {
-        name: stream
-        for name, stream in streams.items()
-        if any(fnmatchcase(name, pattern) for pattern in patterns)
-    }
 
 
 def _named(name: str, parts: list[np.ndarray]) -> dict[str, np.ndarray]:
