@@ -20,14 +20,13 @@ from eigencache.runtime._taps import tapped, tensors
 
 BLOCK_TAPS = ("hidden", "blocks", "delta")
 States = tuple[torch.Tensor, ...]  # in the order of a block's parameters: the image's come first
-_ELSE = "use tap 'output' or 'modules'"
+_ELSE = "use another tap, such as 'output'"
 
 
 class Ran:
     """A call of an entry: what it was given and has returned, and what it is to a stream.
 
     Attributes:
-        number: of the call in its pass, from 0.
         size: the shape of the first tensor that it was given.
         given: its arguments that are tensors, while they are needed, as `leaves` are.
         leaves: of what it returned, of the structure `form`.
@@ -39,10 +38,8 @@ class Ran:
         first, last: whether it is the stream's first block, or its last.
     """
 
-    def __init__(
-        self, number: int, name: str, module: nn.Module, args: tuple, kwargs: dict
-    ) -> None:
-        self.number, self.name, self.kind = number, name, type(module)
+    def __init__(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.name, self.kind = name, type(module)
         self.size = size_of(args, kwargs)
         bound = signature_of(self.kind.forward).bind(module, *args, **kwargs).arguments
         self.given = {k: v for k, v in bound.items() if isinstance(v, torch.Tensor)}
@@ -58,10 +55,6 @@ class Ran:
         """Return states as the block returns them."""
         leaves = dict(zip(self.places, states, strict=False))
         return pytree.tree_unflatten(map(leaves.get, range(self.form.num_leaves)), self.form)
-
-    def forget(self) -> None:
-        """Forget the tensors."""
-        self.given, self.leaves, self.sources = {}, [], {}
 
     def find_states(self, links: dict[tuple[type, int], str]) -> None:
         """Find the states, if it is a block and they can be told.
@@ -95,32 +88,31 @@ class Record:
     Args:
         network: the name of its class.
         tap: one of `BLOCK_TAPS`.
-        keep: called with a stream's last block, the shape of what its first was given, and what
-            returns the feature.
+        keep: called with a stream's name, its key, the shape of what its first block was given, and
+            what returns the feature.
 
     Attributes:
         on: whether the pass is recorded; else its calls are only counted.
-        now: the call of an entry that has begun last.
-        calls: those so far, where they are recorded.
+        count: of the calls so far, the last of which is `now`.
+        calls: all of them, where they are recorded.
     """
 
     def __init__(
         self, network: str, tap: str,
-        keep: Callable[[Ran, torch.Size | None, Callable[[], States]], None],
+        keep: Callable[[str, str, torch.Size | None, Callable[[], States]], None],
     ) -> None:  # fmt: skip
         self.network, self.tap, self.keep = network, tap, keep
         self.begin()
 
     def begin(self, on: bool = True) -> None:
         """A pass begins."""
-        self.on, self.count = on, 0
-        self.calls: list[Ran] = []
+        self.on, self.count, self.calls = on, 0, list[Ran]()
         self.seen = WeakTensorKeyDictionary()  # to their version then, and what returned them where
         self.links: dict[tuple[type, int], str] = {}
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """An entry is about to be called."""
-        self.now, self.count = Ran(self.count, name, module, args, kwargs), self.count + 1
+        self.now, self.count = Ran(name, module, args, kwargs), self.count + 1
         if not self.on:
             return
         for argument, state in self.now.given.items():
@@ -151,23 +143,21 @@ class Record:
         """
         self._settle()
         blocks = [call for call in self.calls if call.names]
-        half, count = len(blocks) // 2, len(tensors(output))
+        half, several = len(blocks) // 2, len(tensors(output)) > 1
         if not blocks or (self.tap == "delta" and not half):
             has = "one block, which has no two halves" if blocks else "no blocks in its lists"
             raise ValueError(f"{self.network} has {has}: {_ELSE}")
         if self.tap == "hidden":
-            if count > 1 and len(blocks[-1].names) > 1:
+            if several and len(blocks[-1].names) > 1:
                 raise ValueError(
-                    f"{self.network} returns {count} tensors, made of several states of its last "
+                    f"{self.network} returns several tensors, made of several states of its last "
                     f"block, of which tap 'hidden' has one: {_ELSE}"
                 )
             self._stream("hidden", blocks)
         elif self.tap == "delta":
             self._stream("front", blocks[:half])
             self._stream("back", blocks[half:])
-        self.seen.clear()
-        for call in self.calls:
-            call.forget()
+        _forget(self.calls)
 
     def _settle(self) -> None:
         """Tell the states of the last call, now that it is known where its results have gone."""
@@ -175,11 +165,10 @@ class Record:
             call.find_states(self.links)
             if call.names and self.tap == "blocks":
                 self._stream(call.name, [call])
-            done = [call]
-            if call.names and self.tap != "blocks":  # at "hidden" only the last one is needed
-                done = self.calls[:-1] if self.tap == "hidden" else []
-            for finished in done:
-                finished.forget()
+            if not call.names or self.tap == "blocks":
+                _forget([call])
+            elif self.tap == "hidden":  # of blocks only the last one is needed
+                _forget(self.calls[:-1])
 
     def _stream(self, stream: str, part: list[Ran]) -> None:
         """Hand on the feature of a stream, and say what its calls are to it.
@@ -188,12 +177,11 @@ class Record:
             ValueError: the blocks do not add to states that go through all of them.
         """
         first, last = part[0], part[-1]
-        for before, after in pairwise(part if self.tap == "delta" else []):
-            self._check_chain(before, after)
+        if self.tap == "delta":
+            self._check_chain(part)
         for call in part:
             call.stream, call.first, call.last = stream, call is first, call is last
-            if self.tap != "blocks":
-                call.key = stream
+            call.key = call.key if self.tap == "blocks" else stream
 
         def feature() -> States:
             left = tuple(last.leaves[place] for place in last.places)
@@ -204,18 +192,24 @@ class Record:
                 return left[:1]
             return tuple(after - before for after, before in zip(left, entered, strict=False))
 
-        self.keep(last, first.size, feature)
+        self.keep(stream, last.key, first.size, feature)
 
-    def _check_chain(self, before: Ran, after: Ran) -> None:
+    def _check_chain(self, part: list[Ran]) -> None:
         """Raise a ValueError unless what leaves a block enters the next, and nothing else."""
-        found = [after.sources.get(name) for name in after.names]
-        users = [c for c in self.calls if any(s is before for s, _ in c.sources.values())]
-        if users != [after] or found != [(before, place) for place in before.places][: len(found)]:
-            raise ValueError(
-                f"{after.name} of {self.network} does not take just what {before.name} returns, or "
-                f"others take it too, so that what both add cannot be told: {_ELSE}, or 'hidden', "
-                "or 'blocks'"
-            )
+        for before, after in pairwise(part):
+            found = [after.sources.get(name) for name in after.names]
+            left = [(before, place) for place in before.places][: len(found)]
+            users = [c for c in self.calls if any(s is before for s, _ in c.sources.values())]
+            if users != [after] or found != left:
+                raise ValueError(
+                    f"{after.name} of {self.network} does not take just what {before.name} returns "
+                    f"or others take it too, so 'delta' cannot tell what both add: {_ELSE}"
+                )
+
+
+def _forget(calls: list[Ran]) -> None:
+    for call in calls:
+        call.given, call.leaves = {}, []
 
 
 def size_of(args: tuple, kwargs: dict) -> torch.Size | None:
@@ -250,7 +244,7 @@ def watching(transformer: nn.Module, tap: str, keep: Callable[[str, Any], None])
     after: dict[nn.Module, Callable] = {}
     if tap in BLOCK_TAPS:
         kind = type(transformer).__name__
-        record = Record(kind, tap, lambda last, size, feature: keep(last.stream, feature()))
+        record = Record(kind, tap, lambda stream, key, size, feature: keep(stream, feature()))
         before = {entry: partial(record.enter, k) for k, entry in entries_of(transformer).items()}
         after = dict.fromkeys(before, record.leave)
         before[transformer], after[transformer] = lambda *call: record.begin(), record.end

@@ -1,5 +1,6 @@
 """Hooks: what the runtime puts on the modules of a stream, and the state that they share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ class State(BaseState):
         silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
-        calls: of entries of lists in the last pass that was recorded, by number.
+        calls: of entries of lists in the last pass that was recorded, from 1.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """
@@ -94,15 +95,25 @@ class Call:
         return self.needs[name]
 
     def remember(
-        self, state: State, key: str, size: torch.Size | None, feature: Any = None
+        self, stream: str, key: str, size: torch.Size | None, feature: Callable[[], Any]
     ) -> None:
-        """Keep what a stream is made of at the present step: the size of its input, its feature."""
+        """Keep a stream's feature at the present step, if a later one needs it.
+
+        Args:
+            stream: its name.
+            key: the name but of the second call of a module in a pass, "name, call 2".
+            size: of its input.
+            feature: returns it.
+        """
+        assert self.state is not None, "a call is under way"
+        state = self.state
         if state.sizes.get(key) != size:
             state.anchors.pop(key, None)  # of a call with other shapes, as of a batch
             state.sizes[key] = size
-        if feature is not None:
-            state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, feature)
-            state.devices[key] = tensors(feature)[0].device
+        if self.needs_of(stream).later(state.step):
+            made = feature()
+            state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, made)
+            state.devices[key] = tensors(made)[0].device
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -145,33 +156,23 @@ class StreamHook(Hook):
     def __init__(self, name: str, call: Call) -> None:
         super().__init__()
         self.name, self.call, self.needs = name, call, call.needs_of(name)
-        self.key = name  # of the present call of the module
+        # Of the present call of the module: its stream's key, and the size of the stream's input.
+        self.key, self.size = name, size_of((), {})
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
         if state is None:
             return self.original(*args, **kwargs)
-        self.key = state.turn(self, self.name)
+        self.key, self.size = state.turn(self, self.name), size_of(args, kwargs)
         if self.needs.rows[state.step]:
-            return self.stand_in(state, args, kwargs)
+            return self.predict(state, args)
         return self.compute(state, args, kwargs)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         """Return what the module returns, and remember it."""
         output = self.original(*args, **kwargs)
-        kept = output if self.needs.later(state.step) else None
-        self.call.remember(state, self.key, size_of(args, kwargs), kept)
+        self.call.remember(self.name, self.key, self.size, lambda: output)
         return output
-
-    def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return the stream's forecast."""
-        self.check(state, size_of(args, kwargs))
-        return self.predict(state, args)
-
-    def check(self, state: State, size: torch.Size | None) -> None:
-        """Raise a PlanError if the stream's input is not of the size that it had."""
-        if state.sizes.get(self.key) != size:
-            raise self.missing(state)
 
     def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
@@ -187,6 +188,8 @@ class StreamHook(Hook):
 
     def terms(self, state: State) -> list[tuple[Any, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
+        if state.sizes.get(self.key) != self.size:
+            raise self.missing(state)
         try:
             return self.needs.take(state.anchors.get(self.key, {}), state.step)
         except KeyError:
@@ -205,35 +208,31 @@ class BlockHook(StreamHook):
         if state is None or record is None:
             return self.original(*args, **kwargs)
         record.enter(self.name, module, args, kwargs)
-        if self.call.plan.full[state.step] or not self.forecasts(state, record.now):
-            output = self.original(*args, **kwargs)
+        known = None if self.call.plan.full[state.step] else self.find(state, record.count)
+        if known and self.needs.rows[state.step]:
+            output = self.stand_in_for(state, known, record.now)
         else:
-            output = self.stand_in_for(state, record.now)
+            output = self.original(*args, **kwargs)
         record.leave(output)
         return output
 
-    def forecasts(self, state: State, now: Ran) -> bool:
-        """Return whether the present call is one of a forecast stream."""
-        known = state.calls.get(now.number)
-        self.key = known.key if known else self.name
+    def find(self, state: State, number: int) -> Ran | None:
+        """Return the present call as it was recorded; None if it is not one of a block."""
+        known, self.key = state.calls.get(number), self.name
         if known is None or known.name != self.name:
             raise self.missing(state)
-        if not known.names:
-            return False
-        self.needs = self.call.needs_of(known.stream)
-        return bool(self.needs.rows[state.step])
+        if known.names:
+            self.key, self.needs = known.key, self.call.needs_of(known.stream)
+        return known if known.names else None
 
-    def stand_in_for(self, state: State, now: Ran) -> Any:
+    def stand_in_for(self, state: State, known: Ran, now: Ran) -> Any:
         """Return what the block would return if the feature of its stream were its forecast."""
-        known = state.calls[now.number]
-        entered = first = tuple(now.given[name] for name in known.names)
-        if known.first:
-            self.check(state, now.size)
-        else:
-            first = state.passing.pop(self.key)
+        entered = tuple(now.given[name] for name in known.names)
+        began = (entered, now.size) if known.first else state.passing.pop(self.key)
         if not known.last:
-            state.passing[self.key] = first
+            state.passing[self.key] = began
             return known.output(entered)
+        first, self.size = began
         feature = self.predict(state, ())
         if self.call.plan.tap == "hidden":
             return known.output(feature + entered[1:])

@@ -1,6 +1,6 @@
 """Inspection: in the first step of an image, how does the network run, and can the tap take it?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,6 @@ from torch import nn
 
 from eigencache._upstream import Hook, hook_of
 from eigencache.plan import PlanError
-from eigencache.runtime._blocks import BLOCK_TAPS, Ran, Record
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook
 from eigencache.runtime._taps import WEIGHTED
 
@@ -34,8 +33,6 @@ class Inspection:
         self, transformer: nn.Module, call: Call, pairs: Sequence[tuple[nn.Module, Hook]]
     ) -> None:
         self.transformer, self.call, self.tap = transformer, call, call.plan.tap
-        if self.tap in BLOCK_TAPS:
-            call.record = Record(type(transformer).__name__, self.tap, self._keep)
         hooked = {module for module, _ in pairs}
         self.places = {name: m for name, m in transformer.named_modules() if m in hooked}
         covered = {
@@ -77,6 +74,8 @@ class Inspection:
         """Watch no more."""
         while self.handles:
             self.handles.pop().remove()
+        if self.call.record:
+            self.call.record.begin(on=False)
 
     def end(self, state: State, output: Any) -> None:
         """The transformer has returned `output`.
@@ -84,15 +83,18 @@ class Inspection:
         Raises:
             ValueError: it does not run in a way that the tap can take.
         """
-        self.stop()
-        kind, record = type(self.transformer).__name__, self.call.record
+        kind, record, step = type(self.transformer).__name__, self.call.record, state.step
+        if record and not self.call.plan.full[step] and record.count < len(state.calls):
+            raise PlanError(
+                f"{kind} runs fewer blocks at step {step} than before: use tap 'output'"
+            )
         if record and record.on:
             record.end(output)
-            state.calls = dict(enumerate(record.calls))
-            self.tokens |= {
-                call.name: _tokens(call.size) for call in record.calls if not call.names
-            }
-        if state.step > 0:
+            state.calls = dict(enumerate(record.calls, 1))
+            others = (call for call in record.calls if not call.names)
+            self.tokens |= {call.name: _tokens(call.size) for call in others}
+        self.stop()
+        if step > 0:
             return
         if not record and not any(isinstance(hook, StreamHook) for hook in state.turns):
             raise PlanError(f"{kind} runs no module of tap {self.tap!r}: use tap 'output'")
@@ -104,11 +106,6 @@ class Inspection:
                     f"{name} of {kind} works on {tokens} tokens and is not part of tap "
                     f"{self.tap!r}: it would keep running at skipped steps; use tap 'output'"
                 )
-
-    def _keep(self, last: Ran, size: torch.Size | None, feature: Callable) -> None:
-        assert self.call.state, "a call is under way"
-        later = self.call.needs_of(last.stream).later(self.call.state.step)
-        self.call.remember(self.call.state, last.key, size, feature() if later else None)
 
     def _see(self, name: str, module: Any, args: tuple) -> None:
         if args and isinstance(args[0], torch.Tensor):

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from eigencache._upstream import Hook
 from eigencache.plan import Plan
-from eigencache.runtime._blocks import BLOCK_TAPS, entries_of
+from eigencache.runtime._blocks import BLOCK_TAPS, Record, entries_of
 from eigencache.runtime._hooks import BlockHook, Call, SilentHook, State, StreamHook, forecast
 from eigencache.runtime._taps import Mlp, Tapped, tapped
 from eigencache.tokens import Moment, Rule, attention_received
@@ -133,6 +133,7 @@ def hooks_of(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]
     """Return the modules to hook for the plan of a call, each with its hook."""
     plan = call.plan
     if plan.tap in BLOCK_TAPS:
+        call.record = Record(type(transformer).__name__, plan.tap, call.remember)
         return [(entry, BlockHook(name, call)) for name, entry in entries_of(transformer).items()]
     found = tapped(transformer, plan.tap, bool(plan.refresh))
     hooks = {name: _stream_hook(found, name, call) for name in found.streams}

@@ -52,11 +52,17 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FUSED = ("attn", "proj_mlp", "act_mlp")
 
 
-def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
-    """Every attention and MLP output, as TaylorSeer, HiCache and the EigenCache authors have it.
+def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
+    """Return the streams of tap "output" or "modules"; of others, see `_blocks.Record`.
 
-    These are the children of blocks that hold weights and are neither norms nor modulations. Blocks
-    are the entries of every list of modules, wherever it is, that has such children.
+    output   the whole stack's output: one stream; a skipped step runs nothing of the network
+    modules  every attention and MLP output, as TaylorSeer, HiCache and the EigenCache authors have
+             it: one stream each
+
+    Attentions and MLPs are the children of blocks that hold weights and are neither norms nor
+    modulations. Blocks are the entries of every list of modules, wherever it is, that has such
+    children. No pass is recorded for them, since it would not tell an attention or an MLP from what
+    prepares its input.
 
     A block that fuses its attention and MLP into one projection (FLUX's single-stream blocks) is
     one stream, taken after the projection; what feeds the projection is silent. If tokens are to
@@ -66,6 +72,8 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
         ValueError: the transformer has no list of blocks with attention or MLP children; or tokens
             are to be refreshed in blocks other than FLUX's.
     """
+    if tap == "output":
+        return Tapped({"output": transformer})
     streams: dict[str, nn.Module] = {}
     silent: list[tuple[nn.Module, str]] = []
     mlps: dict[str, Mlp] = {}
@@ -93,27 +101,6 @@ def tap_modules(transformer: nn.Module, refreshed: bool = False) -> Tapped:
     if not streams:
         raise ValueError(f"{type(transformer).__name__} has no blocks with attention or MLP parts")
     return Tapped(streams, tuple(silent), mlps, tuple(block for _, _, block in blocks))
-
-
-def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
-    """Return what a tap speaks of in `transformer`, where that is the outputs of modules.
-
-    output   the whole stack's output: one stream; a skipped step runs nothing of the network
-    modules  see `tap_modules`
-
-    Of the taps that speak of blocks see `eigencache.runtime._blocks.Record`.
-
-    Args:
-        transformer: of diffusers.
-        tap: "output" or "modules".
-        refreshed: whether a token-wise rule recomputes tokens; at tap "modules" only.
-
-    Raises:
-        ValueError: the transformer does not have what the tap needs.
-    """
-    if tap == "output":
-        return Tapped({"output": transformer})
-    return tap_modules(transformer, refreshed)
 
 
 def _works(name: str, module: nn.Module) -> bool:

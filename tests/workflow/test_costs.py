@@ -17,7 +17,7 @@ from eigencache.plan import TAPS
 from eigencache.predictors import Reuse, Taylor
 from eigencache.runtime import cached, held_bytes
 from eigencache.runtime._blocks import watching
-from eigencache.runtime._taps import full_features, tap_modules
+from eigencache.runtime._taps import full_features, tapped
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import costs as figure
@@ -59,7 +59,7 @@ def test_what_is_held_are_the_features_that_later_steps_need(flux, sizes, tap):
     for step, count in enumerate(found[:-1]):
         needed = plan.weights[step + 1 :].any(axis=0)[: step + 1].sum()
         # What stands for modules that need not run takes one number each.
-        silent = 4 * len(tap_modules(flux).silent) if tap == "modules" else 0
+        silent = 4 * len(tapped(flux, tap).silent) if tap == "modules" else 0
         assert count == needed * sizes[tap] + silent
     assert max(found) == 2 * sizes[tap] + silent and found[-1] == 0
 
@@ -128,7 +128,7 @@ def test_what_a_run_held_is_what_its_plan_needs(tap):
 
     with recording(pipe, [tap], keep):
         called(pipe, call, 0)
-    silent = 4 * len(tap_modules(pipe.transformer).silent) if tap == "modules" else 0
+    silent = 4 * len(tapped(pipe.transformer, tap).silent) if tap == "modules" else 0
     assert found.cache_mb == (2 * sum(first.values()) + silent) / 1e6
     # Nothing of it stays behind.
     assert held_bytes(pipe) == 0 and "step" not in vars(pipe.scheduler)
