@@ -31,11 +31,10 @@ class Ran:
         given: its arguments that are tensors, while they are needed, as `leaves` are.
         leaves: of what it returned, of the structure `form`.
         sources: an argument to the call that returned it, and where.
-        names: of the arguments that are states; none of what is no block.
-        places: of the same states among the leaves.
-        stream, key: the stream's name. The key is the name but of the second call of a block in a
-            pass, which is a stream by itself: "name, call 2".
-        first, last: whether it is the stream's first block, or its last.
+        names: of the arguments that are states, none of what is no block; and their `places` among
+            the leaves.
+        stream: its name; `first` and `last` say whether the block is the stream's first or last.
+        key: the stream's name but of the second call of a block in a pass: "name, call 2".
     """
 
     def __init__(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -57,11 +56,7 @@ class Ran:
         return pytree.tree_unflatten(map(leaves.get, range(self.form.num_leaves)), self.form)
 
     def find_states(self, links: dict[tuple[type, int], str]) -> None:
-        """Find the states, if it is a block and they can be told.
-
-        Args:
-            links: where leaves of a class's results enter the block that runs next.
-        """
+        """Find the states, if it is a block and they can be told by shapes and `Record.links`."""
         there = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, torch.Tensor)]
         found: dict[str, int] = {}
         for place in sorted(there, key=lambda place: (self.kind, place) not in links):
@@ -97,10 +92,7 @@ class Record:
         calls: all of them, where they are recorded.
     """
 
-    def __init__(
-        self, network: str, tap: str,
-        keep: Callable[[str, str, torch.Size | None, Callable[[], States]], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, network: str, tap: str, keep: Callable) -> None:
         self.network, self.tap, self.keep = network, tap, keep
         self.begin()
 
@@ -108,6 +100,7 @@ class Record:
         """A pass begins."""
         self.on, self.count, self.calls = on, 0, list[Ran]()
         self.seen = WeakTensorKeyDictionary()  # to their version then, and what returned them where
+        # Where a leaf of what a class returns enters the block that runs next.
         self.links: dict[tuple[type, int], str] = {}
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -171,11 +164,7 @@ class Record:
                 _forget(self.calls[:-1])
 
     def _stream(self, stream: str, part: list[Ran]) -> None:
-        """Hand on the feature of a stream, and say what its calls are to it.
-
-        Raises:
-            ValueError: the blocks do not add to states that go through all of them.
-        """
+        """Hand on the feature of a stream, and say what its calls are to it."""
         first, last = part[0], part[-1]
         if self.tap == "delta":
             self._check_chain(part)
@@ -240,23 +229,19 @@ def watching(transformer: nn.Module, tap: str, keep: Callable[[str, Any], None])
 
     It sees the features that the runtime would remember and forecast.
     """
-    before: dict[nn.Module, Callable] = {}
-    after: dict[nn.Module, Callable] = {}
+    hooks: dict[nn.Module, tuple[Callable, Callable]] = {}  # before and after a call
     if tap in BLOCK_TAPS:
         kind = type(transformer).__name__
         record = Record(kind, tap, lambda stream, key, size, feature: keep(stream, feature()))
-        before = {entry: partial(record.enter, k) for k, entry in entries_of(transformer).items()}
-        after = dict.fromkeys(before, record.leave)
-        before[transformer], after[transformer] = lambda *call: record.begin(), record.end
+        hooks[transformer] = lambda *call: record.begin(), record.end
+        for name, entry in entries_of(transformer).items():
+            hooks[entry] = partial(record.enter, name), record.leave
     else:
         for name, module in tapped(transformer, tap).streams.items():
-            after[module] = partial(keep, name)
-    handles = [m.register_forward_pre_hook(f, with_kwargs=True) for m, f in before.items()]
-    for module, seen in after.items():
-        leave = partial(lambda seen, module, args, output: seen(output) and None, seen)
-        handles.append(module.register_forward_hook(leave))
-    try:
+            hooks[module] = lambda *call: None, partial(keep, name)
+    with contextlib.ExitStack() as stack:
+        for module, (before, after) in hooks.items():
+            leave = partial(lambda after, module, args, output: after(output), after)
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -97,16 +97,9 @@ class Call:
     def remember(
         self, stream: str, key: str, size: torch.Size | None, feature: Callable[[], Any]
     ) -> None:
-        """Keep a stream's feature at the present step, if a later one needs it.
-
-        Args:
-            stream: its name.
-            key: the name but of the second call of a module in a pass, "name, call 2".
-            size: of its input.
-            feature: returns it.
-        """
-        assert self.state is not None, "a call is under way"
+        """Keep a stream's feature at the present step, if a later one needs it; `size` of input."""
         state = self.state
+        assert state is not None, "a call is under way"
         if state.sizes.get(key) != size:
             state.anchors.pop(key, None)  # of a call with other shapes, as of a batch
             state.sizes[key] = size
@@ -182,7 +175,7 @@ class StreamHook(Hook):
         """Return the error of a call at the present step of which there are no anchors."""
         return PlanError(
             f"at step {state.step} {self.key} is called where it was not at the full steps "
-            f"before, or with other shapes (another batch, guidance from that step on): make a "
+            "before, or with other shapes (another batch, guidance from that step on): make a "
             "plan in which the step is full, or use tap 'output'"
         )
 

@@ -12,7 +12,7 @@ from eigencache._upstream import Hook
 from eigencache.plan import Plan
 from eigencache.runtime._blocks import BLOCK_TAPS, Record, entries_of
 from eigencache.runtime._hooks import BlockHook, Call, SilentHook, State, StreamHook, forecast
-from eigencache.runtime._taps import Mlp, Tapped, tapped
+from eigencache.runtime._taps import Mlp, Tapped, tapped, working_blocks
 from eigencache.tokens import Moment, Rule, attention_received
 
 _HIDDEN = "hidden"
@@ -147,7 +147,7 @@ def hooks_of(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]
             silent = SilentHook(fed)
         pairs.append((module, silent))
     if plan.refresh and plan.refresh.observes == "hidden":
-        *_, last = found.blocks
+        *_, (_, _, last) = working_blocks(transformer)
         pairs.append((last, HiddenHook(call)))
     return pairs
 

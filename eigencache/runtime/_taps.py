@@ -36,13 +36,11 @@ class Tapped:
         silent: modules whose output only feeds a stream, so that they need not run where it is
             forecast, each with the name of that stream.
         mlps: stream name to the MLP whose output the stream is; empty unless asked for.
-        blocks: which have these modules.
     """
 
     streams: Mapping[str, nn.Module]
     silent: tuple[tuple[nn.Module, str], ...] = ()
     mlps: Mapping[str, Mlp] = field(default_factory=dict)
-    blocks: tuple[nn.Module, ...] = ()
 
 
 # Children of a block that prepare its input for each image, not for each token; by name or class.
@@ -77,8 +75,7 @@ def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
     streams: dict[str, nn.Module] = {}
     silent: list[tuple[nn.Module, str]] = []
     mlps: dict[str, Mlp] = {}
-    blocks = list(_working_blocks(transformer))
-    for name, depth, block in blocks:
+    for name, depth, block in working_blocks(transformer):
         children = dict(block.named_children())
         if refreshed:
             _check_refreshable(block)
@@ -100,7 +97,7 @@ def tapped(transformer: nn.Module, tap: str, refreshed: bool = False) -> Tapped:
         streams |= {f"{name}.{part}": children[part] for part in parts}
     if not streams:
         raise ValueError(f"{type(transformer).__name__} has no blocks with attention or MLP parts")
-    return Tapped(streams, tuple(silent), mlps, tuple(block for _, _, block in blocks))
+    return Tapped(streams, tuple(silent), mlps)
 
 
 def _works(name: str, module: nn.Module) -> bool:
@@ -109,7 +106,7 @@ def _works(name: str, module: nn.Module) -> bool:
     return not around and any(isinstance(inner, WEIGHTED) for inner in module.modules())
 
 
-def _working_blocks(transformer: nn.Module) -> Iterator[tuple[str, float, nn.Module]]:
+def working_blocks(transformer: nn.Module) -> Iterator[tuple[str, float, nn.Module]]:
     """Yield each block that has parts, with its name and its depth in its list, from 0 to 1.
 
     A block that only holds another block (HiDream's) is passed over in favour of that one.
