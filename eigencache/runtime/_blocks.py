@@ -81,7 +81,7 @@ class Record:
     delta    what the front half of the blocks adds, and what the back half adds (Delta-DiT)
 
     Args:
-        network: the name of its class.
+        transformer: the network.
         tap: one of `BLOCK_TAPS`.
         keep: called with a stream's name, its key, the shape of what its first block was given, and
             what returns the feature.
@@ -92,8 +92,12 @@ class Record:
         calls: all of them, where they are recorded.
     """
 
-    def __init__(self, network: str, tap: str, keep: Callable) -> None:
-        self.network, self.tap, self.keep = network, tap, keep
+    def __init__(self, transformer: nn.Module, tap: str, keep: Callable) -> None:
+        self.network, self.tap, self.keep = type(transformer).__name__, tap, keep
+        self.entries = len(entries_of(transformer))
+        self.half = self.entries // 2
+        if tap == "delta" and not self.half:
+            raise ValueError(f"{self.network} has one block, which has no two halves: {_ELSE}")
         self.begin()
 
     def begin(self, on: bool = True) -> None:
@@ -136,38 +140,45 @@ class Record:
         """
         self._settle()
         blocks = [call for call in self.calls if call.names]
-        half, several = len(blocks) // 2, len(tensors(output)) > 1
-        if not blocks or (self.tap == "delta" and not half):
-            has = "one block, which has no two halves" if blocks else "no blocks in its lists"
-            raise ValueError(f"{self.network} has {has}: {_ELSE}")
+        if not blocks:
+            raise ValueError(f"{self.network} has no blocks in its lists: {_ELSE}")
         if self.tap == "hidden":
-            if several and len(blocks[-1].names) > 1:
+            if len(tensors(output)) > 1 and len(blocks[-1].names) > 1:
                 raise ValueError(
                     f"{self.network} returns several tensors, made of several states of its last "
                     f"block, of which tap 'hidden' has one: {_ELSE}"
                 )
             self._stream("hidden", blocks)
         elif self.tap == "delta":
-            self._stream("front", blocks[:half])
-            self._stream("back", blocks[half:])
+            if len(blocks) != self.entries:
+                raise ValueError(
+                    f"{self.network} runs {len(blocks)} blocks, and has {self.entries} entries in "
+                    f"its lists, so 'delta' cannot tell the halves beforehand: {_ELSE}"
+                )
+            self._check_chain(blocks[: self.half])
+            self._check_chain(blocks[self.half :])
         _forget(self.calls)
 
     def _settle(self) -> None:
         """Tell the states of the last call, now that it is known where its results have gone."""
         for call in self.calls[-1:]:
             call.find_states(self.links)
+            blocks, done = [c for c in self.calls if c.names], [call]
             if call.names and self.tap == "blocks":
                 self._stream(call.name, [call])
-            if not call.names or self.tap == "blocks":
-                _forget([call])
-            elif self.tap == "hidden":  # of blocks only the last one is needed
-                _forget(self.calls[:-1])
+            elif call.names and self.tap == "hidden":  # only the last block is needed
+                done = blocks[:-1]
+            elif call.names:
+                part = blocks[self.half :] or blocks
+                done = part[1:-1]
+                if len(blocks) in (self.half, self.entries):
+                    self._stream("back" if part is not blocks else "front", part)
+                    done = part
+            _forget(done)
 
     def _stream(self, stream: str, part: list[Ran]) -> None:
         """Hand on the feature of a stream, and say what its calls are to it."""
         first, last = part[0], part[-1]
-        if self.tap == "delta":
-            self._check_chain(part)
         for call in part:
             call.stream, call.first, call.last = stream, call is first, call is last
             call.key = call.key if self.tap == "blocks" else stream
@@ -231,8 +242,9 @@ def watching(transformer: nn.Module, tap: str, keep: Callable[[str, Any], None])
     """
     hooks: dict[nn.Module, tuple[Callable, Callable]] = {}  # before and after a call
     if tap in BLOCK_TAPS:
-        kind = type(transformer).__name__
-        record = Record(kind, tap, lambda stream, key, size, feature: keep(stream, feature()))
+        record = Record(
+            transformer, tap, lambda stream, key, size, feature: keep(stream, feature())
+        )
         hooks[transformer] = lambda *call: record.begin(), record.end
         for name, entry in entries_of(transformer).items():
             hooks[entry] = partial(record.enter, name), record.leave

@@ -133,7 +133,7 @@ def hooks_of(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]
     """Return the modules to hook for the plan of a call, each with its hook."""
     plan = call.plan
     if plan.tap in BLOCK_TAPS:
-        call.record = Record(type(transformer).__name__, plan.tap, call.remember)
+        call.record = Record(transformer, plan.tap, call.remember)
         return [(entry, BlockHook(name, call)) for name, entry in entries_of(transformer).items()]
     found = tapped(transformer, plan.tap, bool(plan.refresh))
     hooks = {name: _stream_hook(found, name, call) for name in found.streams}

@@ -327,8 +327,15 @@ class Backwards(Dummy):
         return (torch.cat([hidden_states[:, :1], image], dim=1),)
 
 
-@pytest.mark.parametrize("tap", ["blocks", "delta"])
-@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3, 0], [0, 1, 2]])
+@pytest.mark.parametrize(
+    ("tap", "order"),
+    [
+        ("delta", [1, 0, 3, 2]),
+        ("blocks", [1, 0, 3, 2]),
+        ("blocks", [0, 1, 2, 3, 3, 0]),
+        ("blocks", [0, 1, 2]),
+    ],
+)
 def test_blocks_are_taken_in_the_order_in_which_they_run(tap, order):
     """What a block adds is linear in the step, whenever it runs, and so forecast exactly."""
     dummy = Backwards(KINDS[0])
@@ -356,15 +363,24 @@ def test_the_hidden_state_is_that_of_the_block_that_runs_last(order):
             torch.testing.assert_close(output[:, 1:], expected[:, 1:])
 
 
-def test_halves_are_of_the_blocks_that_ran():
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 3, 3]])
+def test_halves_are_refused_where_blocks_do_not_run_once_each(order):
+    dummy = Backwards(KINDS[0])
+    dummy.run_in = order
+    refused = pytest.raises(
+        ValueError, match=rf"runs {len(order)} blocks, and has 4 entries in its"
+    )
+    with cached(dummy, plan_of("delta")), refused:
+        run(dummy)
+
+
+def test_halves_are_in_running_order():
     dummy, found = Backwards(KINDS[0]), {}
-    dummy.run_in = [3, 0, 1]
+    dummy.run_in = [3, 0, 1, 2]
     with watching(dummy, "delta", found.__setitem__):
         dummy(torch.zeros(1, 2, 4, dtype=torch.float64), torch.tensor([TIMESTEPS[0]]))
-    assert {name: float(part[0, 0, 0]) for name, (part,) in found.items()} == {
-        "front": 4,
-        "back": 3,
-    }
+    added = {name: float(part[0, 0, 0]) for name, (part,) in found.items()}
+    assert added == {"front": 4 + 1, "back": 2 + 3}
 
 
 @pytest.mark.parametrize("tap", BLOCK_TAPS)
@@ -557,9 +573,8 @@ def test_a_skipped_step_of_other_shapes_is_refused():
 
 
 def test_one_block_has_no_halves():
-    dummy = Dummy([Adding])
-    with cached(dummy, plan_of("delta")), pytest.raises(ValueError, match="Dummy has one block"):
-        run(dummy)
+    with pytest.raises(ValueError, match="Dummy has one block"):
+        enable_cache(Dummy([Adding]), plan_of("delta"))
 
 
 # ---- Which argument is a state
