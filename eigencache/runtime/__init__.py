@@ -5,10 +5,11 @@ for any pipeline, network, guidance and scheduler, and at skipped steps no netwo
 
 Other taps are inside the transformer, whose modules get hooks. Where a stream is computed, as at
 every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
-its modules do not run, and one weighted sum stands in for them. The first step of every image,
-always a full one, is inspected (`_inspection.py`): where the network does not run as the tap takes
-it to, or more of it would go on running at skipped steps, an error says so. If the plan has a
-token-wise rule, a few tokens go through the MLPs on top of that.
+its modules do not run, and one weighted sum stands in for them. Which blocks the network has, in
+which order they run and what goes through them is recorded at full steps (`_blocks.py`), of which
+the first step of every image is one. That is inspected too (`_inspection.py`): where the tap cannot
+take how the network runs, or more of it would go on running at skipped steps, an error says so. If
+the plan has a token-wise rule, a few tokens go through the MLPs on top of that.
 
 Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
 `pipe.transformer.compile()` and `compile_repeated_blocks()` all work, before the cache is enabled.
@@ -196,7 +197,8 @@ def enable_cache(
             needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
             compiled in a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one; or
-            there is no built-in plan for the scheduler.
+            there is no built-in plan for the scheduler. At taps that speak of blocks, which of them
+            there are is not known before the first call, which raises this in that case.
 
     With `psnr`, the first call of the pipeline raises a ValueError if no plan that skips a step is
     predicted to reach it, or the pipeline makes neither images nor frames.

@@ -42,6 +42,7 @@ class Ran:
         self.size = size_of(args, kwargs)
         bound = signature_of(self.kind.forward).bind(module, *args, **kwargs).arguments
         self.given = {k: v for k, v in bound.items() if isinstance(v, torch.Tensor)}
+        self.leaves: list[Any] = []
         self.sources: dict[str, tuple[Ran, int]] = {}
         self.names, self.places = tuple[str, ...](), tuple[int, ...]()
         self.stream = self.key = name
@@ -88,7 +89,8 @@ class Record:
 
     Attributes:
         on: whether the pass is recorded; else its calls are only counted.
-        count: of the calls so far, the last of which is `now`.
+        count: of the calls so far.
+        open: the calls that have not returned; entries may call others.
         calls: all of them, where they are recorded.
     """
 
@@ -102,35 +104,37 @@ class Record:
 
     def begin(self, on: bool = True) -> None:
         """A pass begins."""
-        self.on, self.count, self.calls = on, 0, list[Ran]()
+        self.on, self.count, self.calls, self.open = on, 0, list[Ran](), list[Ran]()
         self.seen = WeakTensorKeyDictionary()  # to their version then, and what returned them where
         # Where a leaf of what a class returns enters the block that runs next.
         self.links: dict[tuple[type, int], str] = {}
 
     def enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """An entry is about to be called."""
-        self.now, self.count = Ran(name, module, args, kwargs), self.count + 1
+        call, self.count = Ran(name, module, args, kwargs), self.count + 1
+        self.open.append(call)
         if not self.on:
             return
-        for argument, state in self.now.given.items():
+        for argument, state in call.given.items():
             known = self.seen.setdefault(state, (version_of(state), None, 0))
             if known[1] is not None:
-                self.now.sources[argument] = known[1:]
+                call.sources[argument] = known[1:]
             if self.calls and known[1] is self.calls[-1]:
                 self.links.setdefault((known[1].kind, known[2]), argument)
         self._settle()
-        turn = 1 + sum(call.name == name for call in self.calls)
-        self.now.key += f", call {turn}" if turn > 1 else ""
-        self.calls.append(self.now)
+        turn = 1 + sum(before.name == name for before in self.calls)
+        call.key += f", call {turn}" if turn > 1 else ""
+        self.calls.append(call)
 
     def leave(self, output: Any) -> None:
         """The entry has returned."""
+        call = self.open.pop()
         if self.on:
-            self.now.returned(output)
-            for place, leaf in enumerate(self.now.leaves):
+            call.returned(output)
+            for place, leaf in enumerate(call.leaves):
                 if isinstance(leaf, torch.Tensor):
                     version, *_ = self.seen.get(leaf, [version_of(leaf)])
-                    self.seen[leaf] = version, self.now, place
+                    self.seen[leaf] = version, call, place
 
     def end(self, output: Any) -> None:
         """The network has returned `output`.

@@ -149,8 +149,8 @@ class StreamHook(Hook):
     def __init__(self, name: str, call: Call) -> None:
         super().__init__()
         self.name, self.call, self.needs = name, call, call.needs_of(name)
-        # Of the present call of the module: its stream's key, and the size of the stream's input.
-        self.key, self.size = name, size_of((), {})
+        self.key = name  # of the present call of the module
+        self.size: torch.Size | None = None  # of the stream's input in that call
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
@@ -203,7 +203,7 @@ class BlockHook(StreamHook):
         record.enter(self.name, module, args, kwargs)
         known = None if self.call.plan.full[state.step] else self.find(state, record.count)
         if known and self.needs.rows[state.step]:
-            output = self.stand_in_for(state, known, record.now)
+            output = self.stand_in_for(state, known, record.open[-1])
         else:
             output = self.original(*args, **kwargs)
         record.leave(output)

@@ -455,6 +455,23 @@ def test_states_that_are_written_into_are_refused(tap, after):
         run(dummy)
 
 
+@pytest.mark.parametrize("tap", ["hidden", "blocks"])
+def test_a_block_that_calls_another_one_is_refused(tap):
+    class Outer(Adding):
+        def forward(self, hidden_states, step):
+            return super().forward(self.inner[0](hidden_states, step), step)
+
+    dummy = Dummy([Outer, Outer])
+    dummy.inside = nn.ModuleList([Adding(2)])
+    for block in dummy.blocks:
+        block.inner = (dummy.inside[0],)  # not a module of the block
+    refused = pytest.raises(
+        ValueError, match=r"blocks\.0 of Dummy works on 3 tokens and is not part"
+    )
+    with cached(dummy, plan_of(tap)), refused:
+        run(dummy)
+
+
 def test_a_second_result_is_not_lost_at_the_hidden_tap():
     """As the sound of LTX-2, which is a state of its blocks beside the image."""
 
