@@ -27,15 +27,6 @@ def frames_of(path: str | os.PathLike) -> list[Path]:
     return found
 
 
-def still_of(path: str | os.PathLike) -> Path:
-    """Return the file of an image, or of a video's middle frame, which stands for it in figures.
-
-    The first would show nothing of how methods differ where it is an image that was given.
-    """
-    frames = frames_of(path)
-    return frames[len(frames) // 2]
-
-
 def write_frames(frames: Sequence[Image.Image], stem: Path) -> Path:
     """Write an image as STEM.png, or a video as STEM/FRAME.png, and return its path."""
     if len(frames) == 1:

@@ -1,14 +1,5 @@
-"""The command `eigencache`, also `python -m eigencache.cli`."""
+"""Accelerate diffusion pipelines: forecast most sampler steps.
 
-import argparse
-import importlib
-import sys
-
-from eigencache import __version__
-
-# Each is a module of `eigencache.commands`, which says what it must have.
-COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
-EXAMPLES = """\
 From a model to images, every command on its own:
 
   eigencache calibrate --model MODEL --prompts calibration.txt --out kernel.safetensors
@@ -25,20 +16,41 @@ MODEL is the folder of a diffusers pipeline, or its id on the Hugging Face hub.
 eigencache.cached.
 """
 
+import argparse
+import importlib
+import sys
+from types import ModuleType
+
+from eigencache import __version__
+
+# Each is a module of `eigencache.commands`, which says what it must have. That of `score` is one of
+# the metrics, which the core does not import.
+COMMANDS = ("calibrate", "plan", "sample", "score", "show", "card", "push", "export")
+ELSEWHERE = {"score": "eigencache.metrics.command"}
+
+
+def module_of(command: str) -> ModuleType:
+    """Return the module of a subcommand."""
+    return importlib.import_module(ELSEWHERE.get(command, f"eigencache.commands.{command}"))
+
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line; `run` of what it returns is the subcommand."""
+    """Return the parser of the whole command line; `run` of what it returns is the subcommand.
+
+    What `--help` says stands in the docstrings of this module and of the subcommands'.
+    """
+    description, _, epilog = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        "eigencache", description="Accelerate diffusion pipelines: forecast most sampler steps.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        "eigencache", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"eigencache {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        module = importlib.import_module(f"eigencache.commands.{name}")
-        told = module.__doc__ or ""
+        module = module_of(name)
+        told, head, examples = (module.__doc__ or "").partition("examples:\n")
         command = commands.add_parser(
-            name, help=told.partition("\n")[0], description=told, epilog=module.EXAMPLES,
+            name, help=told.partition("\n")[0], description=told, epilog=head + examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         module.add_arguments(command)

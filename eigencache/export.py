@@ -5,13 +5,11 @@ import inspect
 import math
 import os
 import pprint
+import runpy
 import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib import metadata, resources
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -73,8 +71,8 @@ def _checked(plan: Plan, text: str, pipe: Any, call: Mapping[str, Any]) -> str:
     Raises:
         PlanError: the scheduler's result is another, or the pipeline cannot be run with it.
     """
-    from eigencache.calibration import check_arguments
     from eigencache.calibration._calls import called, quiet
+    from eigencache.calibration.sampler import check_arguments
     from eigencache.runtime import cached
 
     name, call = type(pipe).__name__, {**fixed(plan.arguments), **call}
@@ -238,10 +236,7 @@ def _source(plan: Plan, base: str | None, checked: str) -> str:
 
 def _loaded(path: Path) -> Any:
     """Return the scheduler class of a file that `export_scheduler` wrote."""
-    spec = cast(ModuleSpec, spec_from_file_location(MODULE, path))
-    module = module_from_spec(spec)
-    cast(Loader, spec.loader).exec_module(module)
-    return module.PlannedScheduler
+    return runpy.run_path(str(path), run_name=MODULE)["PlannedScheduler"]
 
 
 def _class_in(text: str) -> Any:

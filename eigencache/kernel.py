@@ -94,12 +94,11 @@ class Kernel(Record):
         object.__setattr__(self, "switches", tuple(int(step) for step in self.switches))
         if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
             raise KernelError("`timesteps` must be a vector of finite numbers")
-        steps, sizes = len(self.timesteps), self.step_sizes
-        if sizes is not None and (sizes.shape != (steps,) or not np.isfinite(sizes).all()):
-            raise KernelError(f"`step_sizes` must be {steps} finite numbers")
-        seen = self.responses
-        if seen is not None and (seen.shape != (3, steps) or not np.isfinite(seen).all()):
-            raise KernelError(f"`responses` must be 3 x {steps} finite numbers")
+        steps = len(self.timesteps)
+        for name, shape in {"step_sizes": (steps,), "responses": (3, steps)}.items():
+            found = getattr(self, name)
+            if found is not None and (found.shape != shape or not np.isfinite(found).all()):
+                raise KernelError(f"`{name}` must be {' x '.join(map(str, shape))} finite numbers")
         if not all(0 <= step < steps for step in self.switches):
             raise KernelError(f"`switches` {self.switches} are not all among {steps} steps")
         if not self.sums or not isinstance(self.runs, int) or self.runs < 1:
@@ -164,7 +163,7 @@ class Kernel(Record):
         Raises:
             KernelError: the two differ in anything but their runs.
         """
-        for name in ("tap", "features", "normalisation", "model", "scheduler"):
+        for name in ("tap", "features", "normalisation", "model", "scheduler", "switches"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise KernelError(f"kernels differ in {name}: {mine!r} and {theirs!r}")
@@ -172,8 +171,6 @@ class Kernel(Record):
             raise KernelError("kernels differ in their streams")
         if not np.array_equal(self.timesteps, other.timesteps):
             raise KernelError("kernels differ in their timesteps")
-        if self.switches != other.switches:
-            raise KernelError(f"kernels differ in switches: {self.switches} and {other.switches}")
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
         seen = [k.responses for k in (self, other) if k.responses is not None]
         responses = sum(seen[1:], seen[0]) if seen else None

@@ -123,7 +123,8 @@ class Method:
     @property
     def options(self) -> tuple[str, ...]:
         """The names of the options that the method reads."""
-        return tuple(sorted({f.name for kind in self._kinds for f in fields(kind)} - BUDGETS))
+        kinds = filter(None, self._kinds.values())
+        return tuple(sorted({f.name for kind in kinds for f in fields(kind)} - BUDGETS))
 
     def parts(
         self, full_steps: int | None, every: int | None = None, **options: object
@@ -149,13 +150,10 @@ class Method:
             names = {f.name for f in fields(kind)} if kind else ()
             return kind and kind(**{name: v for name, v in options.items() if name in names})
 
-        use = made(KernelUse) if self.needs_kernel else None
-        if self.schedule is Optimal and made(self.predictor).window is None:
+        parts = Parts(**{name: made(kind) for name, kind in self._kinds.items()})
+        if self.schedule is Optimal and parts.predictor.window is None:
             raise ValueError("an optimal design needs a finite window: its tables grow with it")
-        return Parts(
-            made(self.schedule), made(self.predictor), made(self.aim), made(self.gate),
-            made(self.refresh), made(self.closed_loop), use,
-        )  # fmt: skip
+        return parts
 
     def kind(self, tap: str | None = None, **options: Any) -> Kind:
         """Return which kernel plans are made from; if none, that of the outputs, for its timesteps.
@@ -241,11 +239,10 @@ class Method:
         return [count for count in found if max(FEWEST, 1 + len(kept)) <= count < steps]
 
     @property
-    def _kinds(self) -> list[type]:
-        kinds: list[type | None] = [
-            self.schedule, self.predictor, self.aim, self.gate, self.refresh, self.closed_loop
-        ]  # fmt: skip
-        return [kind for kind in kinds if kind] + ([KernelUse] if self.needs_kernel else [])
+    def _kinds(self) -> dict[str, type | None]:
+        """The class of each part, by its name in `Parts`."""
+        kinds = {name: getattr(self, name) for name in Parts._fields if name != "use"}
+        return kinds | {"use": KernelUse if self.needs_kernel else None}
 
 
 # The fewest full steps that are tried when a quality is asked for.
@@ -392,25 +389,23 @@ def make_plan(
         used = used.at(timesteps)
         used = replace(used, switches=tuple(kept) or used.switches)
     full = holding(schedule.full(timesteps, predictor, used if schedule.kernel else None), kept)
-    streams: tuple[str, ...] = ()
-    if aim and (tap != "output" or used is None):
-        raise PlanError(f"an aim is for latents: it needs a kernel at tap 'output', not {tap!r}")
-    if aim and used and len(used.streams) > 1:
-        raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
-    if aim and used:
+    if aim:
+        if tap != "output" or used is None:
+            raise PlanError(
+                f"an aim is for latents: it needs a kernel at tap 'output', not {tap!r}"
+            )
+        if len(used.streams) > 1:
+            raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
         run = FullRun(used.matrix(), used.sizes, *used.response)
         even = holding(evenly(int(full.sum()), len(full)), used.switches)
         starts = [np.flatnonzero(start).tolist() for start in (full, even)]
         steps = aim.steps(starts, run, used.switches)
         full = np.isin(np.arange(len(full)), steps)
-    if used and predictor.kernel and len(used.streams) > 1:
-        streams = used.streams
-        matrices = [used.matrix(stream) for stream in streams]
-        weights = np.stack([fill(full, predictor, timesteps, matrix) for matrix in matrices])
-    else:
-        matrix = used.matrix() if used and predictor.kernel else None
-        weights = fill(full, predictor, timesteps, matrix)
-    if aim and used:
+    by_stream = list(map(used.matrix, used.streams)) if used and predictor.kernel else [None]
+    filled = [fill(full, predictor, timesteps, matrix) for matrix in by_stream]
+    streams: tuple[str, ...] = used.streams if used and len(filled) > 1 else ()
+    weights = np.stack(filled) if streams else filled[0]
+    if aim:
         weights = aim.weights(full, weights, run)
     if gate:
         if tap != "delta":

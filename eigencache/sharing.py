@@ -128,6 +128,7 @@ def card(
     )  # fmt: skip
     arguments = dict(plan.arguments) or {"num_inference_steps": len(plan)}
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    kind = plan.pipeline or ""
     predicted = "" if math.isnan(plan.predicted_psnr) else f"{plan.predicted_psnr:.1f} dB"
     rows = {
         "model": f"{model} ({plan.model})" if model and plan.model else model or plan.model,
@@ -150,13 +151,9 @@ def card(
     return Template(template).substitute(
         about=about.to_yaml(), full=len(plan.full_steps), steps=len(plan), call=call,
         rows="\n".join(f"| {name} | {text} |" for name, text in kept.items()),
-        pipeline=_word(plan.pipeline) or "DiffusionPipeline", model=repr(model or "MODEL"),
-        repo=repr(repo),
+        pipeline=kind if kind.isidentifier() else "DiffusionPipeline", repo=repr(repo),
+        model=repr(model or "MODEL"),
     )  # fmt: skip
-
-
-def _word(name: str | None) -> str | None:
-    return name if name and name.isidentifier() else None
 
 
 def _measured(path: str | os.PathLike) -> str:

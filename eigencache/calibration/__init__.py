@@ -8,16 +8,12 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not run `__getattr_
     from eigencache.calibration._calibrate import calibrate as calibrate
     from eigencache.calibration._calibrate import plan_with as plan_with
     from eigencache.calibration._calibration import Calibration as Calibration
-    from eigencache.calibration._calls import calls_of as calls_of
     from eigencache.calibration._closed_loop import ClosedLoopMaker as ClosedLoopMaker
-    from eigencache.calibration.sampler import check_arguments as check_arguments
 
 _HOMES = {
     "Calibration": "_calibration",
     "ClosedLoopMaker": "_closed_loop",
     "calibrate": "_calibrate",
-    "calls_of": "_calls",
-    "check_arguments": "sampler",
     "plan_with": "_calibrate",
 }
 __all__ = sorted(_HOMES)

@@ -1,10 +1,11 @@
 """The calls of a pipeline that plans are made on: their arguments, and how they are made."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from eigencache._upstream import progress_bar_of
@@ -74,14 +75,19 @@ def forked() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's own generators inside a `with` block, for schedulers that draw from them."""
+def seeded(seed: int) -> Iterator[Callable[[], bool]]:
+    """Seed torch's own generators inside a `with` block, for schedulers that draw from them.
+
+    Yields:
+        What tells whether anything has drawn from them.
+    """
     with forked():
         torch.manual_seed(seed)
-        yield
+        before = _generator_states()
+        yield lambda: not all(map(torch.equal, before, _generator_states()))
 
 
-def generator_states() -> list[torch.Tensor]:
+def _generator_states() -> list[torch.Tensor]:
     """Return where torch's own generators are."""
     on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *on_devices]
@@ -111,6 +117,12 @@ def pictures_of(made: Any) -> Any:
     """Return the images or videos in what a pipeline returned; None if it has neither."""
     names = ("images", "image", "frames")  # of Kandinsky 5 the second
     return next((getattr(made, name) for name in names if hasattr(made, name)), None)
+
+
+def eight_bit(picture: Any) -> np.ndarray:
+    """Return a picture, a float array from 0 to 1 or a picture of PIL, as uint8 levels."""
+    levels = np.asarray(picture)
+    return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
 
 
 def sample_of(result: Any) -> torch.Tensor:

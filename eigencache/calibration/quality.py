@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eigencache.calibration._calls import Ending, called, pictures_of, quiet
+from eigencache.calibration._calls import Ending, called, eight_bit, pictures_of, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached
 from eigencache.runtime._driver import Driver, Policy, StepCall
@@ -47,8 +47,8 @@ class Judge:
 
     def each(self, plan: Plan) -> list[float]:
         """Return the PSNR of each call's images; none of what is no picture."""
-        with cached(self.pipe, plan):
-            made = self._images()
+        with quiet(self.pipe), cached(self.pipe, plan):
+            made = [pixels_of(self.pipe, call, seed) for call, seed in self.calls]
         pairs = zip(made, self._full, strict=True)
         return [psnr(a, b) for a, b in pairs if a is not None and b is not None]
 
@@ -61,10 +61,6 @@ class Judge:
             with quiet(self.pipe), driver:
                 found.append(pixels_of(self.pipe, call, seed))
         return found
-
-    def _images(self) -> list:
-        with quiet(self.pipe):
-            return [pixels_of(self.pipe, call, seed) for call, seed in self.calls]
 
 
 class _Replay(Policy):
@@ -89,8 +85,7 @@ def pixels_of(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray | Non
     found = pictures_of(called(pipe, call, seed, "np"))
     if found is None:
         return None
-    levels = np.asarray(found[0] if isinstance(found, list) else found)
-    return levels if levels.dtype == np.uint8 else (levels * 255).round().astype(np.uint8)
+    return eight_bit(found[0] if isinstance(found, list) else found)
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:

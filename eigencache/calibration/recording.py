@@ -21,7 +21,6 @@ from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime._taps import FEATURES, fingerprint, map_tensors, network_of
 
-Passes = tuple[Pass, ...]  # the calls of networks at a step
 # How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
 # more than single precision, in which many schedulers step, rounds away.
 _PROBE = 2**-6
@@ -41,23 +40,18 @@ class Recorder(Policy):
 
     Attributes:
         moments: the timesteps of the steps so far, as the pipeline passes them.
-        sigmas: float64, the scheduler's noise levels; empty where it has none.
         passes: of each step so far, which networks were called how often.
     """
 
     def __init__(self, keep: Callable | None = None) -> None:
         self.keep = keep
-        self.sigmas = np.empty(0)
-        self.passes: list[Passes] = []
+        self.passes: list[tuple[Pass, ...]] = []
         self.moments: list[Any] = []
         self.stepper: Stepper | None = None
 
     def given(self, call: StepCall) -> None:
         if call.index == 0:
             self.stepper = Stepper(call, self.moments)
-            sigmas = getattr(call.scheduler, "sigmas", None)
-            if isinstance(sigmas, torch.Tensor):
-                self.sigmas = sigmas.double().cpu().numpy()
         if self.keep:
             self.keep(call.output)
         self.passes.append(call.passes)
@@ -67,6 +61,18 @@ class Recorder(Policy):
     def timesteps(self) -> np.ndarray:
         """The timesteps of the steps so far, float64 `[T]`."""
         return np.array([float(torch.as_tensor(t).flatten()[0]) for t in self.moments])
+
+    @property
+    def denoisers(self) -> set[str]:
+        """The networks that are called after the first step, by name."""
+        return {name for step in self.passes[1:] for name, *_ in step}
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The steps at which those networks are called otherwise than at the step before."""
+        names = self.denoisers
+        found = [[part for part in step if part[0] in names] for step in self.passes]
+        return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
 
     def step_sizes(self) -> np.ndarray:
         """Return what `Stepper.step_sizes` says of the run."""
@@ -137,9 +143,7 @@ class Stepper:
         self.call, self.scheduler = call, copy.deepcopy(call.scheduler)
         self.timesteps = timesteps
         self.arguments = call.again(None, None, None)
-        self.generator = self.arguments.get("generator")
-        if self.generator is not None:  # as it is now
-            self.generator = map_generators(self.generator, _clone)
+        self.generator = copy.deepcopy(self.arguments.get("generator"))  # as it is now
 
     def end(self, sample: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the latents after as many steps as there are outputs.
@@ -148,7 +152,7 @@ class Stepper:
         """
         scheduler, arguments = copy.deepcopy(self.scheduler), dict(self.arguments)
         if self.generator is not None:
-            arguments["generator"] = map_generators(self.generator, _clone)
+            arguments["generator"] = copy.deepcopy(self.generator)
         timesteps = self.timesteps[self.call.index :]
         with forked():
             for timestep, output in zip(timesteps, outputs, strict=False):
@@ -187,33 +191,6 @@ class Stepper:
                 "amounts, so no plan can be designed for it; choose another scheduler"
             )
         return sizes
-
-
-def map_generators(generator: Any, function: Any) -> Any:
-    """Return `function` of a generator, or of each in a list."""
-    return [function(g) for g in generator] if isinstance(generator, list) else function(generator)
-
-
-def _clone(generator: torch.Generator) -> torch.Generator:
-    clone = torch.Generator(generator.device)
-    clone.set_state(generator.get_state())
-    return clone
-
-
-def denoisers_of(passes: Sequence[Passes]) -> set[str]:
-    """Return the networks that are called after the first step, by name."""
-    return {name for step in passes[1:] for name, *_ in step}
-
-
-def switches_of(passes: Sequence[Passes]) -> tuple[int, ...]:
-    """Return the steps at which networks are called otherwise than at the step before."""
-    found = [among(denoisers_of(passes), step) for step in passes]
-    return tuple(s for s in range(1, len(found)) if found[s] != found[s - 1])
-
-
-def among(names: set[str], passes: Passes) -> Passes:
-    """Return the calls of these networks, among those of a step."""
-    return tuple(part for part in passes if part[0] in names)
 
 
 @contextlib.contextmanager
@@ -256,7 +233,7 @@ def outline(pipe: Any, call: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, 
     recorder = _Outline()
     with quiet(pipe), Driver(pipe, recorder):
         called(pipe, call, seed=0)
-    return recorder.timesteps, switches_of(recorder.passes)
+    return recorder.timesteps, recorder.switches
 
 
 def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
@@ -285,8 +262,8 @@ def record_kernels(
 ) -> list[Kernel]:  # fmt: skip
     """Return one kernel for each kind, from a full run of every call.
 
-    Only one trajectory is held at a time, so memory does not grow with the number of calls. Where
-    a pipeline calls its network several times per step, these calls make one feature.
+    Only one trajectory is held at a time; of the others, their kernels are. Where a pipeline calls
+    its network several times per step, these calls make one feature.
 
     Args:
         pipe: a pipeline of diffusers.
@@ -295,8 +272,7 @@ def record_kernels(
         kinds: of the kernels.
         source: what the kernels say of where they come from.
     """
-    kernels: dict[int, Kernel] = {}
-    outputs: dict[int, list[Kernel]] = {}  # of each run
+    kernels: list[list[Kernel]] = [[] for _ in kinds]  # of each run
     model = fingerprint(network_of(pipe))
     pairs = list(zip(calls, seeds, strict=True))
     for index, (call, seed) in enumerate(tqdm(pairs, desc="calibrate", unit="run", delay=5)):
@@ -315,16 +291,14 @@ def record_kernels(
         timesteps = recorder.timesteps
         sampler: dict[str, Any] = {}
         if OUTPUT[:2] in kept:
-            sampler = {
-                "step_sizes": recorder.step_sizes(), "switches": switches_of(recorder.passes)
-            }  # fmt: skip
+            sampler = {"step_sizes": recorder.step_sizes(), "switches": recorder.switches}
             plan = sparse(timesteps, SPARSE[index % len(SPARSE)], sampler["switches"])
             outputs_of = [row[None] for row in kept[OUTPUT[:2]]["output"]]
             responses = Responses(outputs_of, sampler["step_sizes"], plan, _full)
             with quiet(pipe), Driver(pipe, responses):
                 called(pipe, call, seed)
             sampler["responses"] = responses.seen
-        for i, kind in enumerate(kinds):
+        for kind, runs in zip(kinds, kernels, strict=True):
             if kind not in used:
                 continue
             trajectory = {
@@ -335,12 +309,12 @@ def record_kernels(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
                 model=model, source=source or {}, **(sampler if kind.tap == "output" else {}),
             )  # fmt: skip
-            if kind.tap == "output" and kind.normalisation == "second-moment":
-                outputs.setdefault(i, []).append(kernel)
-            else:
-                kernels[i] = kernels[i] + kernel if i in kernels else kernel
-    kernels |= {i: weighed(runs) for i, runs in outputs.items()}
-    return [kernels[i] for i in range(len(kinds))]
+            runs.append(kernel)
+    moments = ("output", "second-moment")
+    return [
+        weighed(runs) if (kind.tap, kind.normalisation) == moments else sum(runs[1:], runs[0])
+        for kind, runs in zip(kinds, kernels, strict=True)
+    ]
 
 
 def _full(output: Any) -> torch.Tensor:

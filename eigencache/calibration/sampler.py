@@ -16,7 +16,7 @@ from PIL import Image
 
 from eigencache._device import default_device
 from eigencache._upstream import device_of, parts_needed
-from eigencache.calibration._calls import called, pictures_of, quiet
+from eigencache.calibration._calls import called, eight_bit, pictures_of, quiet
 from eigencache.plan import Plan
 from eigencache.runtime import cached, watched
 from eigencache.sharing import is_hub_id
@@ -41,11 +41,6 @@ class Sample:
     seconds: float
     decode_seconds: float
     peak_memory_mb: float
-
-    @property
-    def image(self) -> Image.Image:
-        """The image, or the first frame of a video."""
-        return self.frames[0]
 
 
 def pipeline_class(model: str | os.PathLike, name: str | None = None) -> type[DiffusionPipeline]:
@@ -187,20 +182,10 @@ def frames_of(made: Any) -> list[Image.Image]:
     found = pictures_of(made)
     if found is None:
         raise ValueError(f"{type(made).__name__} has neither images nor frames")
-    return [_pil(frame) for frame in (found[0] if _is_many(found[0]) else [found[0]])]
-
-
-def _is_many(made: Any) -> bool:
-    return isinstance(made, list | tuple) or (isinstance(made, np.ndarray) and made.ndim == 4)
-
-
-def _pil(frame: Any) -> Image.Image:
-    if isinstance(frame, Image.Image):
-        return frame.convert("RGB")
-    levels = np.asarray(frame)
-    return Image.fromarray(
-        levels if levels.dtype == np.uint8 else (255 * levels).round().astype(np.uint8)
-    )
+    first = found[0]
+    video = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim == 4)
+    frames = first if video else [first]
+    return [Image.fromarray(eight_bit(frame)).convert("RGB") for frame in frames]
 
 
 def _peak_memory_mb(device: torch.device) -> float:

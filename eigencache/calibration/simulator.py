@@ -17,25 +17,14 @@ import numpy as np
 import torch
 
 from eigencache._upstream import WeakTensorKeyDictionary
-from eigencache.calibration._calls import (
-    Ending,
-    Stop,
-    generator_states,
-    quiet,
-    sample_of,
-    seeded,
-)
+from eigencache.calibration._calls import Ending, Stop, quiet, sample_of, seeded
 from eigencache.calibration.recording import (
     SPARSE,
-    Passes,
     Recorder,
     Responses,
     Stepper,
-    among,
-    denoisers_of,
     shares_of,
     sparse,
-    switches_of,
     weighed,
 )
 from eigencache.kernel import Kernel
@@ -53,36 +42,33 @@ class Batch:
     Attributes:
         arguments: of the call, without the noise.
         seeds: of the noise of each image.
+        calls: the positions of the calls among all.
         encoded: what networks returned before the first step, by name and order of the call.
         shapes: of what denoisers are called with and return (`Driver.shapes`).
-        samples: the latents before each step of the full run and after the last: `[N, ...]` each.
-        timesteps: of each step, as the pipeline passes it.
-        passes: of each step, the calls of networks (`runtime._driver.StepCall`).
+        record: of the full run, empty before it.
         shares: how much each image weighs (`Simulator.shares`).
         beside: of a pipeline that copies its scheduler, for latents of another kind (LTX 2 has one
             for sound), what the copies were given at the step of each feature.
-        copies: how many copies there are.
-        calls: the positions of the calls among all.
-        ending: of the full run.
-        alike: whether each image is as if its call were made alone: nothing drew from torch's own
-            generators, or there is but one call.
     """
 
     arguments: dict[str, Any]
     seeds: list[int]
+    calls: Sequence[int]
     encoded: dict[tuple[str, int], Any] = field(default_factory=dict)
     shapes: dict[tuple[str, int], Any] = field(default_factory=dict)
-    samples: list[torch.Tensor] = field(default_factory=list)
-    timesteps: list[Any] = field(default_factory=list)
-    passes: list["Passes"] = field(default_factory=list)
+    record: "_Record" = field(default_factory=lambda: _Record())
     shares: np.ndarray = field(default_factory=lambda: np.empty(0))
     beside: MutableMapping[torch.Tensor, list[torch.Tensor]] = field(
         default_factory=WeakTensorKeyDictionary
     )
-    copies: int = 0
-    calls: Sequence[int] = ()
-    ending: Any = None
-    alike: bool = True
+
+    @property
+    def alike(self) -> bool:
+        """Whether each image is as if its call were made alone.
+
+        Nothing drew from torch's own generators, or there is but one call.
+        """
+        return len(self.calls) == 1 or not self.record.drew
 
 
 class Gap(NamedTuple):
@@ -139,13 +125,10 @@ class Simulator:
     ) -> None:  # fmt: skip
         self.pipe, self.count, self.computed = pipe, len(calls), 0
         self.sparse = tuple(sparse)
-        self.grams: list[np.ndarray] = []
-        self.timesteps, self.step_sizes = np.empty(0), np.empty(0)
-        self.responses = np.empty((3, 0))
-        self.batches: list[Batch] = []
-        chunks = _joined([{**arguments, **call} for call in calls], batch)
+        merged = [{**arguments, **call} for call in calls]
+        chunks = _joined(merged, batch)
         try:
-            self._record(calls, seeds, arguments, chunks)
+            self._record(merged, seeds, chunks)
         except Exception as error:
             most = max(map(len, chunks))
             if most == 1 or isinstance(error, PlanError):
@@ -156,44 +139,40 @@ class Simulator:
                 "called with one at a time",
                 stacklevel=3,
             )
-            self._record(calls, seeds, arguments, [[i] for i in range(len(calls))])
+            self._record(merged, seeds, [[i] for i in range(len(calls))])
         self.shares = shares_of(self.grams, self.step_sizes)
-        ends = np.cumsum([len(batch.samples[0]) for batch in self.batches])
+        ends = np.cumsum([len(batch.record.samples[0]) for batch in self.batches])
         # Cosmos steps with each pass of its guidance, which are outputs of their own.
         passes = len(self.shares) // ends[-1]
         parts = np.split(self.shares, passes * ends[:-1])
         for made, shares in zip(self.batches, parts, strict=True):
             made.shares = shares.reshape(passes, -1).mean(0)
-        self.eps = torch.finfo(self.batches[0].samples[0].dtype).eps
+        self.eps = torch.finfo(self.batches[0].record.samples[0].dtype).eps
 
     def _record(
-        self, calls: Sequence[Mapping[str, Any]], seeds: Sequence[int],
-        arguments: Mapping[str, Any], chunks: Sequence[Sequence[int]],
+        self, calls: Sequence[dict[str, Any]], seeds: Sequence[int],
+        chunks: Sequence[Sequence[int]],
     ) -> None:  # fmt: skip
         """Make the full runs, those of a chunk at once."""
-        self.batches = [_batch(calls, seeds, arguments, chunk) for chunk in chunks]
-        self.grams = []
-        for index, batch in enumerate(self.batches):
-            record = _Record()
+        self.batches = [_batch(calls, seeds, chunk) for chunk in chunks]
+        self.grams: list[np.ndarray] = []
+        for batch in self.batches:
+            record = batch.record
             self._call(batch, record)
-            if len(chunks[index]) > 1 and len(record.samples[0]) != len(batch.seeds):
+            if len(batch.calls) > 1 and len(record.samples[0]) != len(batch.seeds):
                 raise ValueError(f"its latents are of {len(record.samples[0])} images")
             timesteps = record.timesteps
-            if index == 0:
+            if batch is self.batches[0]:
                 self.timesteps, self.step_sizes = timesteps, record.step_sizes()
                 self.responses = np.zeros((3, len(timesteps)))
             elif not np.array_equal(timesteps, self.timesteps):
                 raise PlanError(
-                    f"calls 0 and {chunks[index][0]} sample at other timesteps ({_few(timesteps)} "
+                    f"calls 0 and {batch.calls[0]} sample at other timesteps ({_few(timesteps)} "
                     f"and {_few(self.timesteps)}): calibrate on calls of the same number of steps, "
                     "strength and size"
                 )
-            batch.samples, batch.timesteps = record.samples, record.moments
-            batch.copies, batch.passes = record.copies, record.passes
-            batch.ending = record.ending
-            batch.alike = len(batch.calls) == 1 or not record.drew
             for share in self.sparse:
-                plan = sparse(timesteps, share, switches_of(batch.passes))
+                plan = sparse(timesteps, share, record.switches)
                 policy = _Respond(record.outputs, self.step_sizes, plan, torch.Tensor.detach)
                 self._call(batch, policy)
                 self.responses = self.responses + policy.seen
@@ -206,7 +185,7 @@ class Simulator:
     @property
     def switches(self) -> tuple[int, ...]:
         """The steps at which networks are called otherwise than at the step before."""
-        return tuple(sorted({s for batch in self.batches for s in switches_of(batch.passes)}))
+        return tuple(sorted({step for batch in self.batches for step in batch.record.switches}))
 
     def kernel(self, source: Mapping[str, str] | None = None) -> Kernel:
         """Return the kernel of what the scheduler was given in the full runs.
@@ -238,8 +217,8 @@ class Simulator:
         for batch in filter(lambda batch: batch.alike, self.batches):
             for k, call in enumerate(batch.calls):
                 one = slice(k, k + 1) if len(batch.calls) > 1 else slice(None)
-                result = map_tensors(itemgetter(one), batch.ending.result)
-                found[call] = Ending(batch.ending.step, batch.ending.repeats, result)
+                ending = batch.record.ending
+                found[call] = ending._replace(result=map_tensors(itemgetter(one), ending.result))
         return [found[call] for call in sorted(found)]
 
     def decibels(self, final: Sequence[torch.Tensor]) -> float:
@@ -249,9 +228,8 @@ class Simulator:
 
     def errors(self, final: Sequence[torch.Tensor]) -> np.ndarray:
         """Return final latents less those of the full runs, float64 `[N, D]`."""
-        return np.concatenate(
-            [_rows(a) - _rows(b.samples[-1]) for a, b in zip(final, self.batches, strict=True)]
-        )
+        ends = [batch.record.samples[-1] for batch in self.batches]
+        return np.concatenate([_rows(a) - _rows(b) for a, b in zip(final, ends, strict=True)])
 
     def run(
         self, full: np.ndarray, weights: np.ndarray, features: Features = (),
@@ -308,18 +286,14 @@ class Simulator:
         noise: Any = [torch.Generator("cpu").manual_seed(seed) for seed in batch.seeds]
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
-        names, passes = denoisers_of(batch.passes), batch.passes
-        driver.denoisers = names or None  # not known in the full run
-        policy.begins_alike = len(passes) > 1 and (
-            among(names, passes[0]) == among(names, passes[1])
-        )
-        with quiet(self.pipe), driver, seeded(batch.seeds[0]), contextlib.suppress(Stop):
-            before = generator_states()
+        driver.denoisers = batch.record.denoisers or None  # not known in the full run
+        policy.begins_alike = len(batch.record.passes) > 1 and 1 not in batch.record.switches
+        with quiet(self.pipe), driver, seeded(batch.seeds[0]) as drew, contextlib.suppress(Stop):
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
-            policy.drew = not all(map(torch.equal, before, generator_states()))
+            policy.drew = drew()
         policy.done()
         self.computed += policy.computed * len(batch.seeds)
-        if policy.index == 0:
+        if policy.ending is None:
             raise PlanError(f"{type(self.pipe).__name__} never called its scheduler's step")
 
 
@@ -330,13 +304,13 @@ class _Simulated(Policy):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.computed = self.index = self.copies = 0
+        self.computed = 0
+        self.beside: list[_Copy] = []
         self.ending: Any = None
         self.drew = True  # whether anything drew from torch's own generators
 
     def given(self, call: StepCall) -> None:
         super().given(call)
-        self.index = call.index + 1
         self.computed += call.computed
 
     def moved(self, call: StepCall, result: Any) -> Any:
@@ -351,6 +325,14 @@ class _Simulated(Policy):
     def sibling(self) -> Policy:
         return _Copy(self)
 
+    def given_to(self, step: int, output: Any, features: list[torch.Tensor]) -> Any:
+        """Return what a copy of the scheduler is given at a step, from its features so far."""
+        return output
+
+    def known_beside(self, number: int) -> list[torch.Tensor]:
+        """Return the known features of a copy of the scheduler."""
+        return []
+
     def done(self) -> None:
         """The call of the pipeline has ended."""
 
@@ -359,18 +341,14 @@ class _Copy(Policy):
     """Of a copy of the scheduler: it is given what the plan says of its own outputs."""
 
     def __init__(self, original: _Simulated) -> None:
-        self.original, self.number = original, -1
+        self.original = original
         self.features: list[torch.Tensor] = []
 
     def given(self, call: StepCall) -> None:
         if call.index == 0:
-            self.number = self.original.copies
-            self.original.copies += 1
-            if isinstance(self.original, _Follow):
-                self.original.beside.append(self)
-                self.features = self.original.known_beside(self.number)
-        if isinstance(self.original, _Follow):
-            call.output = self.original.given_to(call.index, call.output, self.features)
+            self.features = self.original.known_beside(len(self.original.beside))
+            self.original.beside.append(self)
+        call.output = self.original.given_to(call.index, call.output, self.features)
 
     def sibling(self) -> Policy:
         return _Copy(self.original)
@@ -420,11 +398,11 @@ class _Follow(_Simulated):
         stop: tuple[int, int, int | None] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        if batch.copies:  # a sampling that was stopped may have missed its last step's
-            whole = [len(batch.beside.get(f, ())) == batch.copies for f in features]
+        copies = len(batch.record.beside)
+        if copies:  # a sampling that was stopped may have missed its last step's
+            whole = [len(batch.beside.get(f, ())) == copies for f in features]
             features = features[: whole.index(False)] if False in whole else features
         self.batch, self.full, self.weights, self.features = batch, full, weights, list(features)
-        self.beside: list[_Copy] = []
         self.steps = len(full)
         self.known = set(np.flatnonzero(full)[: len(features)].tolist())
         self.position = {int(s): k for k, s in enumerate(np.flatnonzero(full))}
@@ -452,7 +430,6 @@ class _Follow(_Simulated):
         return features[self.position[step]].clone()  # schedulers may write into it
 
     def known_beside(self, number: int) -> list[torch.Tensor]:
-        """Return the known features of a copy of the scheduler."""
         return [self.batch.beside[f][number] for f in self.features[: len(self.known)]]
 
     def done(self) -> None:
@@ -472,7 +449,7 @@ class _Follow(_Simulated):
         return forecast([(features[self.position[a]], float(row[a])) for a in anchors])
 
     def _fit(self, call: StepCall, step: int, end: int, anchors: int | None) -> Gap:
-        stepper = Stepper(call, self.batch.timesteps)
+        stepper = Stepper(call, self.batch.record.moments)
         rows = self.weights[step + 1 : end]
         outputs = [self._forecast(row, self.features) for row in rows]
         base = stepper.end(call.sample, outputs)
@@ -484,7 +461,7 @@ class _Follow(_Simulated):
         used = self.features[-anchors:] if anchors else self.features
         root = torch.from_numpy(np.sqrt(self.batch.shares)).to(base.device)[:, None]
         basis = scale * torch.stack([(root * f.double().flatten(1)).flatten() for f in used])
-        error = (self.batch.samples[end].to(base.device).double() - base.double()).flatten(1)
+        error = (self.batch.record.samples[end].to(base.device).double() - base.double()).flatten(1)
         error = (root * error).flatten()
         return Gap((basis @ basis.T).cpu().numpy(), (basis @ error).cpu().numpy())
 
@@ -502,15 +479,11 @@ def _by_step(features: list[list[torch.Tensor]]) -> Features:
     return tuple(list(part) for part in zip(*features, strict=True))
 
 
-def _batch(
-    calls: Sequence[Mapping[str, Any]], seeds: Sequence[int], arguments: Mapping[str, Any],
-    chunk: Sequence[int],
-) -> Batch:  # fmt: skip
-    merged = [{**arguments, **calls[i]} for i in chunk]
-    own = merged[0]
+def _batch(calls: Sequence[dict[str, Any]], seeds: Sequence[int], chunk: Sequence[int]) -> Batch:
+    own = calls[chunk[0]]
     if len(chunk) > 1:  # pipelines want as many negative prompts as prompts
-        own = {k: [m[k] for m in merged] if _is_prompt(k, v) else v for k, v in own.items()}
-    return Batch(own, [seeds[i] for i in chunk], calls=chunk)
+        own = {k: [calls[i][k] for i in chunk] if _is_prompt(k, v) else v for k, v in own.items()}
+    return Batch(own, [seeds[i] for i in chunk], chunk)
 
 
 def _is_prompt(name: str, value: Any) -> bool:

@@ -2,8 +2,8 @@
 
 A subcommand's module has
 
-    __doc__                    what `--help` says: a summary in one line, then more
-    EXAMPLES                   what `--help` ends with: lines that a newcomer can copy
+    __doc__                    what `--help` says: a summary in one line, then more; and last,
+                               after a line "examples:", lines that a newcomer can copy
     add_arguments(parser)      its command line
     run(arguments)             what it does
 

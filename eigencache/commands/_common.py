@@ -1,113 +1,20 @@
-"""What several subcommands share: the model, how it is called, the method and its options."""
+"""What several subcommands make of their flags (`_flags.py`)."""
 
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eigencache._checks import fixed
-from eigencache.commands.prompts import json_or_text, read_calls
+from eigencache.commands._flags import SHORT
+from eigencache.commands.prompts import json_or_text, opened, read_calls
 from eigencache.kernel import Kernel
 from eigencache.plan import Plan
 
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def at_least(low: int, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """Return the `type` of a flag whose number must not be below `low`."""
-
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}, got {text}")
-        return value
-
-    number.__name__ = kind.__name__  # argparse says "invalid int value"
-    return number
-
-
-# Short flags for what many pipelines take: flag, argument of the call, type, help.
-SHORT = (
-    ("--steps", "num_inference_steps", at_least(1), "sampler steps of an image"),
-    ("--height", "height", at_least(1), "height of images in pixels"),
-    ("--width", "width", at_least(1), "width of images in pixels"),
-    ("--guidance-scale", "guidance_scale", at_least(0, float), "scale of the pipeline's guidance"),
-    (
-        "--max-sequence-length", "max_sequence_length", at_least(1),
-        "most tokens for the long text encoder",
-    ),
-)  # fmt: skip
-
-
-def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the model, its prompts and how it is run to a command line."""
-    parser.add_argument(
-        "--model", metavar="MODEL", required=required,
-        help="folder of a diffusers pipeline, or its id on the Hugging Face hub, such as "
-        "black-forest-labs/FLUX.1-dev",
-    )  # fmt: skip
-    parser.add_argument(
-        "--pipeline", metavar="CLASS",
-        help="diffusers class to build from the model's parts, such as FluxImg2ImgPipeline; by "
-        "default the class that the model names",
-    )  # fmt: skip
-    parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", required=required,
-        help="text file with one prompt per line; or .jsonl or .tsv, whose fields are arguments of "
-        "the pipeline's call: prompt, negative_prompt, image (a path from the file's folder) ...",
-    )  # fmt: skip
-    parser.add_argument(
-        "--num-prompts", type=at_least(1), metavar="N",
-        help="use the first N prompts; by default all",
-    )  # fmt: skip
-    parser.add_argument(
-        "--low-memory", action="store_true", help="the pipeline's models take turns on the GPU"
-    )
-    parser.add_argument(
-        "--threads", type=at_least(1), metavar="N",
-        help="CPU threads; changing the number may change the last bits of an image",
-    )  # fmt: skip
-
-
-def add_call(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add how the pipeline is called to a command line.
-
-    Args:
-        parser: of the command line.
-        default: what holds where nothing is stated.
-    """
-    group = parser.add_argument_group("how the pipeline is called", f"By default {default}.")
-    group.add_argument(
-        "--arguments", metavar="JSON",
-        help='further arguments of the call, such as \'{"true_cfg_scale": 4, "strength": 0.6}\'',
-    )  # fmt: skip
-    for flag, name, kind, told in SHORT:
-        group.add_argument(flag, dest=name, type=kind, metavar="N", help=told)
-    group.add_argument(
-        "--dtype", choices=DTYPES,
-        help="dtype of weights and features; by default bfloat16 on a GPU, float32 on a CPU",
-    )  # fmt: skip
-
-
-def add_method(parser: argparse.ArgumentParser, default: str | None = "EigenCache-design") -> None:
-    """Add a method and its options to a command line."""
-    told = "; by default %(default)s" if default else ""
-    parser.add_argument(
-        "--method", default=default, metavar="NAME",
-        help="a method of eigencache.METHODS, such as EigenCache, EigenCache-design, TaylorSeer or "
-        f"FORA{told}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tap", metavar="TAP",
-        help="where features are taken: output, hidden, blocks, delta or modules; by default the "
-        "method's own",
-    )  # fmt: skip
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", dest="options",
-        help="an option of the method, such as order=2; may be repeated",
-    )  # fmt: skip
+if TYPE_CHECKING:
+    from eigencache.calibration import Calibration
 
 
 def named(pairs: Iterable[str], flag: str, form: str = "NAME=VALUE") -> dict[str, str]:
@@ -136,20 +43,73 @@ def parsed_options(pairs: Iterable[str]) -> dict[str, Any]:
     return {name: json_or_text(value) for name, value in named(pairs, "--option").items()}
 
 
-def call_arguments(
-    arguments: argparse.Namespace, made: Plan | Kernel | None = None
-) -> dict[str, Any]:
-    """Return what the pipeline is called with beside each prompt's own.
+class Calls:
+    """How a command line calls a pipeline.
 
     Args:
-        arguments: of a command line with `add_call`.
-        made: a plan or kernel, whose arguments hold where the command line states none.
+        arguments: of a command line with `add_model`, and maybe `add_call`.
+        made: a plan or kernel, whose arguments and dtype hold where the command line states none.
+
+    Attributes:
+        own: the arguments that are each call's own; images are named by their paths.
+        shared: those of all calls.
+        dtype: of weights; None for bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
-        ValueError: --arguments is no JSON object, or an argument is stated twice.
+        FileNotFoundError, ValueError: the prompt file is missing or faulty, --arguments is no JSON
+            object, or an argument is stated twice.
     """
-    kept = fixed(made.arguments) if made else {}
-    stated = _object(getattr(arguments, "arguments", None) or "{}", "--arguments")
+
+    def __init__(self, arguments: argparse.Namespace, made: Plan | Kernel | None = None) -> None:
+        self.arguments = arguments
+        self.own = read_calls(arguments.prompts, arguments.num_prompts)
+        self.shared = {**(fixed(made.arguments) if made else {}), **_stated(arguments)}
+        dtype = getattr(arguments, "dtype", None)
+        self.dtype = dtype or (made.source.get("dtype") if made else None)
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return all arguments of a call, with its images read."""
+        return {**self.shared, **opened(self.own[index])}
+
+    def pipeline(self) -> Any:
+        """Return the pipeline, after checking that it can be called so.
+
+        Raises:
+            OSError: there is no such model, or one of its files is missing or unreadable.
+            ValueError: the pipeline takes no such argument.
+        """
+        import torch
+
+        from eigencache._device import default_device
+        from eigencache.calibration.sampler import check_arguments, load_pipeline, pipeline_class
+
+        model, kind = self.arguments.model, self.arguments.pipeline
+        if self.arguments.threads is not None:
+            torch.set_num_threads(self.arguments.threads)
+        check_arguments(pipeline_class(model, kind), self.own, self.shared)
+        dtype = self.dtype or ("bfloat16" if default_device() == "cuda" else "float32")
+        low_memory = self.arguments.low_memory
+        return load_pipeline(model, dtype, low_memory=low_memory, pipeline=kind)
+
+    def calibration(self, seed: int) -> "Calibration":
+        """Return what plans are made on with these calls, and noise of a seed."""
+        from eigencache.calibration import Calibration
+
+        return Calibration(self.pipeline(), list(map(opened, self.own)), self.shared, seed)
+
+
+def _stated(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of all calls that a command line states."""
+    text = getattr(arguments, "arguments", None) or "{}"
+    try:
+        stated = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--arguments: not JSON: {error}: {text}") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f'--arguments: write a JSON object, {{"NAME": VALUE}}, not {text}')
     for flag, name, _, _ in SHORT:
         value = getattr(arguments, name, None)
         if value is None:
@@ -157,26 +117,7 @@ def call_arguments(
         if name in stated:
             raise ValueError(f"{flag}: --arguments states {name} too")
         stated[name] = value
-    return {**kept, **stated}
-
-
-def _object(text: str, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: not JSON: {error}: {text}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f'{what}: write a JSON object, {{"NAME": VALUE}}, not {text}')
-    return found
-
-
-def calls_from(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return each prompt's own arguments of a command line with `add_model`.
-
-    Raises:
-        FileNotFoundError, ValueError: the file is missing or faulty.
-    """
-    return read_calls(arguments.prompts, arguments.num_prompts)
+    return stated
 
 
 def check_file(path: Path) -> None:
@@ -193,34 +134,3 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"--out: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(f"--out: no permission to write into {there}")
-
-
-def loaded(
-    arguments: argparse.Namespace, calls: Sequence[Mapping[str, Any]], shared: Mapping[str, Any],
-    dtype: str | None,
-) -> Any:  # fmt: skip
-    """Return the pipeline of a command line, after checking that it can be called so.
-
-    Args:
-        arguments: of a command line with `add_model`.
-        calls: the arguments that are each call's own.
-        shared: those of all calls.
-        dtype: of the weights; None for bfloat16 on a GPU and float32 on a CPU.
-
-    Raises:
-        OSError: there is no such model, or one of its files is missing or unreadable.
-        ValueError: the pipeline takes no such argument.
-    """
-    import torch
-
-    from eigencache._device import default_device
-    from eigencache.calibration import check_arguments
-    from eigencache.calibration.sampler import load_pipeline, pipeline_class
-
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    check_arguments(pipeline_class(arguments.model, arguments.pipeline), calls, shared)
-    dtype = dtype or ("bfloat16" if default_device() == "cuda" else "float32")
-    return load_pipeline(
-        arguments.model, dtype, low_memory=arguments.low_memory, pipeline=arguments.pipeline
-    )

@@ -4,25 +4,7 @@ The kernel says how similar the features of any two sampler steps are; `eigencac
 from it. It also says how outputs answer errors of the latents. Calibration takes a seventh longer
 than sampling the prompts without a cache. One prompt or two suffice for the open loop, 8 to 32 for
 the closed loop; do not judge the result by any of them.
-"""
 
-import argparse
-from pathlib import Path
-
-from eigencache.commands._common import (
-    add_call,
-    add_method,
-    add_model,
-    at_least,
-    call_arguments,
-    calls_from,
-    check_file,
-    loaded,
-    parsed_options,
-)
-from eigencache.methods import method_of
-
-EXAMPLES = """\
 examples:
   eigencache calibrate --model black-forest-labs/FLUX.1-dev --prompts calibration.txt \\
       --steps 28 --height 1024 --width 1024 --out kernel.safetensors
@@ -35,6 +17,13 @@ examples:
   a kernel for a method of another tap:
   eigencache calibrate --method EigenCache-published ...
 """
+
+import argparse
+from pathlib import Path
+
+from eigencache.commands._common import Calls, check_file, parsed_options
+from eigencache.commands._flags import add_call, add_method, add_model, at_least
+from eigencache.methods import method_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,16 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Record the kernel that the method wants, and write it."""
     method, options = method_of(arguments.method), parsed_options(arguments.options)
-    calls, shared = calls_from(arguments), call_arguments(arguments)
+    calls = Calls(arguments)
     kind = method.kind(arguments.tap, **options).among(len(calls) if method.needs_kernel else 1)
     check_file(arguments.out)
-
-    from eigencache.calibration import Calibration
-    from eigencache.commands.prompts import opened
-
-    pipe = loaded(arguments, calls, shared, arguments.dtype)
-    calibration = Calibration(pipe, [opened(call) for call in calls], shared, arguments.seed)
-    kernel = calibration.kernel(kind)
+    kernel = calls.calibration(arguments.seed).kernel(kind)
     kernel.save(arguments.out)
     print(
         f"{arguments.out}: kernel of tap {kernel.tap}, {len(kernel.streams)} streams, "

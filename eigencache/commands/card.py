@@ -1,6 +1,10 @@
 """Write the card of a plan: what it is for, how good it is, how it was made, how to use it.
 
 It is the README.md of a repository on a model hub; `eigencache push` writes it there.
+
+examples:
+  eigencache card --plan plan.safetensors --model black-forest-labs/FLUX.1-dev --out README.md
+  eigencache card --plan plan.safetensors --scores scores.csv --repo user/repo --out README.md
 """
 
 import argparse
@@ -9,12 +13,6 @@ from pathlib import Path
 from eigencache._files import replacing
 from eigencache.commands._common import check_file
 from eigencache.sharing import CARD, card, load_plan
-
-EXAMPLES = """\
-examples:
-  eigencache card --plan plan.safetensors --model black-forest-labs/FLUX.1-dev --out README.md
-  eigencache card --plan plan.safetensors --scores scores.csv --repo user/repo --out README.md
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,33 +4,23 @@ The scheduler is one Python file, which says how to use it and what it cannot do
 config is written beside it. With --prompts too, the first prompt is sampled by the plan and by the
 scheduler, and nothing is written if the results differ; without, nothing tells whether they do.
 The mask is printed: 1 for each full step, 0 for the others.
-"""
 
-import argparse
-import json
-from pathlib import Path
-
-from eigencache.commands._common import (
-    SHORT,
-    add_call,
-    add_model,
-    call_arguments,
-    calls_from,
-    check_folder,
-    loaded,
-)
-from eigencache.commands.prompts import opened
-from eigencache.export import computation_mask, export_scheduler, scheduler_class
-from eigencache.plan import Plan
-from eigencache.sharing import load_plan
-
-EXAMPLES = """\
 examples:
   eigencache export --plan plan.safetensors --out scheduler
   eigencache export --plan plan.safetensors --model data/emoji-flux \\
       --prompts data/prompts/emoji-calibration.txt --out scheduler
   eigencache export --plan plan.safetensors --mask
 """
+
+import argparse
+import json
+from pathlib import Path
+
+from eigencache.commands._common import Calls, check_folder
+from eigencache.commands._flags import SHORT, add_call, add_model
+from eigencache.export import computation_mask, export_scheduler, scheduler_class
+from eigencache.plan import Plan
+from eigencache.sharing import load_plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +70,5 @@ def _checked(plan: Plan, arguments: argparse.Namespace) -> Path:
     """Write the scheduler after comparing it with the plan on the first prompt."""
     if not arguments.model:
         raise ValueError("--prompts: state the --model to sample the first of them with")
-    calls, shared = calls_from(arguments), call_arguments(arguments, plan)
-    dtype = arguments.dtype or plan.source.get("dtype")
-    pipe = loaded(arguments, calls[:1], shared, dtype)
-    return plan.export_scheduler(arguments.out, pipe=pipe, **{**shared, **opened(calls[0])})
+    calls = Calls(arguments, plan)
+    return plan.export_scheduler(arguments.out, pipe=calls.pipeline(), **calls[0])

@@ -3,27 +3,7 @@
 Most methods need the kernel alone and take seconds. EigenCache, the method in closed loop, tries
 its plans on the model, and so does --psnr with any method: state the --model and the calibration
 --prompts then. The seed and the arguments of the call are those of the kernel's calibration.
-"""
 
-import argparse
-from pathlib import Path
-
-from eigencache.commands._common import (
-    add_method,
-    add_model,
-    at_least,
-    call_arguments,
-    calls_from,
-    check_file,
-    loaded,
-    parsed_options,
-)
-from eigencache.kernel import Kernel
-from eigencache.methods import Method, check_wish, method_of
-from eigencache.plan import Plan
-from eigencache.sharing import load_kernel
-
-EXAMPLES = """\
 examples:
   eigencache plan --kernel kernel.safetensors --full-steps 9 --out plan.safetensors
 
@@ -36,6 +16,16 @@ examples:
       --model data/emoji-flux --prompts data/prompts/emoji-calibration.txt --num-prompts 32 \\
       --out plan.safetensors
 """
+
+import argparse
+from pathlib import Path
+
+from eigencache.commands._common import Calls, check_file, parsed_options
+from eigencache.commands._flags import add_method, add_model, at_least
+from eigencache.kernel import Kernel
+from eigencache.methods import Method, check_wish, method_of
+from eigencache.plan import Plan
+from eigencache.sharing import load_kernel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,16 +83,12 @@ def _with_model(
             f"{arguments.kernel}: does not record the arguments that it was calibrated with, as "
             "kernels of older versions do not; calibrate again"
         )
-    calls, shared = calls_from(arguments), call_arguments(arguments, kernel)
-    tap, psnr = arguments.tap, arguments.psnr
+    calls, tap, psnr = Calls(arguments, kernel), arguments.tap, arguments.psnr
     check_wish(method, arguments.full_steps, psnr, tap, options, len(calls))
 
-    from eigencache.calibration import Calibration, plan_with
-    from eigencache.commands.prompts import opened
+    from eigencache.calibration import plan_with
 
-    pipe = loaded(arguments, calls, shared, kernel.source.get("dtype"))
-    calibration = Calibration(pipe, [opened(call) for call in calls], shared, int(seed))
     return plan_with(
-        calibration, method, arguments.full_steps, psnr=psnr, options=options, tap=tap,
-        kernel=kernel,
+        calls.calibration(int(seed)), method, arguments.full_steps, psnr=psnr, options=options,
+        tap=tap, kernel=kernel,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +70,7 @@ def described(call: Mapping[str, Any]) -> str:
 
 def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call with its images read, as RGB of PIL, or with their alpha."""
-    return {name: _open(value) if _is_image(name, value) else value for name, value in call.items()}
-
-
-def images_of(path: str | os.PathLike) -> list[str]:
-    """Return the paths of the images that a prompt file names, each once.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_calls` says.
-    """
-    named = [value for call in read_calls(path) for n, value in call.items() if _is_image(n, value)]
-    several = [value if isinstance(value, list) else [value] for value in named]
-    return list(dict.fromkeys(image for images in several for image in images))
+    return _map_images(_open, call)
 
 
 def _open(value: str | list[str]) -> Any:
@@ -93,7 +82,13 @@ def _open(value: str | list[str]) -> Any:
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _is_image(name: str, value: Any) -> bool:
+def _map_images(function: Callable[[Any], Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call with `function` of the path, or list of paths, that each image is named by."""
+    return {name: function(v) if is_image(name, v) else v for name, v in call.items()}
+
+
+def is_image(name: str, value: Any) -> bool:
+    """Return whether an argument of a call is the path of an image, or a list of such."""
     paths = value if isinstance(value, list) else [value]
     return "image" in name and bool(paths) and all(isinstance(path, str) for path in paths)
 
@@ -101,18 +96,15 @@ def _is_image(name: str, value: Any) -> bool:
 def _with_paths(file: Path, number: int, call: dict[str, Any]) -> dict[str, Any]:
     """Return a call whose images are named from the working folder; they must be there."""
 
-    def found(path: str) -> str:
+    def found(path: Any) -> Any:
+        if isinstance(path, list):
+            return [found(each) for each in path]
         image = file.parent / path
         if not image.is_file():
             raise FileNotFoundError(f"{file}, line {number}: no such image: {image}")
         return image.as_posix()
 
-    return {
-        name: (list(map(found, value)) if isinstance(value, list) else found(value))
-        if _is_image(name, value)
-        else value
-        for name, value in call.items()
-    }
+    return _map_images(found, call)
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,18 +2,16 @@
 
 `hf auth login`, or the variable HF_TOKEN, says who you are. Anyone who may read the repository then
 has the plan by its name: `eigencache.load_plan("user/repo")`, or --plan user/repo.
+
+examples:
+  eigencache push --plan plan.safetensors --repo user/repo --model black-forest-labs/FLUX.1-dev
+  eigencache push --plan plan.safetensors --kernel kernel.safetensors --repo user/repo --private
 """
 
 import argparse
 
 from eigencache.commands.card import add_card
 from eigencache.sharing import load_kernel, load_plan
-
-EXAMPLES = """\
-examples:
-  eigencache push --plan plan.safetensors --repo user/repo --model black-forest-labs/FLUX.1-dev
-  eigencache push --plan plan.safetensors --kernel kernel.safetensors --repo user/repo --private
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

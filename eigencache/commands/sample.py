@@ -6,43 +6,7 @@ different plans can be compared image by image; they are the images that the wor
 that seed. OUT/records.jsonl has one line for each image: its prompt, seed, seconds, plan, hash ...
 OUT/plan.safetensors is the plan that all images of OUT are made by, if there is one. It is written
 before the first image, and used again by --resume and by every process of --gpus.
-"""
 
-import argparse
-import contextlib
-import hashlib
-import json
-import os
-import platform
-import statistics
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from eigencache._checks import agrees, span
-from eigencache._files import replacing
-from eigencache._frames import hash_of_frames, write_frames
-from eigencache.built_in import Budget
-from eigencache.commands._common import (
-    add_call,
-    add_method,
-    add_model,
-    at_least,
-    call_arguments,
-    calls_from,
-    check_folder,
-    loaded,
-    parsed_options,
-)
-from eigencache.commands.prompts import described, text_of
-from eigencache.kernel import Kernel
-from eigencache.methods import method_of
-from eigencache.plan import Plan, PlanError
-from eigencache.sharing import PLAN, load_plan
-
-EXAMPLES = """\
 examples:
   eigencache sample --model black-forest-labs/FLUX.1-dev --prompts prompts.txt \\
       --plan plan.safetensors --out images
@@ -63,6 +27,32 @@ examples:
   eigencache sample --model data/emoji-flux --prompts data/prompts/emoji-evaluation.txt \\
       --num-prompts 8 --height 128 --width 128 --max-sequence-length 24 --out full
 """
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eigencache._checks import agrees, span
+from eigencache._files import replacing
+from eigencache._frames import hash_of_frames, write_frames
+from eigencache.built_in import Budget
+from eigencache.commands._common import Calls, check_folder, parsed_options
+from eigencache.commands._flags import add_call, add_method, add_model, at_least
+from eigencache.commands.prompts import described, text_of
+from eigencache.kernel import Kernel
+from eigencache.methods import method_of
+from eigencache.plan import Plan, PlanError
+from eigencache.sharing import PLAN, load_plan
+
 RECORDS = "records.jsonl"
 STEPS = "num_inference_steps"
 # Schedulers that visit more timesteps than the number of steps that they are set to.
@@ -129,18 +119,14 @@ class Job(NamedTuple):
         arguments: of the command line.
         plan: that is stated, if any.
         kernel: that is stated, if any.
-        calls: each prompt's own arguments.
-        shared: those of all prompts.
-        dtype: of the weights; None for that of the device.
+        calls: one for each prompt.
         about: what tells the images of this run from those of others, the hash of all as "run".
     """
 
     arguments: argparse.Namespace
     plan: Plan | None
     kernel: Kernel | None
-    calls: Sequence[Mapping[str, Any]]
-    shared: Mapping[str, Any]
-    dtype: str | None
+    calls: Calls
     about: Mapping[str, Any]
 
 
@@ -177,34 +163,32 @@ def _job(arguments: argparse.Namespace) -> Job:
         OSError: a file is missing.
         ValueError: a file is faulty, flags do not go together, or an option is out of range.
     """
-    if arguments.anchor_device and not (
-        arguments.plan or arguments.method or _is_built_in(arguments)
-    ):
+    plan = load_plan(arguments.plan) if arguments.plan else None
+    kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
+    request = _request(arguments, plan, kernel)
+    if arguments.anchor_device and request == {"plan": None}:
         raise ValueError(
             "--anchor-device: every step is computed in full, so nothing is cached; state a "
             "--plan, --method, --full-steps or --psnr, or leave it out"
         )
-    plan = load_plan(arguments.plan) if arguments.plan else None
-    kernel = Kernel.load(arguments.kernel) if arguments.kernel else None
-    request, origin = _request(arguments, plan, kernel), plan or kernel
-    calls, shared = calls_from(arguments), call_arguments(arguments, origin)
+    calls = Calls(arguments, plan or kernel)
+    shared = calls.shared
     if plan:
         shared.setdefault(STEPS, len(plan))
         _check_arguments_of(plan, shared, arguments.plan)
     steps, wanted = shared.get(STEPS), arguments.full_steps or 0
     if isinstance(steps, int) and _takes_as_many(arguments.model):
         _check_budget(wanted, steps)
-    dtype = arguments.dtype or (origin.source.get("dtype") if origin else None)
     about = {
         "model": arguments.model,
         "pipeline": arguments.pipeline,
         "arguments": shared,
-        "dtype": dtype,
+        "dtype": calls.dtype,
         "seed": arguments.seed,
         **request,
     }
     about["run"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return Job(arguments, plan, kernel, calls, shared, dtype, about)
+    return Job(arguments, plan, kernel, calls, about)
 
 
 def _request(
@@ -216,7 +200,8 @@ def _request(
         ValueError: flags do not go together, or an option is unknown or out of range.
     """
     if arguments.method is None:
-        built_in = _is_built_in(arguments) and plan is None and kernel is None
+        wanted = arguments.full_steps is not None or arguments.psnr is not None
+        built_in = wanted and plan is None and kernel is None
         if arguments.psnr is not None and not built_in:
             raise ValueError("--psnr makes a plan of its own: leave out --plan and --kernel")
         for flag in ("full_steps", "interval", "kernel", "tap", "options"):
@@ -261,11 +246,6 @@ def _request(
     }  # fmt: skip
 
 
-def _is_built_in(arguments: argparse.Namespace) -> bool:
-    """Return whether a command line without a method or plan asks for a built-in plan."""
-    return arguments.full_steps is not None or arguments.psnr is not None
-
-
 def _settled(job: Job, pipe: Any) -> Plan | None:
     """Return the plan to sample by: that of the folder, or one made now and written there.
 
@@ -296,24 +276,23 @@ def _check_plan(plan: Plan, path: Path, rows: Iterable[Row]) -> None:
 def _plan_of(job: Job, pipe: Any) -> Plan | None:
     """Return the plan that is asked for: one made now is for the timesteps of the first call."""
     from eigencache.calibration.recording import outline
-    from eigencache.commands.prompts import opened
 
-    arguments, call = job.arguments, {**job.shared, **opened(job.calls[0])}
-    if arguments.method is None and not _is_built_in(arguments):
+    arguments, about, call = job.arguments, job.about, job.calls[0]
+    if "plan" in about:
         return job.plan
-    if arguments.psnr is not None:
+    if "psnr" in about:
         from eigencache.calibration.probe import probe
 
-        return probe(pipe, call, arguments.psnr)
+        return probe(pipe, call, about["psnr"])
     timesteps, kept = outline(pipe, call)
     _check_budget(arguments.full_steps or 0, len(timesteps))
-    if arguments.method is None:
+    if "built in" in about:
         from eigencache.runtime._built_in import built_in_plan
 
-        return built_in_plan(pipe.scheduler, timesteps, Budget(arguments.full_steps), kept)
-    return method_of(arguments.method).plan(
-        arguments.full_steps, timesteps, job.kernel, arguments.tap, every=arguments.interval,
-        kept=kept, **parsed_options(arguments.options),
+        return built_in_plan(pipe.scheduler, timesteps, Budget(about["built in"]), kept)
+    return method_of(about["method"]).plan(
+        arguments.full_steps, timesteps, job.kernel, about["tap"], every=arguments.interval,
+        kept=kept, **about["options"],
     )  # fmt: skip
 
 
@@ -411,11 +390,10 @@ def _sample(
 
     from eigencache._upstream import device_of
     from eigencache.calibration.sampler import image_seed, sample
-    from eigencache.commands.prompts import opened
 
     arguments, calls = job.arguments, job.calls
     _check_device(arguments.anchor_device)
-    pipe = loaded(arguments, calls, job.shared, job.dtype)
+    pipe = calls.pipeline()
     with lock:
         plan = _settled(job, pipe)
     names = ("eigencache", "torch", "diffusers", "transformers")
@@ -423,12 +401,11 @@ def _sample(
     arguments.out.mkdir(parents=True, exist_ok=True)
     for index in tqdm(todo, desc="sample", unit="image"):
         seed = image_seed(arguments.seed, index)
-        call = {**job.shared, **opened(calls[index])}
-        made = sample(pipe, call, seed, plan, arguments.anchor_device)
+        made = sample(pipe, calls[index], seed, plan, arguments.anchor_device)
         path = write_frames(made.frames, arguments.out / f"{index:05d}")
         row = {
             "prompt_index": index,
-            "prompt": text_of(calls[index]),
+            "prompt": text_of(calls.own[index]),
             "image": path.name,
             "sha256": hash_of_frames(path),
             "noise_seed": seed,
@@ -443,7 +420,7 @@ def _sample(
             "versions": versions,
             **{k: v for k, v in job.about.items() if k not in ("plan", "method")},
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "call": described(calls[index]),
+            "call": described(calls.own[index]),
         }
         with records.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -538,7 +515,7 @@ def _missing(folder: Path, rows: Iterable[Row], job: Job) -> list[int]:
     done = set()
     for row in rows:
         index, image = row["prompt_index"], folder / row["image"]
-        same = index < len(job.calls) and row["call"] == described(job.calls[index])
+        same = index < len(job.calls) and row["call"] == described(job.calls.own[index])
         if same and image.exists() and hash_of_frames(image) == row["sha256"]:
             done.add(index)
     return [index for index in range(len(job.calls)) if index not in done]

@@ -1,18 +1,16 @@
 """Say what a plan is: its steps, its method, and what it was made for.
 
 It is a file of `eigencache plan`, of `Plan.save` or of the workflow, or in a repository of a hub.
+
+examples:
+  eigencache show plan.safetensors
+  eigencache show user/repo
 """
 
 import argparse
 import json
 
 from eigencache.sharing import load_plan
-
-EXAMPLES = """\
-examples:
-  eigencache show plan.safetensors
-  eigencache show user/repo
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

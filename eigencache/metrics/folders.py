@@ -4,6 +4,7 @@ Images are paired by file name. In the order of their names they belong to the p
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,65 @@ def model_folders(
                     "ssim need no model"
                 )
     return found
+
+
+def score_folders(
+    records: "pd.DataFrame", needed: Mapping[str, list[Path]]
+) -> tuple["pd.DataFrame", "pd.DataFrame | None"]:
+    """Score the images of folders against those of the reference.
+
+    Args:
+        records: from `pair`.
+        needed: the metrics, from `model_folders`.
+
+    Returns:
+        `run, prompt_index, file` and a column per metric, one row per image; and the metrics of
+        sets, one row per folder, or None if none of them is of sets.
+    """
+    import torch
+
+    from eigencache._device import default_device
+    from eigencache.metrics.scorers import Scorers
+    from eigencache.metrics.scoring import features_of, score_records
+    from eigencache.metrics.sets import score_sets
+
+    torch.backends.cudnn.allow_tf32 = False
+    scorers = Scorers(needed, default_device())
+    of_reference = records["run"] == REFERENCE
+    scores = score_records(records[~of_reference], records[of_reference], scorers)
+    names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
+    scores.insert(2, "file", scores["prompt_index"].map(lambda i: Path(names[i]).name))
+    scores = scores.drop(columns="reference")
+    if not scorers.sets:
+        return scores, None
+    features = features_of(records, scorers)
+    runs = [run for run in records["run"].unique() if run != REFERENCE]
+    of_sets = score_sets(features, features, runs, [REFERENCE])
+    return scores, of_sets.drop(columns="reference")
+
+
+def summary(scores: "pd.DataFrame") -> str:
+    """Return the mean of each metric over each run's images as text, with its interval in brackets.
+
+    Args:
+        scores: from `score_folders`.
+    """
+    from eigencache.metrics.statistics import FEWEST, LEVEL, mean_interval
+
+    def told(metric: str, values: "pd.Series") -> str:
+        mean, low, high = (f"{x:.{METRICS[metric].digits}f}" for x in mean_interval(values))
+        return mean if low == "nan" else f"{mean} [{low}, {high}]"
+
+    metrics = [str(name) for name in scores if name in METRICS]
+    if not metrics:
+        return ""
+    runs = scores.groupby("run", sort=False)
+    count = int(runs.size().min())
+    if count < FEWEST:
+        note = f"No intervals: there are {count} images, and it takes {FEWEST} or more."
+    else:
+        note = f"In brackets: {LEVEL:.0%} bootstrap intervals over {count} images."
+    return f"{runs.agg({metric: partial(told, metric) for metric in metrics}).to_string()}\n{note}"
 
 
 def _images(folder: str) -> dict[str, tuple[int, ...]]:

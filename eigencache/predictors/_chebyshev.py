@@ -8,6 +8,7 @@ from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_real, check_whole
+from eigencache.predictors._predictor import Matrix
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class Chebyshev:
         check_real("ridge", self.ridge, above=0)
 
     def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
+        self, past: ArrayLike, step: ArrayLike, timesteps: ArrayLike, matrix: Matrix = None
     ) -> np.ndarray:
         basis = chebyshev.chebvander(np.linspace(-1, 1, np.size(timesteps)), self.degree)
         known, target = basis[np.asarray(past)], basis[np.asarray(step)]

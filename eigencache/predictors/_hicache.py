@@ -5,15 +5,13 @@ from math import factorial
 
 import numpy as np
 from numpy.polynomial import hermite
-from numpy.typing import ArrayLike
 
 from eigencache._checks import check_range, check_real
-from eigencache.predictors._differences import expansion
-from eigencache.predictors._order import OfOrder
+from eigencache.predictors._expansion import Expansion
 
 
 @dataclass(frozen=True)
-class HiCache(OfOrder):
+class HiCache(Expansion):
     """Hermite expansion with scaled differences (HiCache, arXiv 2508.16984).
 
     f_a + sum_{k >= 1} scale^k H_k(scale x) / k! D_k, with the differences D_k of `Taylor`, the
@@ -35,16 +33,9 @@ class HiCache(OfOrder):
         check_real("scale", self.scale, above=0)
         check_range("scale", self.scale, 0, 1)
 
-    def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
-    ) -> np.ndarray:
-        ahead = np.asarray(step) - np.asarray(past)[..., -1]
+    def _terms(self, ahead: np.ndarray) -> list[np.ndarray]:
         terms = [np.ones(ahead.shape)]
         for k in range(1, self.window):
             hermite_k = hermite.hermval(self.scale * ahead, [0] * k + [1])
             terms.append(self.scale**k * hermite_k / factorial(k))
-        return expansion(past, terms)
+        return terms

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache._checks import check_real, check_whole
+from eigencache.predictors._predictor import Matrix
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,7 @@ class Kriging:
             raise ValueError(f"phases must be ascending, got {list(self.phases)}")
 
     def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
+        self, past: ArrayLike, step: ArrayLike, timesteps: ArrayLike, matrix: Matrix = None
     ) -> np.ndarray:
         if matrix is None:
             raise ValueError("kriging needs the matrix of a kernel: calibrate one first")

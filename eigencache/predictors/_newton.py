@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eigencache.predictors._order import OfOrder
+from eigencache.predictors._predictor import Matrix
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,7 @@ class Newton(OfOrder):
     order: int = 2
 
     def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
+        self, past: ArrayLike, step: ArrayLike, timesteps: ArrayLike, matrix: Matrix = None
     ) -> np.ndarray:
         timesteps = np.asarray(timesteps, np.float64)
         nodes, target = timesteps[np.asarray(past)], timesteps[np.asarray(step)][..., None]

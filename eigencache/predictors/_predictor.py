@@ -5,6 +5,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+Matrix = np.ndarray | None  # of a kernel's stream; None where a predictor needs none
+
 
 class Predictor(Protocol):
     """What every predictor offers.
@@ -20,11 +22,7 @@ class Predictor(Protocol):
         """How many full steps it draws on at most; None for all of them."""
 
     def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
+        self, past: ArrayLike, step: ArrayLike, timesteps: ArrayLike, matrix: Matrix = None
     ) -> np.ndarray:
         """Return the weights of a forecast over the full steps that it is made from.
 

@@ -6,6 +6,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eigencache.predictors._predictor import Matrix
+
 
 @dataclass(frozen=True)
 class Reuse:
@@ -15,11 +17,7 @@ class Reuse:
     window: ClassVar[int] = 1
 
     def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
+        self, past: ArrayLike, step: ArrayLike, timesteps: ArrayLike, matrix: Matrix = None
     ) -> np.ndarray:
         weights = np.zeros(np.broadcast_shapes(np.shape(past), (*np.shape(step), 1)))
         weights[..., -1] = 1

@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from eigencache._checks import check_real
-from eigencache.predictors._differences import expansion
-from eigencache.predictors._order import OfOrder
+from eigencache.predictors._expansion import Expansion
 
 
 @dataclass(frozen=True)
-class Taylor(OfOrder):
+class Taylor(Expansion):
     """Taylor expansion in the step index with repeated differences (TaylorSeer, arXiv 2503.06923).
 
     With a the latest full step and x = step - a, the forecast is sum_k x^k / k! D_k, where
@@ -29,19 +27,12 @@ class Taylor(OfOrder):
 
     order: int = 1
 
-    def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
-    ) -> np.ndarray:
-        ahead = np.asarray(step) - np.asarray(past)[..., -1]
-        return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])
+    def _terms(self, ahead: np.ndarray) -> list[np.ndarray]:
+        return [ahead**k / factorial(k) for k in range(self.window)]
 
 
 @dataclass(frozen=True)
-class TaylorScaled(OfOrder):
+class TaylorScaled(Taylor):
     """Taylor expansion whose k-th term is damped by scale^(2k).
 
     sum_k scale^(2k) x^k / k! D_k, with x and D_k of `Taylor`; a scale of 1 is `Taylor`. It is an
@@ -62,12 +53,5 @@ class TaylorScaled(OfOrder):
         super().__post_init__()
         check_real("scale", self.scale, above=0)
 
-    def weights(
-        self,
-        past: ArrayLike,
-        step: ArrayLike,
-        timesteps: ArrayLike,
-        matrix: np.ndarray | None = None,
-    ) -> np.ndarray:
-        ahead = self.scale**2 * (np.asarray(step) - np.asarray(past)[..., -1])
-        return expansion(past, [ahead**k / factorial(k) for k in range(self.window)])
+    def _terms(self, ahead: np.ndarray) -> list[np.ndarray]:
+        return super()._terms(self.scale**2 * ahead)

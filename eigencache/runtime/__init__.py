@@ -36,7 +36,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,20 +55,21 @@ from eigencache._upstream import (
     offloading_of,
 )
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import ATTACHED, DRIVER, Driver, Policy, check_no_cache
+from eigencache.runtime._driver import DRIVER, Driver, Policy, check_no_cache
 from eigencache.runtime._hooks import Call, State, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import hooks_of
-from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tensors
+from eigencache.runtime._taps import DENOISERS, fingerprint, network_of
 from eigencache.runtime.stats import CacheStats
 
-__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "held_bytes"]
+__all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "watched"]
 
-_STEP_HOOK = "eigencache_step"
+STEP_HOOK = "eigencache_step"
+Pairs = list[tuple[nn.Module, Hook]]  # of modules and their hooks
 
 
-class _StepHook(Hook):
+class StepHook(Hook):
     """On the transformer: find the step of each call from its timestep, and forget in time."""
 
     _is_stateful = True
@@ -77,13 +78,10 @@ class _StepHook(Hook):
         super().__init__()
         self.plan, self.call, self.stats, self.inspection = call.plan, call, stats, inspection
         self.is_full = self.plan.full.tolist()
+        self.signature = inspect.signature(type(inspection.transformer).forward)
         self.states = States(State)  # type: ignore[arg-type]  # diffusers sets its context
 
-    def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self.signature = inspect.signature(type(module).forward)
-        return module
-
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state = self.states.get_state()
         if "timestep" in kwargs:
             timestep = kwargs["timestep"]
@@ -91,22 +89,16 @@ class _StepHook(Hook):
             timestep = self.signature.bind(module, *args, **kwargs).arguments["timestep"]
         check_no_cache("the transformer", module)
         self._advance(state, timestep)
-        self.inspection.begin(state)
-        self.stats.begin(self.is_full[state.step], timestep.device)
-        return args, kwargs
-
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        state = self.call.state
-        self.stats.end()
-        if state is not None:
-            self.inspection.end(state, output)
-        if state is not None and state.step == len(self.plan) - 1:
+        full = self.is_full[state.step]
+        state.begin(full)
+        with self.inspection.of(state) as returned:
+            self.stats.begin(full, timestep.device)
+            output = self.original(*args, **kwargs)
+            self.stats.end()
+            returned.append(output)
+        if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
-
-    def deinitalize_hook(self, module: nn.Module) -> nn.Module:  # diffusers spells it so
-        self.inspection.stop()
-        return module
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.reset()
@@ -148,21 +140,6 @@ class _StepHook(Hook):
             "scheduler and resolution that the plan was made for, make a plan for these, or carry "
             "it over to other timesteps with Plan.retimed"
         )
-
-
-def transformer_of(model: Any) -> nn.Module:
-    """Return the transformer of a diffusers pipeline, or the transformer itself.
-
-    Raises:
-        ValueError: it is neither, or a pipeline without a transformer.
-    """
-    transformer = model if isinstance(model, nn.Module) else getattr(model, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        raise ValueError(
-            f"{type(model).__name__} is neither a diffusers transformer nor a pipeline that has "
-            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
-        )
-    return transformer
 
 
 def enable_cache(
@@ -230,7 +207,8 @@ def enable_cache(
     if plan is not None:
         _check_model(plan, network_of(model))
         _check_scheduler(plan, scheduler)
-    stats, pairs = CacheStats(plan), []
+    stats = CacheStats(plan)
+    pairs: Pairs = []
     if plan is None:
         if scheduler is not None and psnr is None:
             built_in.kind_of(scheduler)
@@ -238,20 +216,7 @@ def enable_cache(
     elif plan.tap == "output":
         policy = OutputPolicy(plan, device)
     else:
-        transformer, call = transformer_of(model), Call(plan, device)
-        others = [
-            name
-            for name, part in model.components.items()
-            if name.startswith(DENOISERS) and part is not None and part is not transformer
-        ]
-        if others:
-            raise ValueError(
-                f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
-                f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
-            )
-        pairs = _inner_hooks(transformer, call)
-        name = next(k for k, part in model.components.items() if part is transformer)
-        policy = InnerPolicy(call, transformer, name, Inspection(transformer, call, pairs))
+        policy, pairs = _inner_policy(plan, model, device)
     kind = Driver if psnr is None else built_in.ProbingDriver
     driver = kind(model, policy, stats)
     driver.attach()
@@ -260,9 +225,36 @@ def enable_cache(
     return stats
 
 
+def _inner_policy(plan: Plan, pipe: Any, device: torch.device | None) -> tuple[InnerPolicy, Pairs]:
+    """Return the policy of a plan at a tap inside the network, and the modules with their hooks.
+
+    Raises:
+        ValueError: the pipeline denoises with something else than a transformer, or that does not
+            have what the tap needs.
+    """
+    transformer, call = getattr(pipe, "transformer", None), Call(plan, device)
+    if not isinstance(transformer, nn.Module):
+        raise ValueError(
+            f"{type(pipe).__name__} is neither a diffusers transformer nor a pipeline that has "
+            "one loaded as its `transformer`: taps inside the network need one; use tap 'output'"
+        )
+    others = [
+        name
+        for name, part in pipe.components.items()
+        if name.startswith(DENOISERS) and part is not None and part is not transformer
+    ]
+    if others:
+        raise ValueError(
+            f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
+            f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
+        )
+    pairs = _inner_hooks(transformer, call)
+    return InnerPolicy(call, transformer, Inspection(transformer, call, pairs)), pairs
+
+
 def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
     """Enable the cache on a transformer that is called without a pipeline."""
-    if hook_of(transformer, _STEP_HOOK):
+    if hook_of(transformer, STEP_HOOK):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
     check_no_cache("the transformer", transformer)
     _check_model(plan, transformer)
@@ -273,8 +265,8 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = _StepHook(call, stats, inspection)
-        registry.register_hook(step, _STEP_HOOK)  # outermost, so it is last
+        step = StepHook(call, stats, inspection)
+        registry.register_hook(step, STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
 
@@ -299,7 +291,7 @@ def _check_scheduler(plan: Plan, scheduler: Any) -> None:
         )  # fmt: skip
 
 
-def _inner_hooks(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
+def _inner_hooks(transformer: nn.Module, call: Call) -> Pairs:
     """Return the modules to hook for the plan of a call, each with its hook."""
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
@@ -308,7 +300,7 @@ def _inner_hooks(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Ho
     return pairs
 
 
-def _register(pairs: list[tuple[nn.Module, Hook]]) -> None:
+def _register(pairs: Pairs) -> None:
     for module, hook in pairs:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, STREAM_HOOK)
 
@@ -350,26 +342,9 @@ def disable_cache(model: DiffusionPipeline | nn.Module) -> None:
         model = driver.policy.transformer
     registry = HookRegistry.check_if_exists_or_initialize(model)
     with _offloading_apart(model):
-        for name in (_STEP_HOOK, STREAM_HOOK):
+        for name in (STEP_HOOK, STREAM_HOOK):
             registry.remove_hook(name, recurse=True)
     registry.invalidate_child_registries_cache()
-
-
-def held_bytes(model: DiffusionPipeline | nn.Module) -> int:
-    """Return how many bytes the cache keeps at this moment; 0 if none is enabled.
-
-    Counted is the memory behind tensors, once each, wherever they are kept: the anchors, and of
-    plans that recompute tokens what these need. It is largest between two steps.
-    """
-    if not isinstance(model, nn.Module):
-        driver = model.__dict__.get(DRIVER)
-        kept: Any = driver.policy.held() if driver else ()
-    else:
-        hook = hook_of(model, _STEP_HOOK)
-        states = hook.states.held() if isinstance(hook, _StepHook) else ()
-        kept = [state.held() for state in states]
-    storages = [tensor.untyped_storage() for tensor in tensors(kept)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @contextlib.contextmanager
@@ -435,19 +410,3 @@ def watched(pipe: DiffusionPipeline) -> Iterator[CacheStats]:
     stats = CacheStats()
     with Driver(pipe, Policy(), stats):
         yield stats
-
-
-@contextlib.contextmanager
-def following(pipe: Any, follow: Callable[[Any], None]) -> Iterator[None]:
-    """Call a function after every step of a pipeline, inside a `with` block.
-
-    Args:
-        pipe: a diffusers pipeline that is cached, watched or recorded in the block around.
-        follow: called with what the scheduler's `step` returned.
-    """
-    followers = pipe.scheduler.__dict__[ATTACHED].driver.followers
-    followers.append(follow)
-    try:
-        yield
-    finally:
-        followers.remove(follow)

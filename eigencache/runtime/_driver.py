@@ -22,7 +22,8 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -56,7 +57,6 @@ class StepCall:
         output: the model output that the scheduler will be given; a policy may replace it.
         sample: the latents before the step.
         computed: whether the denoisers ran at this step.
-        position: of the step among the scheduler's timesteps; None if it is not one of them.
         passes: the calls of networks at this step: of each its name, its number among the calls of
             that network, and what tells one kind of call from another.
         repeats: whether the pipeline takes the step once more, by what came of the first time, as
@@ -66,39 +66,36 @@ class StepCall:
     index: int
     scheduler: Any
     bound: inspect.BoundArguments
-    computed: bool
-    position: int | None
-    passes: tuple[Pass, ...]
+    computed: bool = True
+    passes: tuple[Pass, ...] = ()
     repeats: bool = False
 
-    def _name(self, name: str, position: int) -> str:
-        """Return what the scheduler calls one of its arguments."""
-        names = list(self.bound.signature.parameters)
-        return name if name in names else names[position]
+    @property
+    def _names(self) -> list[str]:
+        """What the scheduler calls the output, the timestep and the sample."""
+        names = list(self.bound.signature.parameters)[1:]  # the first is `self`
+        usual = ("model_output", "timestep", "sample")
+        return [name if name in names else names[i] for i, name in enumerate(usual)]
 
     @property
     def output(self) -> Any:
-        return self.bound.arguments[self._name("model_output", 1)]  # 0 is `self`
+        return self.bound.arguments[self._names[0]]
 
     @output.setter
     def output(self, value: Any) -> None:
-        self.bound.arguments[self._name("model_output", 1)] = value
+        self.bound.arguments[self._names[0]] = value
 
     @property
     def timestep(self) -> Any:
-        return self.bound.arguments[self._name("timestep", 2)]
+        return self.bound.arguments[self._names[1]]
 
     @property
     def sample(self) -> torch.Tensor:
-        return self.bound.arguments[self._name("sample", 3)]
+        return self.bound.arguments[self._names[2]]
 
     def again(self, output: Any, timestep: Any, sample: Any) -> dict[str, Any]:
         """Return the keywords of a call like this one with another output, timestep and sample."""
-        changed = {
-            self._name("model_output", 1): output,
-            self._name("timestep", 2): timestep,
-            self._name("sample", 3): sample,
-        }
+        changed = dict(zip(self._names, (output, timestep, sample), strict=True))
         arguments = dict(list(self.bound.arguments.items())[1:])
         for name, parameter in self.bound.signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -135,14 +132,12 @@ class Policy:
         """Return whether the denoisers run at a step."""
         return True
 
-    def enter(self, step: int, denoiser: str, call: int) -> None:
-        """A denoiser is about to run, for the `call`-th time in this step."""
+    def running(self, step: int, denoiser: str, call: int) -> AbstractContextManager[list[Any]]:
+        """Return what a denoiser runs in, for the `call`-th time in this step.
 
-    def ran(self, output: Any) -> None:
-        """The denoiser that was entered last has returned `output`."""
-
-    def leave(self) -> None:
-        """The denoiser that was entered last has returned or raised."""
+        To the list that it gives the block appends what the denoiser returns.
+        """
+        return nullcontext([])
 
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
@@ -174,7 +169,6 @@ class Attachment:
         self.last: Any = None  # the timestep of the last call
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
-        self.start: int | None = None  # where among them the image began
 
     def __deepcopy__(self, memo: dict) -> "Attachment | None":
         """A copied scheduler goes through the same steps with other latents.
@@ -208,11 +202,11 @@ class Attachment:
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         bound = signature_of(type(scheduler).step).bind(scheduler, *args, **kwargs)
-        driver, passes, ran = self.driver, (), (self.leader or self).ran
-        call = StepCall(self.index, scheduler, bound, True, None, passes)
+        driver, ran = self.driver, (self.leader or self).ran
+        call = StepCall(self.index, scheduler, bound)
         if driver:
             driver.check_owner()
-            if not driver.calls and self._repeats(call):
+            if not driver.passes and self._repeats(call):
                 call.index, call.repeats = len(ran) - 1, True
                 return self.policy.moved(call, original(*args, **kwargs))
             call.passes = tuple(sorted(driver.passes))
@@ -220,10 +214,6 @@ class Attachment:
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
         self.last = call.timestep
-        if self.index == 0:
-            self.start = self._position(call)
-        if self.start is not None:
-            call.position = self.start + self.index
         if self.index < 0:
             raise PlanError(
                 "the sampler takes more steps than the plan has, or was under way before the cache "
@@ -262,10 +252,9 @@ class Attachment:
 
     def _visited(self, call: StepCall) -> np.ndarray | None:
         """Return the timesteps from the present one to the last that the pipeline will visit."""
-        if self.start is None:
-            return None
+        start = self._position(call)
         count = steps_announced(self.driver.pipe) if self.driver else None
-        return self.timesteps[self.start :][:count]
+        return None if start is None else self.timesteps[start:][:count]
 
     def _position(self, call: StepCall) -> int | None:
         """Return where among the scheduler's timesteps a call's is; None if it is none of them.
@@ -284,10 +273,7 @@ class Attachment:
         return int(found[0]) if len(found) else None
 
 
-@functools.cache
-def signature_of(function: Callable) -> inspect.Signature:
-    """Return a function's signature, which takes long to find."""
-    return inspect.signature(function)
+signature_of = functools.cache(inspect.signature)
 
 
 def _method(scheduler: Any, name: str) -> types.MethodType:
@@ -330,8 +316,7 @@ class Driver:
         self.encoded: dict[tuple[str, int], Any] | None = None
         self.denoisers: set[str] | None = None
         self.followers: list[Callable[[Any], None]] = []
-        self.calls: dict[str, int] = {}
-        self.passes: list[Pass] = []
+        self.passes: list[Pass] = []  # of the present step
         self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
         self.computed = True
         self._original: Any = None
@@ -344,11 +329,6 @@ class Driver:
     def attached(self) -> bool:
         """Whether `attach` was called and `detach` was not."""
         return self._original is not None
-
-    @property
-    def intact(self) -> bool:
-        """Whether the pipeline has the scheduler that the driver is attached to."""
-        return self.pipe.scheduler is self.scheduler
 
     @property
     def step(self) -> int:
@@ -371,7 +351,7 @@ class Driver:
             )
         if getattr(scheduler.__dict__.get(ATTACHED), "driver", None):
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
-        modules = dict(denoisers(self.pipe))
+        modules = denoisers(self.pipe)
         if not modules:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded")
         for name, module in modules.items():
@@ -410,7 +390,6 @@ class Driver:
         """An image begins, in the present thread."""
         self.thread, self.begun = threading.get_ident(), True
         self.frame = calling()[1]
-        self.calls.clear()
         self.passes.clear()
         self.computed = self.policy.computes(0)
         if self.computed:  # an image on its own; what a simulator replays is known from before
@@ -422,7 +401,6 @@ class Driver:
         """A step has ended."""
         if self.stats:
             self.stats.end()
-        self.calls.clear()
         self.passes.clear()
         self.computed = self.step < 0 or self.policy.computes(self.step)
 
@@ -441,7 +419,7 @@ class Driver:
     def check_networks(self) -> None:
         """Raise a PlanError if the pipeline has other networks than when it was attached to."""
         called = {name for name, _ in self.shapes}
-        for name, module in denoisers(self.pipe):
+        for name, module in denoisers(self.pipe).items():
             switch = self._switches.get(name)
             missed = switch is None or switch.module is not module
             if missed and (name in called or name.startswith(DENOISERS)):
@@ -460,7 +438,7 @@ class Driver:
 
     def call(self, name: str, module: nn.Module, run: Callable, args: tuple, kwargs: dict) -> Any:
         """Return what a denoiser returns to the pipeline."""
-        if not self.intact:
+        if self.pipe.scheduler is not self.scheduler:
             raise PlanError(
                 "the pipeline's scheduler was replaced while the cache is enabled: disable the "
                 "cache first, then set the scheduler and make a plan for it"
@@ -472,12 +450,10 @@ class Driver:
             return run(*args, **kwargs)
         self.check_owner()
         check_no_cache(name, module)
-        index = self.calls.get(name, 0)
-        self.calls[name] = index + 1
-        key, shapes = (name, index), shape_of(args, kwargs)
+        index, shapes = sum(other == name for other, *_ in self.passes), shape_of(args, kwargs)
         self.passes.append((name, index, shapes))
-        known = self.shapes.get(key)
-        if len(self.calls) == 1 and index == 0:
+        known = self.shapes.get((name, index))
+        if len(self.passes) == 1:
             # A network or a batch that no earlier step had: only a full step can tell its output.
             self.computed |= known is None or known[0] != shapes
             if self.stats:
@@ -487,17 +463,15 @@ class Driver:
             known = known or self._alike(name, shapes)
             if known is not None:
                 return known[1]
-        self.policy.enter(self.step, name, index)
         try:
-            output = run(*args, **kwargs)
-            self.policy.ran(output)
+            with self.policy.running(self.step, name, index) as returned:
+                output = run(*args, **kwargs)
+                returned.append(output)
         except BaseException:
             self.attachment.finish()
             raise
-        finally:
-            self.policy.leave()
         if known is None or known[0] != shapes:
-            self.shapes[key] = shapes, pytree.tree_map(_empty, output)
+            self.shapes[name, index] = shapes, pytree.tree_map(_empty, output)
         return output
 
     def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
@@ -512,10 +486,8 @@ class Driver:
 
     def _alike(self, name: str, shapes: tuple) -> tuple[tuple, Any] | None:
         """Return what is known of a call of a denoiser with inputs of these shapes."""
-        for (other, _), known in self.shapes.items():
-            if other == name and known[0] == shapes:
-                return known
-        return None
+        alike = (v for (other, _), v in self.shapes.items() if (other, v[0]) == (name, shapes))
+        return next(alike, None)
 
 
 class _Switch:
@@ -636,15 +608,13 @@ def _is_over(frame: types.FrameType) -> bool:
     return True
 
 
-def denoisers(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks of a pipeline that may be called at every step, with their names.
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """Return the networks of a pipeline that may be called at every step, by their names.
 
     Text encoders and the like are among them: they are called before the first step, where
     everything runs.
     """
-    for name, part in pipe.components.items():
-        if isinstance(part, nn.Module):
-            yield name, part
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
 
 
 def may_denoise(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Inspection: in the first step of an image, how does the network run, and can the tap take it?"""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from eigencache._upstream import Hook, hook_of
 from eigencache.plan import PlanError
+from eigencache.runtime._blocks import Record
 from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook
 from eigencache.runtime._taps import WEIGHTED
 
@@ -43,22 +45,56 @@ class Inspection:
         }
         self.outside = dict(_listed(transformer, covered))
         self.tokens: dict[str, int] = {}
-        self.handles: list[Any] = []
 
-    def begin(self, state: State) -> None:
-        """The transformer is about to be called.
+    @contextlib.contextmanager
+    def of(self, state: State) -> Iterator[list[Any]]:
+        """Record and inspect a call of the transformer, made in the block.
+
+        Yields:
+            The list to which the block appends what the transformer returns.
 
         Raises:
-            PlanError: a hooked module was replaced, as when a LoRA is loaded: PEFT puts a module of
-                its own in the place of one that it adapts, which is then inside of it.
+            ValueError: the transformer does not run in a way that the tap can take, or a hooked
+                module was replaced.
         """
-        self.stop()  # of a call that has raised
-        state.begin(bool(self.call.plan.full[state.step]))
-        if self.call.record:
-            wanted = any(needs.later(state.step) for needs in self.call.needs.values())
-            self.call.record.begin(on=state.step == 0 or wanted)
-        if state.step > 0:
-            return
+        record, first, returned = self.call.record, state.step == 0, list[Any]()
+        with contextlib.ExitStack() as stack:
+            if record:
+                # Before the first pass it is not known which streams there are.
+                needs = self.call.needs.values()
+                record.begin(on=first or any(needed.later(state.step) for needed in needs))
+                stack.callback(record.begin, on=False)
+            if first:
+                self._check_places()
+                self.tokens.clear()
+                for name, module in self.outside.items():
+                    hook = module.register_forward_pre_hook(partial(self._see, name))
+                    stack.callback(hook.remove)
+            yield returned
+            if record:
+                self._take(record, state, returned)
+        if first:
+            self._check_run(state)
+
+    def _take(self, record: Record, state: State, returned: list[Any]) -> None:
+        """Take from the record of a pass what its calls are to streams."""
+        if not self.call.plan.full[state.step] and record.count < len(state.calls):
+            raise PlanError(
+                f"{record.network} runs fewer blocks at step {state.step} than at the full steps "
+                "before: use tap 'output'"
+            )
+        if record.on:
+            record.end(returned)
+            state.calls = dict(enumerate(record.calls, 1))
+            others = (call for call in record.calls if not call.names)
+            self.tokens |= {call.name: _tokens(call.size) for call in others}
+
+    def _check_places(self) -> None:
+        """Raise a PlanError if a hooked module was replaced, as when a LoRA is loaded.
+
+        PEFT puts a module of its own in the place of one that it adapts, which is then inside of
+        it.
+        """
         found = dict(self.transformer.named_modules())
         for name, module in self.places.items():
             if hook_of(module, STREAM_HOOK) is None or found.get(name) is not module:
@@ -66,37 +102,12 @@ class Inspection:
                     f"{name} was replaced while the cache is enabled, for instance by loading or "
                     "unloading a LoRA: disable the cache first and enable it again after that"
                 )
-        self.tokens.clear()
-        for name, module in self.outside.items():
-            self.handles.append(module.register_forward_pre_hook(partial(self._see, name)))
 
-    def stop(self) -> None:
-        """Watch no more."""
-        while self.handles:
-            self.handles.pop().remove()
-        if self.call.record:
-            self.call.record.begin(on=False)
-
-    def end(self, state: State, output: Any) -> None:
-        """The transformer has returned `output`.
-
-        Raises:
-            ValueError: it does not run in a way that the tap can take.
-        """
-        kind, record, step = type(self.transformer).__name__, self.call.record, state.step
-        if record and not self.call.plan.full[step] and record.count < len(state.calls):
-            raise PlanError(
-                f"{kind} runs fewer blocks at step {step} than before: use tap 'output'"
-            )
-        if record and record.on:
-            record.end(output)
-            state.calls = dict(enumerate(record.calls, 1))
-            others = (call for call in record.calls if not call.names)
-            self.tokens |= {call.name: _tokens(call.size) for call in others}
-        self.stop()
-        if step > 0:
-            return
-        if not record and not any(isinstance(hook, StreamHook) for hook in state.turns):
+    def _check_run(self, state: State) -> None:
+        """Raise a PlanError if the transformer runs no module of the tap, or more than these."""
+        kind = type(self.transformer).__name__
+        ran = any(isinstance(hook, StreamHook) for hook in state.turns)
+        if not ran and not self.call.record:
             raise PlanError(f"{kind} runs no module of tap {self.tap!r}: use tap 'output'")
         sizes = [_tokens(size) for size in state.sizes.values()]
         many = {size for size in sizes if 2 * size >= max(sizes)}

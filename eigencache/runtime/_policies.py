@@ -1,6 +1,8 @@
 """Policies of the driver: what sampling by a plan does at each step."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -113,28 +115,27 @@ class InnerPolicy(PlanPolicy):
 
     Args:
         call: which the hooks share; its plan is at any tap but the output.
-        transformer: the network that has the hooks.
-        network: its name in the pipeline.
+        transformer: the pipeline's, which has the hooks.
         inspection: of the first step of every image.
     """
 
-    def __init__(
-        self, call: Call, transformer: nn.Module, network: str, inspection: Inspection
-    ) -> None:
+    def __init__(self, call: Call, transformer: nn.Module, inspection: Inspection) -> None:
         super().__init__(call.plan)
-        self.call, self.transformer, self.network = call, transformer, network
-        self.inspection, self.states = inspection, dict[int, State]()
+        self.call, self.transformer, self.inspection = call, transformer, inspection
+        self.states: dict[int, State] = {}
 
     def is_full(self, step: int, computed: bool) -> bool:
         return bool(self.plan.full[step])
 
-    def enter(self, step: int, denoiser: str, call: int) -> None:
-        if denoiser != self.network:
+    @contextlib.contextmanager
+    def running(self, step: int, denoiser: str, call: int) -> Iterator[list[Any]]:
+        if denoiser != "transformer":
             if step > 0:
                 raise PlanError(
-                    f"the pipeline calls {denoiser} beside {self.network} at every step, which a "
-                    f"plan at tap {self.plan.tap!r} would not skip: use tap 'output'"
+                    f"the pipeline calls {denoiser} beside transformer at every step, which a plan "
+                    f"at tap {self.plan.tap!r} would not skip: use tap 'output'"
                 )
+            yield []
             return
         if step > 0 and call not in self.states:
             raise PlanError(
@@ -144,15 +145,12 @@ class InnerPolicy(PlanPolicy):
             )
         state = self.call.state = self.states.setdefault(call, State())
         state.step = step
-        self.inspection.begin(state)
-
-    def ran(self, output: Any) -> None:
-        if self.call.state is not None:
-            self.inspection.end(self.call.state, output)
-
-    def leave(self) -> None:
-        self.call.state = None  # where others call the network, it runs as it is
-        self.inspection.stop()
+        state.begin(bool(self.plan.full[step]))
+        try:
+            with self.inspection.of(state) as returned:
+                yield returned
+        finally:
+            self.call.state = None  # where others call the network, it runs as it is
 
     def end(self) -> None:
         for state in self.states.values():

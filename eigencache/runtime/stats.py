@@ -51,7 +51,6 @@ class CacheStats:
         self.plan = plan
         self.predicted_psnr = plan.predicted_psnr if plan else math.nan
         self.predicted_error = plan.predicted_error if plan else math.nan
-        self._predictions = plan.predictions if plan else ""
 
     @property
     def full_seconds(self) -> float:

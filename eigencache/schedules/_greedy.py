@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_real
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
-from eigencache.schedules._streams import check_patterns, needed, stream_weights
+from eigencache.schedules._streams import budget_among, check_patterns, streams_of
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,13 @@ class Greedy:
     def full(
         self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
     ) -> np.ndarray:
-        kernel = needed(kernel)
+        matrices, weights = streams_of(kernel, self.stream_weights)
         count = np.size(timesteps)
-        if not 1 <= self.full_steps <= count:
-            raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
-        matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
-        weights = stream_weights(self.stream_weights, kernel.streams)
+        budget = budget_among(self.full_steps, count)
         scale = np.trace(matrices, axis1=1, axis2=2) / count
         matrices = matrices / (self.jitter * scale[:, None, None])
         full = np.arange(count) == 0
-        while full.sum() < self.full_steps:
+        while full.sum() < budget:
             gains = weights @ _log_variance(matrices, full)
             full[np.argmax(np.where(full, -np.inf, gains))] = True
         return full

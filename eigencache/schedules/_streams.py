@@ -1,4 +1,4 @@
-"""The streams of a kernel: a check that there is one, and weights by patterns of names."""
+"""What schedules by a kernel share: checks, and weights of its streams by patterns of names."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -14,6 +14,26 @@ def needed(kernel: Kernel | None) -> Kernel:
     if kernel is None:
         raise ValueError("the schedule needs a kernel: calibrate one first")
     return kernel
+
+
+def budget_among(full_steps: int | None, count: int) -> int:
+    """Return a budget, or raise a ValueError unless it lies between 1 and so many steps."""
+    if full_steps is None or not 1 <= full_steps <= count:
+        raise ValueError(f"full_steps must lie between 1 and {count}, got {full_steps}")
+    return full_steps
+
+
+def streams_of(
+    kernel: Kernel | None, patterns: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the matrix of each stream, float64 `[S, T, T]`, and its weight (`stream_weights`).
+
+    Raises:
+        ValueError: there is no kernel, or as `stream_weights` says.
+    """
+    kernel = needed(kernel)
+    matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
+    return matrices, stream_weights(patterns, kernel.streams)
 
 
 def stream_weights(patterns: Mapping[str, float], streams: tuple[str, ...]) -> np.ndarray:

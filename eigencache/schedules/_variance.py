@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
-from eigencache.schedules._streams import check_patterns, needed, stream_weights
+from eigencache.schedules._streams import budget_among, check_patterns, streams_of
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,17 @@ class Variance:
     def full(
         self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
     ) -> np.ndarray:
-        kernel = needed(kernel)
-        matrices = np.stack([kernel.matrix(stream) for stream in kernel.streams])
-        weights = stream_weights(self.stream_weights, kernel.streams)
+        matrices, weights = streams_of(kernel, self.stream_weights)
         if self.tau is not None:
             return self._threshold(matrices, weights, self.tau)[0]
-        count = np.size(timesteps)
-        if self.full_steps is None or not 1 <= self.full_steps <= count:
-            raise ValueError(f"full_steps must lie between 1 and {count}, got {self.full_steps}")
-        return self._of_budget(matrices, weights, self.full_steps)
-
-    def _of_budget(self, matrices: np.ndarray, weights: np.ndarray, full_steps: int) -> np.ndarray:
+        budget = budget_among(self.full_steps, np.size(timesteps))
         full, variance = self._threshold(matrices, weights, np.inf)
-        while full.sum() < full_steps:  # just below the largest, another step becomes full
+        while full.sum() < budget:  # just below the largest, another step becomes full
             tau = np.nextafter(variance[~full].max(), -np.inf)
             full, variance = self._threshold(matrices, weights, tau)
         variance[0] = np.inf  # step 0 stays
         surplus = np.argsort(np.where(full, variance, np.inf), kind="stable")
-        full[surplus[: full.sum() - full_steps]] = False
+        full[surplus[: full.sum() - budget]] = False
         return full
 
     def _threshold(

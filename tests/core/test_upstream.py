@@ -46,7 +46,7 @@ def test_no_other_file_of_the_core_uses_a_private_name_of_another_library():
     trees = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text()) for p in core}
     del trees["eigencache/_upstream.py"]
     own = {name for tree in trees.values() for node in ast.walk(tree) for name in _defined(node)}
-    own |= {"_getframe", "_replace"}  # Python's, whose documentation has them
+    own |= {"_fields", "_getframe", "_replace"}  # Python's, whose documentation has them
     found = {
         path: sorted({name for node in ast.walk(tree) for name in _used(node)} - own)
         for path, tree in trees.items()
@@ -189,7 +189,7 @@ def test_a_hook_stands_in_for_a_module_and_can_run_it():
 
 
 def test_a_stateful_hook_has_one_state_for_each_context():
-    """`_StepHook` of runtime/__init__.py, for bare transformers, and `held_bytes`."""
+    """`StepHook` of runtime/__init__.py, for bare transformers."""
     model, hook = Model(), Doubling()
     registry = _upstream.HookRegistry.check_if_exists_or_initialize(model.inner)
     registry.register_hook(hook, "doubling")

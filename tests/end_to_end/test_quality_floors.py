@@ -29,7 +29,7 @@ def decibels() -> dict[str, float]:
 
     def images(plan=None, **changed) -> list[np.ndarray]:
         return [
-            np.asarray(sample(pipe, call | changed, image_seed(1, i), plan).image)
+            np.asarray(sample(pipe, call | changed, image_seed(1, i), plan).frames[0])
             for i, call in enumerate(calls)
         ]
 

@@ -1,6 +1,5 @@
 """The command `eigencache`: from a model to images, the workflow's images, and plain errors."""
 
-import importlib
 import json
 import os
 import re
@@ -528,9 +527,10 @@ def test_help_has_examples_that_parse(name, capsys):
         run(name, "--help")
     assert exit.value.code == 0
     said = capsys.readouterr().out
-    module = importlib.import_module(f"eigencache.commands.{name}")
-    assert module.__doc__.strip() in said and module.EXAMPLES.strip() in said
-    examples = module.EXAMPLES.replace("\\\n", " ").splitlines()
+    module = cli.module_of(name)
+    told, examples = module.__doc__.split("\nexamples:\n")
+    assert told.strip() in said and f"examples:\n{examples}".strip() in said
+    examples = examples.replace("\\\n", " ").splitlines()
     shown = [line.split()[1:] for line in examples if line.strip().startswith("eigencache ")]
     assert shown
     parser = cli.parser()

@@ -135,7 +135,7 @@ def test_no_other_corrections_end_a_gap_closer(name):
     contrast = np.array([[1, 0], [0, 1], [-1, -1]])
     rest, size = contrast.T @ toward, np.sqrt(np.diag(contrast.T @ gram @ contrast))
     # The least squares' condition: what is missing is orthogonal to every way to go.
-    moves = [batch.samples[end] - batch.samples[end - 1] for batch in runs.batches]
+    moves = [batch.record.samples[end] - batch.record.samples[end - 1] for batch in runs.batches]
     missing = float(torch.cat(moves).norm())
     assert np.all(np.abs(rest) <= 2e-3 * size * missing)
     for u in contrast.T * 0.01:

@@ -36,7 +36,7 @@ def plans(tiny_model):
 
 
 def images_of(pipe):
-    return [sample(pipe, {"prompt": p} | SMALL, 1).image.tobytes() for p in PROMPTS]
+    return [sample(pipe, {"prompt": p} | SMALL, 1).frames[0].tobytes() for p in PROMPTS]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from helpers import flow_timesteps
 from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from eigencache.calibration import Calibration, calls_of
+from eigencache.calibration import Calibration
+from eigencache.calibration._calls import calls_of
 from eigencache.calibration.quality import cheapest, psnr
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.methods import FEWEST, METHODS

@@ -98,7 +98,7 @@ def test_records_state_what_was_done(pipe, runs, tmp_path):
 
 def test_seed_and_prompt_both_matter(pipe):
     images = [
-        sample_run(pipe, call_of(prompt), image_seed(5, index), FULL).image.tobytes()
+        sample_run(pipe, call_of(prompt), image_seed(5, index), FULL).frames[0].tobytes()
         for prompt in (0, 1)
         for index in (0, 1)
     ]
@@ -106,19 +106,19 @@ def test_seed_and_prompt_both_matter(pipe):
 
 
 def test_every_step_full_is_bit_identical_to_no_cache(pipe, kernels):
-    plain = sample(pipe, call_of(0), 1).image.tobytes()
+    plain = sample(pipe, call_of(0), 1).frames[0].tobytes()
     for tap in ("output", "modules"):
         plan = METHODS["FORA"].plan(8, kernels[0].timesteps, tap=tap)
         assert plan.full.all()
         made = sample_run(pipe, call_of(0), 1, Run("x", "x", plan))
-        assert made.full_steps == 8 and made.image.tobytes() == plain
+        assert made.full_steps == 8 and made.frames[0].tobytes() == plain
 
 
 def test_plan_for_other_steps_is_refused_and_leaves_no_cache(pipe, runs):
-    plain = sample(pipe, call_of(0), 1).image.tobytes()
+    plain = sample(pipe, call_of(0), 1).frames[0].tobytes()
     with pytest.raises(PlanError, match=r"made for 8 steps, the sampler takes 12"):
         sample_run(pipe, call_of(0), 1, Run("x", "x", runs[2].plan, {"num_inference_steps": 12}))
-    assert sample(pipe, call_of(0), 1).image.tobytes() == plain
+    assert sample(pipe, call_of(0), 1).frames[0].tobytes() == plain
 
 
 def test_kernel_is_that_of_the_recorded_features(pipe, kernels):
@@ -170,7 +170,7 @@ def test_prompts_with_guidance_are_calibrated_in_batches(pipe):
 
 def test_more_full_steps_come_closer_to_the_full_run(pipe, kernels):
     def pixels(plan=None):
-        image = sample_run(pipe, call_of(1), 3, Run("x", "x", plan)).image
+        image = sample_run(pipe, call_of(1), 3, Run("x", "x", plan)).frames[0]
         return torch.tensor(list(image.tobytes()), dtype=torch.float64)
 
     def error(full_steps):

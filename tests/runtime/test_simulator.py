@@ -82,9 +82,9 @@ def test_sampling_is_that_of_the_runtime(scheduler):
     final, features = runs.run(plan.full, plan.weights)
     assert [len(part) for part in features] == [3] * plan.full.sum()
     for index in range(3):
-        assert torch.equal(runs.batches[index].samples[-1], alone(pipe, index))
+        assert torch.equal(runs.batches[index].record.samples[-1], alone(pipe, index))
         assert torch.equal(final[index], alone(pipe, index, plan))
-    assert not torch.equal(final[0], runs.batches[0].samples[-1])
+    assert not torch.equal(final[0], runs.batches[0].record.samples[-1])
 
 
 @every_scheduler
@@ -142,7 +142,7 @@ def test_calls_of_like_arguments_are_made_together():
         Simulator(pipe, calls, SEEDS, {"num_inference_steps": STEPS}, batch) for batch in (16, 1)
     )
     assert [len(batch.seeds) for batch in joined.batches] == [3, 2]
-    assert [len(batch.passes[3]) for batch in joined.batches] == [1, 2]
+    assert [len(batch.record.passes[3]) for batch in joined.batches] == [1, 2]
     assert [batch.seeds for batch in apart.batches] == [[SEEDS[i]] for i in (0, 2, 4, 1, 3)]
     np.testing.assert_allclose(joined.grams, apart.grams, rtol=1e-6)
     np.testing.assert_allclose(joined.shares, apart.shares, rtol=1e-6)
@@ -368,7 +368,7 @@ def test_a_gap_is_told_as_the_scheduler_sees_it(scheduler, anchors):
         return torch.stack(found)
 
     base = ends(np.zeros(count))
-    target = torch.stack([batch.samples[5] for batch in runs.batches])
+    target = torch.stack([batch.record.samples[5] for batch in runs.batches])
     roots = torch.tensor(runs.shares).float().sqrt().reshape(2, *[1] * (base.ndim - 1))
     moved = torch.stack([(roots * (ends(u) - base)).flatten() for u in np.eye(count)])
     away = (roots * (target - base)).flatten()
@@ -467,7 +467,7 @@ def test_on_flux_in_any_precision(dtype):
     calls = [{k: v.to(dtype) for k, v in arguments_of(i).items()} for i in range(2)]
     shared = {"num_inference_steps": 6, "height": 16, "width": 16}
     runs = Simulator(pipe, calls, SEEDS[:2], shared | {"output_type": "latent"})
-    assert runs.batches[0].samples[0].dtype == dtype
+    assert runs.batches[0].record.samples[0].dtype == dtype
     assert runs.eps == torch.finfo(dtype).eps
     plan = make_plan(Steps([0, 1, 3]), Newton(1), runs.timesteps)
     final, _ = runs.run(plan.full, plan.weights)

@@ -15,7 +15,7 @@ from eigencache.calibration.recording import recording, timesteps_of
 from eigencache.methods import make_plan
 from eigencache.plan import TAPS
 from eigencache.predictors import Reuse, Taylor
-from eigencache.runtime import cached, held_bytes
+from eigencache.runtime import cached
 from eigencache.runtime._blocks import watching
 from eigencache.runtime._taps import full_features, tapped
 from eigencache.schedules import Steps
@@ -23,6 +23,7 @@ from eigencache.tokens import ToCa
 from reproduction.figures import costs as figure
 from reproduction.figures._common import save
 from reproduction.models import pipeline
+from reproduction.observing import held_bytes
 from reproduction.stages import costs as stage
 from reproduction.tables.tables import read_table
 

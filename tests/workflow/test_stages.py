@@ -512,7 +512,7 @@ def test_calibration_records_every_stream_at_every_step(tap):
     assert {len(features) for features in found.values()} == {5} == {len(recorder.timesteps)}
     if tap == "output":
         moved = latents[3] - latents[2]
-        sigmas = recorder.sigmas
+        sigmas = pipe.scheduler.sigmas
         torch.testing.assert_close(moved, (sigmas[4] - sigmas[3]) * found["output"][3])
     else:
         assert found["single_transformer_blocks.1.proj_out"][0].shape == (1, 3 + 16, 32)
@@ -521,7 +521,8 @@ def test_calibration_records_every_stream_at_every_step(tap):
 def test_images_and_videos_are_files_and_folders_of_frames(tmp_path):
     from PIL import Image
 
-    from eigencache._frames import frames_of, hash_of_frames, still_of, write_frames
+    from eigencache._frames import frames_of, hash_of_frames, write_frames
+    from reproduction.tables.tables import still_of
 
     draw = np.random.default_rng(0)
     frames = [Image.fromarray(draw.integers(0, 256, (8, 9, 3), np.uint8)) for _ in range(3)]

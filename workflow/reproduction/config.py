@@ -27,11 +27,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from eigencache.commands.prompts import described, images_of, read_calls
+from eigencache.commands.prompts import described, read_calls
 from eigencache.methods import FEWEST, METHODS, check_wish
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
-from reproduction.prompts import file_of, refuse_overlap
+from reproduction.prompts import file_of, images_of, refuse_overlap
 
 # Names of the table of methods that an experiment may compare; it holds the full run anyway.
 NAMES = [*METHODS, *(name for name in BASELINES if name != FULL)]

@@ -40,7 +40,7 @@ class Meter:
         self._known: dict[Any, int] = {}
         self._replaying = False
         self._counted: int | None = None  # so far, while an image is made to be counted
-        for name, network in denoisers(pipe):
+        for name, network in denoisers(pipe).items():
             if may_denoise(network):
                 self._watch(name, network)
 

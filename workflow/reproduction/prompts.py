@@ -3,10 +3,12 @@
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from eigencache._files import replacing, sha256
+from eigencache.commands.prompts import is_image, read_calls
 
 SETS = "data/prompts/sets.tsv"
 FETCHED = "data/prompts/fetched"
@@ -116,3 +118,14 @@ def shard_indices(count: int, shard: int, shards: int) -> range:
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} is not one of the {shards} shards 0 to {shards - 1}")
     return range(count * shard // shards, count * (shard + 1) // shards)
+
+
+def images_of(path: str | os.PathLike) -> list[str]:
+    """Return the paths of the images that a prompt file names, each once.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_calls` says.
+    """
+    named = [value for call in read_calls(path) for n, value in call.items() if is_image(n, value)]
+    several = [value if isinstance(value, list) else [value] for value in named]
+    return list(dict.fromkeys(image for images in several for image in images))

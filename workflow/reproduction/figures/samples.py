@@ -25,7 +25,6 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from eigencache._frames import still_of
 from eigencache.plan import FEWER_STEPS, FULL
 from reproduction.figures._common import (
     INK,
@@ -41,7 +40,7 @@ from reproduction.figures._common import (
     style,
     wrapped,
 )
-from reproduction.tables.tables import altered_images, read_table
+from reproduction.tables.tables import altered_images, read_table, still_of
 
 COLUMNS = 6  # images side by side
 SHOWN = 10  # of more methods than these, the best are shown unless the caller names others

@@ -23,10 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from eigencache._files import replacing
-from eigencache._frames import still_of
 from eigencache.metrics import METRICS
 from eigencache.plan import FULL
-from reproduction.tables.tables import read_table, refuse_altered
+from reproduction.tables.tables import read_table, refuse_altered, still_of
 
 OURS = "EigenCache"
 LIMIT = 100_000_000  # bytes; browsers still open such a page within seconds

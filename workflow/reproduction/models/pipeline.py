@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from eigencache.calibration import check_arguments
-from eigencache.calibration.sampler import load_pipeline, pipeline_class
+from eigencache.calibration.sampler import check_arguments, load_pipeline, pipeline_class
 from reproduction.models.check import verified
 
 LOW_MEMORY = "1: the models of the pipeline take turns on the device"

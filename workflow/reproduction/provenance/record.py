@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from eigencache._files import replacing, sha256
-from eigencache.commands.prompts import images_of
+from reproduction.prompts import images_of
 from reproduction.provenance import code, facts
 from reproduction.provenance.manifest import (
     FORMAT,

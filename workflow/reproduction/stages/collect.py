@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
+import torch
 
 from eigencache.calibration._calls import called
 from eigencache.calibration.recording import recording
@@ -45,10 +46,11 @@ def collect(
         if len(recorder.moments) == 1:  # after the first step all names are known
             _check_patterns(patterns, sorted(seen))
         seen.add(name)
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
-            kept = [part[0].float().cpu().numpy() for part in parts]
-            records.setdefault(name, []).append(kept)
+        if not any(fnmatchcase(name, pattern) for pattern in patterns):
+            return
+        parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
+        kept = [part[0].float().cpu().numpy() for part in parts]
+        records.setdefault(name, []).append(kept)
 
     with recording(pipe, [tap], keep) as recorder:
         called(pipe, call, seed)
@@ -59,9 +61,15 @@ def collect(
         parts = zip(*record, strict=True)
         found |= _named(name, [_joined(np.stack(part), calls) for part in parts])
     return Trajectory(
-        found, recorder.timesteps, recorder.sigmas, tap, text_of(call), seed,
+        found, recorder.timesteps, _sigmas(pipe.scheduler), tap, text_of(call), seed,
         fingerprint(network_of(pipe)),
     )  # fmt: skip
+
+
+def _sigmas(scheduler) -> np.ndarray:
+    """Return the noise levels of a scheduler, float64; empty where it has none."""
+    sigmas = getattr(scheduler, "sigmas", ())
+    return sigmas.double().cpu().numpy() if isinstance(sigmas, torch.Tensor) else np.empty(0)
 
 
 def _joined(rows: np.ndarray, calls: int) -> np.ndarray:

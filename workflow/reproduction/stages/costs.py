@@ -35,8 +35,9 @@ from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls
 from eigencache.methods import METHODS
 from eigencache.plan import TAPS, Plan
-from eigencache.runtime import cached, following, held_bytes, watched
+from eigencache.runtime import cached, watched
 from reproduction.models.pipeline import add_pipeline, loaded
+from reproduction.observing import following, held_bytes
 from reproduction.tables.tables import write_table
 
 Call = Mapping[str, Any]

@@ -38,10 +38,11 @@ from eigencache.commands.prompts import opened, read_calls
 from eigencache.design import forecast_errors, latents_errors
 from eigencache.kernel import Kernel, KernelError
 from eigencache.plan import Plan, PlanError
-from eigencache.runtime import cached, following
+from eigencache.runtime import cached
 from eigencache.runtime._hooks import Call, forecast
 from eigencache.runtime._taps import tensors
 from reproduction.models.pipeline import add_pipeline, loaded
+from reproduction.observing import following
 from reproduction.tables.tables import write_table
 
 FORECAST, LATENTS = "forecast", "latents"

@@ -255,8 +255,7 @@ def check_call(folder: Path, pipeline: str | None, names: Collection[str]) -> No
         pipeline: its class; None for the one that it names.
         names: of the call's arguments.
     """
-    from eigencache.calibration import check_arguments
-    from eigencache.calibration.sampler import pipeline_class
+    from eigencache.calibration.sampler import check_arguments, pipeline_class
 
     try:
         check_arguments(pipeline_class(folder, pipeline), [], dict.fromkeys(names))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from eigencache._files import replacing
-from eigencache._frames import hash_of_frames
+from eigencache._frames import frames_of, hash_of_frames
 
 # The columns that hold names and texts, whatever these look like.
 TEXTS = {
@@ -57,3 +57,12 @@ def refuse_altered(records: pd.DataFrame) -> None:
             f"{row.image}: missing or altered since it was sampled; delete {row.shard} and the "
             "records merged from it, and run again"
         )
+
+
+def still_of(path: str | os.PathLike) -> Path:
+    """Return the file of an image, or of a video's middle frame, which stands for it in figures.
+
+    The first would show nothing of how methods differ where it is an image that was given.
+    """
+    frames = frames_of(path)
+    return frames[len(frames) // 2]

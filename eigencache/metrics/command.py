@@ -3,23 +3,7 @@
 Images are paired by file name. In the order of their names they belong to the lines of the prompts.
 Everything is checked before anything is scored. The models of metrics are expected in models/NAME.
 Printed is the mean of each metric, with its 95 % bootstrap interval over 6 images or more.
-"""
 
-import argparse
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from eigencache.commands._common import at_least, check_file, named
-from eigencache.commands.prompts import read_prompts
-from eigencache.metrics import METRICS
-from eigencache.metrics.folders import REFERENCE, model_folders, pair
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-EXAMPLES = """\
 examples:
   eigencache score --reference full --images cached=images --prompts prompts.txt --out scores.csv
 
@@ -27,6 +11,17 @@ examples:
   eigencache score --reference full --images a=images-a b=images-b --prompts prompts.txt \\
       --metrics psnr ssim --out scores.csv
 """
+
+import argparse
+from pathlib import Path
+
+from eigencache._files import replacing
+from eigencache.commands._common import check_file, named
+from eigencache.commands._flags import at_least
+from eigencache.commands.prompts import read_prompts
+from eigencache.metrics import METRICS
+from eigencache.metrics.folders import model_folders, pair, score_folders, summary
+
 DEFAULT = ("psnr", "ssim", "st_lpips_alex", "clip_score")
 
 
@@ -76,50 +71,14 @@ def _score(arguments: argparse.Namespace) -> None:
 
     import torch  # not before everything that can be wrong is checked
 
-    from eigencache._device import default_device
-    from eigencache._files import replacing
-    from eigencache.metrics.scorers import Scorers
-    from eigencache.metrics.scoring import features_of, score_records
-    from eigencache.metrics.sets import score_sets
-
     torch.set_num_threads(arguments.threads)
-    torch.backends.cudnn.allow_tf32 = False
-    scorers = Scorers(needed, default_device())
-    of_reference = records["run"] == REFERENCE
-    scores = score_records(records[~of_reference], records[of_reference], scorers)
-    names = records.drop_duplicates("prompt_index").set_index("prompt_index")["image"]
-    scores.insert(2, "file", scores["prompt_index"].map(lambda i: Path(names[i]).name))
+    scores, of_sets = score_folders(records, needed)
     written = {arguments.out: scores}
-    if scorers.sets:
-        features = features_of(records, scorers)
-        of_sets = score_sets(features, features, list(folders), [REFERENCE])
+    if of_sets is not None:
         written[f"{Path(arguments.out).with_suffix('')}-sets.csv"] = of_sets
     for path, table in written.items():
         with replacing(path) as part:
-            table.drop(columns="reference").to_csv(part, index=False)
-    print(summary(scores, list(scorers.images)))
-    if scorers.sets:
-        print(of_sets.drop(columns="reference").to_string(index=False))
-
-
-def summary(scores: "pd.DataFrame", metrics: Sequence[str]) -> str:
-    """Return the mean of each metric over each run's images as text, with its interval in brackets.
-
-    Args:
-        scores: one row per image, its `run` and a column per metric.
-        metrics: the columns.
-    """
-    from eigencache.metrics.statistics import FEWEST, LEVEL, mean_interval
-
-    def told(metric: str, values: "pd.Series") -> str:
-        mean, low, high = (f"{x:.{METRICS[metric].digits}f}" for x in mean_interval(values))
-        return mean if low == "nan" else f"{mean} [{low}, {high}]"
-
-    runs = scores.groupby("run", sort=False)
-    table = runs.agg({metric: partial(told, metric) for metric in metrics})
-    lines, count = [table.to_string()] if metrics else [], int(runs.size().min())
-    if count < FEWEST:
-        lines.append(f"No intervals: there are {count} images, and it takes {FEWEST} or more.")
-    else:
-        lines.append(f"In brackets: {LEVEL:.0%} bootstrap intervals over {count} images.")
-    return "\n".join(lines if metrics else [])
+            table.to_csv(part, index=False)
+    print(summary(scores))
+    if of_sets is not None:
+        print(of_sets.to_string(index=False))
