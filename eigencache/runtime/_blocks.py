@@ -176,6 +176,7 @@ class Record:
                 part = blocks[self.half :] or blocks
                 done = part[1:-1]
                 if len(blocks) in (self.half, self.entries):
+                    self._check_chain(part)  # once more at the end, for what runs after it
                     self._stream("back" if part is not blocks else "front", part)
                     done = part
             _forget(done)

@@ -431,6 +431,24 @@ def test_what_goes_on_between_the_blocks_of_a_half_is_refused():
                 torch.testing.assert_close(output, expected)
 
 
+def test_halves_over_states_of_different_shapes_are_refused():
+    """As in Z-Image and Lumina 2, whose blocks for the text run among those for the image."""
+
+    class Refining(Dummy):
+        def forward(self, hidden_states, timestep):
+            text = self.blocks[0](hidden_states[:, :2], 0)
+            image = self.blocks[1](hidden_states, 0)
+            joint = self.blocks[2](torch.cat([text, image], dim=1), 0)
+            return (self.blocks[3](joint, 0),)
+
+    dummy = Refining(KINDS[0])
+    refused = pytest.raises(
+        ValueError, match=r"blocks\.1 of Refining does not take just what block"
+    )
+    with cached(dummy, plan_of("delta", Taylor(2))), refused:
+        run(dummy)
+
+
 def test_what_is_used_elsewhere_than_in_the_next_block_is_refused():
     """As in HunyuanDiT, whose later blocks take what earlier ones have returned."""
 
