@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.hooks.hooks import BaseState, StateManager
 from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
@@ -23,8 +22,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "BaseState",
     "HookRegistry",
-    "TransformerBlockMetadata",
-    "TransformerBlockRegistry",
     "WeakTensorKeyDictionary",
     "is_compiled_module",
     "pytree",
@@ -65,11 +62,9 @@ def hook_of(module: nn.Module, name: str) -> ModelHook | None:
     return registry.get_hook(name) if registry else None
 
 
-def state_given(
-    metadata: TransformerBlockMetadata, name: str, args: tuple, kwargs: dict
-) -> torch.Tensor | None:
-    """Return the argument of a block's call that has the name; None if it was None."""
-    return metadata._get_parameter_from_args_kwargs(name, args, kwargs)
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written into; 0 in inference mode, where nothing counts it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def is_compiled(module: nn.Module) -> bool:

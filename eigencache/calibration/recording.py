@@ -16,16 +16,10 @@ from eigencache.design import evenly, fill
 from eigencache.kernel import OUTPUT, Kernel, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Reuse
+from eigencache.runtime._blocks import watching
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
 from eigencache.runtime._policies import OutputPolicy
-from eigencache.runtime._taps import (
-    FEATURES,
-    fingerprint,
-    map_tensors,
-    network_of,
-    tapped,
-    watching,
-)
+from eigencache.runtime._taps import FEATURES, fingerprint, map_tensors, network_of
 
 # How far outputs are moved to see how the scheduler answers: so little that no scheduler clips, and
 # more than single precision, in which many schedulers step, rounds away.
@@ -217,8 +211,7 @@ def recording(
     taps = set(taps)
     with contextlib.ExitStack() as stack:
         for tap in sorted(taps - {"output"}):
-            for name, stream in tapped(network_of(pipe), tap).streams.items():
-                stack.enter_context(watching(stream, partial(keep, tap, name)))
+            stack.enter_context(watching(network_of(pipe), tap, partial(keep, tap)))
         outputs = partial(keep, "output", "output") if "output" in taps else None
         recorder = Recorder(outputs)
         stack.enter_context(quiet(pipe))

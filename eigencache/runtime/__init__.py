@@ -5,10 +5,11 @@ for any pipeline, network, guidance and scheduler, and at skipped steps no netwo
 
 Other taps are inside the transformer, whose modules get hooks. Where a stream is computed, as at
 every full step, its feature is remembered if a later row of the plan needs it; where it is forecast
-its modules do not run, and one weighted sum stands in for them. The first step of every image,
-always a full one, is inspected (`_inspection.py`): where the network does not run as the tap takes
-it to, or more of it would go on running at skipped steps, an error says so. If the plan has a
-token-wise rule, a few tokens go through the MLPs on top of that.
+its modules do not run, and one weighted sum stands in for them. Which blocks the network has, in
+which order they run and what goes through them is recorded at full steps (`_blocks.py`), of which
+the first step of every image is one. That is inspected too (`_inspection.py`): where the tap cannot
+take how the network runs, or more of it would go on running at skipped steps, an error says so. If
+the plan has a token-wise rule, a few tokens go through the MLPs on top of that.
 
 Under torch.compile, the tap "output" takes a pipeline as it is: `torch.compile(pipe.transformer)`,
 `pipe.transformer.compile()` and `compile_repeated_blocks()` all work, before the cache is enabled.
@@ -59,7 +60,7 @@ from eigencache.runtime._hooks import Call, State, forecast
 from eigencache.runtime._inspection import STREAM_HOOK, Inspection
 from eigencache.runtime._policies import InnerPolicy, OutputPolicy
 from eigencache.runtime._refreshing import hooks_of
-from eigencache.runtime._taps import DENOISERS, fingerprint, network_of, tapped
+from eigencache.runtime._taps import DENOISERS, fingerprint, network_of
 from eigencache.runtime.stats import CacheStats
 
 __all__ = ["CacheStats", "cached", "disable_cache", "enable_cache", "forecast", "watched"]
@@ -73,10 +74,10 @@ class StepHook(Hook):
 
     _is_stateful = True
 
-    def __init__(self, plan: Plan, call: Call, stats: CacheStats, inspection: Inspection) -> None:
+    def __init__(self, call: Call, stats: CacheStats, inspection: Inspection) -> None:
         super().__init__()
-        self.plan, self.call, self.stats, self.inspection = plan, call, stats, inspection
-        self.is_full = plan.full.tolist()
+        self.plan, self.call, self.stats, self.inspection = call.plan, call, stats, inspection
+        self.is_full = self.plan.full.tolist()
         self.signature = inspect.signature(type(inspection.transformer).forward)
         self.states = States(State)  # type: ignore[arg-type]  # diffusers sets its context
 
@@ -90,10 +91,11 @@ class StepHook(Hook):
         self._advance(state, timestep)
         full = self.is_full[state.step]
         state.begin(full)
-        with self.inspection.of(state):
+        with self.inspection.of(state) as returned:
             self.stats.begin(full, timestep.device)
             output = self.original(*args, **kwargs)
             self.stats.end()
+            returned.append(output)
         if state.step == len(self.plan) - 1:
             state.reset()  # nothing outlives the image
         return output
@@ -172,7 +174,8 @@ def enable_cache(
             needs; a cache, ours or one of diffusers', is enabled already; or the transformer is
             compiled in a way that would compile the cache too.
         PlanError: the plan was calibrated on another model, or lacks a stream of this one; or
-            there is no built-in plan for the scheduler.
+            there is no built-in plan for the scheduler. At taps that speak of blocks, which of them
+            there are is not known before the first call, which raises this in that case.
 
     With `psnr`, the first call of the pipeline raises a ValueError if no plan that skips a step is
     predicted to reach it, or the pipeline makes neither images nor frames.
@@ -229,7 +232,7 @@ def _inner_policy(plan: Plan, pipe: Any, device: torch.device | None) -> tuple[I
         ValueError: the pipeline denoises with something else than a transformer, or that does not
             have what the tap needs.
     """
-    transformer, call = getattr(pipe, "transformer", None), Call(device)
+    transformer, call = getattr(pipe, "transformer", None), Call(plan, device)
     if not isinstance(transformer, nn.Module):
         raise ValueError(
             f"{type(pipe).__name__} is neither a diffusers transformer nor a pipeline that has "
@@ -245,9 +248,8 @@ def _inner_policy(plan: Plan, pipe: Any, device: torch.device | None) -> tuple[I
             f"the pipeline denoises with {', '.join(others)} beside its transformer, which a "
             f"plan at tap {plan.tap!r} would not skip: use tap 'output'"
         )
-    pairs = _inner_hooks(plan, transformer, call)
-    inspection = Inspection(transformer, plan.tap, pairs)
-    return InnerPolicy(plan, call, transformer, inspection), pairs
+    pairs = _inner_hooks(transformer, call)
+    return InnerPolicy(call, transformer, Inspection(transformer, call, pairs)), pairs
 
 
 def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None) -> CacheStats:
@@ -256,14 +258,14 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
         raise ValueError("a cache is already enabled on this transformer: disable it first")
     check_no_cache("the transformer", transformer)
     _check_model(plan, transformer)
-    stats, call = CacheStats(plan), Call(device)
+    stats, call = CacheStats(plan), Call(plan, device)
     _check_compiled(transformer, {transformer})
-    pairs = _inner_hooks(plan, transformer, call)
-    inspection = Inspection(transformer, plan.tap, pairs)
+    pairs = _inner_hooks(transformer, call)
+    inspection = Inspection(transformer, call, pairs)
     registry = HookRegistry.check_if_exists_or_initialize(transformer)
     with _offloading_apart(transformer):
         _register(pairs)
-        step = StepHook(plan, call, stats, inspection)
+        step = StepHook(call, stats, inspection)
         registry.register_hook(step, STEP_HOOK)  # outermost, so it is last
     registry.invalidate_child_registries_cache()
     return stats
@@ -289,12 +291,11 @@ def _check_scheduler(plan: Plan, scheduler: Any) -> None:
         )  # fmt: skip
 
 
-def _inner_hooks(plan: Plan, transformer: nn.Module, call: Call) -> Pairs:
-    """Return the modules to hook for a plan, each with its hook."""
+def _inner_hooks(transformer: nn.Module, call: Call) -> Pairs:
+    """Return the modules to hook for the plan of a call, each with its hook."""
     if is_compiled_module(transformer):
         raise _compiled("the transformer")
-    found = tapped(transformer, plan.tap, bool(plan.refresh))
-    pairs = hooks_of(plan, transformer, found, call)
+    pairs = hooks_of(transformer, call)
     _check_compiled(transformer, {module for module, _ in pairs})
     return pairs
 

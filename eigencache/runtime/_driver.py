@@ -132,9 +132,12 @@ class Policy:
         """Return whether the denoisers run at a step."""
         return True
 
-    def running(self, step: int, denoiser: str, call: int) -> AbstractContextManager[None]:
-        """Return what a denoiser runs in, for the `call`-th time in this step."""
-        return nullcontext()
+    def running(self, step: int, denoiser: str, call: int) -> AbstractContextManager[list[Any]]:
+        """Return what a denoiser runs in, for the `call`-th time in this step.
+
+        To the list that it gives the block appends what the denoiser returns.
+        """
+        return nullcontext([])
 
     def given(self, call: StepCall) -> None:
         """The scheduler is about to step; set `call.output` to what it shall be given."""
@@ -198,7 +201,7 @@ class Attachment:
         return result
 
     def step(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
-        bound = _signature(type(scheduler).step).bind(scheduler, *args, **kwargs)
+        bound = signature_of(type(scheduler).step).bind(scheduler, *args, **kwargs)
         driver, ran = self.driver, (self.leader or self).ran
         call = StepCall(self.index, scheduler, bound)
         if driver:
@@ -270,7 +273,7 @@ class Attachment:
         return int(found[0]) if len(found) else None
 
 
-_signature = functools.cache(inspect.signature)
+signature_of = functools.cache(inspect.signature)
 
 
 def _method(scheduler: Any, name: str) -> types.MethodType:
@@ -461,8 +464,9 @@ class Driver:
             if known is not None:
                 return known[1]
         try:
-            with self.policy.running(self.step, name, index):
+            with self.policy.running(self.step, name, index) as returned:
                 output = run(*args, **kwargs)
+                returned.append(output)
         except BaseException:
             self.attachment.finish()
             raise

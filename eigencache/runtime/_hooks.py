@@ -1,5 +1,6 @@
 """Hooks: what the runtime puts on the modules of a stream, and the state that they share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import nn
 
 from eigencache._upstream import BaseState, Hook
 from eigencache.plan import Plan, PlanError
-from eigencache.runtime._taps import Stream, map_tensors, tensors
+from eigencache.runtime._blocks import Ran, Record, size_of
+from eigencache.runtime._taps import map_tensors, tensors
 
 
 @dataclass
@@ -29,6 +31,7 @@ class State(BaseState):
         silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
+        calls: of entries of lists in the last pass that was recorded, from 1.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """
@@ -40,6 +43,7 @@ class State(BaseState):
     passing: dict[str, Any] = field(default_factory=dict)
     silence: dict[tuple[Hook, str], object] = field(default_factory=dict)
     seen: dict[str, Any] = field(default_factory=dict)
+    calls: dict[int, Ran] = field(default_factory=dict)
     refreshed: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     turns: dict[Hook, int] = field(default_factory=dict)
     sizes: dict[str, torch.Size | None] = field(default_factory=dict)
@@ -71,12 +75,38 @@ class Call:
     """The call of the transformer that is under way.
 
     Attributes:
+        plan: what is sampled by.
         anchor_device: where anchors are kept from one call to the next; None: where they are made.
         state: what its hooks work on; None where nobody samples by the plan.
+        record: of the pass under way, at taps that speak of blocks.
+        needs: of each stream.
     """
 
+    plan: Plan
     anchor_device: torch.device | None = None
     state: State | None = None
+    record: Record | None = None
+    needs: dict[str, "Needs"] = field(default_factory=dict)
+
+    def needs_of(self, name: str) -> "Needs":
+        """Return which anchors the steps of a stream need."""
+        if name not in self.needs:
+            self.needs[name] = Needs(self.plan.weights_of(name))
+        return self.needs[name]
+
+    def remember(
+        self, stream: str, key: str, size: torch.Size | None, feature: Callable[[], Any]
+    ) -> None:
+        """Keep a stream's feature at the present step, if a later one needs it; `size` of input."""
+        state = self.state
+        assert state is not None, "a call is under way"
+        if state.sizes.get(key) != size:
+            state.anchors.pop(key, None)  # of a call with other shapes, as of a batch
+            state.sizes[key] = size
+        if self.needs_of(stream).later(state.step):
+            made = feature()
+            state.anchors.setdefault(key, {})[state.step] = map_tensors(self.keep, made)
+            state.devices[key] = tensors(made)[0].device
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor to keep: where anchors are kept, and no memory alive but its own."""
@@ -98,8 +128,8 @@ class Needs:
         self.last = [int(max([a, *weights[:, a].nonzero()[0]])) for a in range(len(weights))]
 
     def later(self, step: int) -> bool:
-        """Return whether a later step is forecast from this one."""
-        return self.last[step] > step
+        """Return whether a step is computed and a later one forecast from it."""
+        return self.last[step] > step and not self.rows[step]
 
     def take(self, anchors: dict[int, Any], step: int) -> list[tuple[Any, float]]:
         """Return the anchors of a step with their weights; forget those that no later step needs.
@@ -114,56 +144,28 @@ class Needs:
 
 
 class StreamHook(Hook):
-    """On a module of a stream: run where the stream is computed, stand in where it is forecast."""
+    """On a module whose output is a stream: run where it is computed, else return its forecast."""
 
-    def __init__(self, plan: Plan, name: str, stream: Stream, index: int, call: Call) -> None:
+    def __init__(self, name: str, call: Call) -> None:
         super().__init__()
-        self.name, self.stream, self.index, self.call = name, stream, index, call
+        self.name, self.call, self.needs = name, call, call.needs_of(name)
         self.key = name  # of the present call of the module
-        self.last = index == len(stream.modules) - 1
-        self.needs = Needs(plan.weights_of(name))
+        self.size: torch.Size | None = None  # of the stream's input in that call
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state = self.call.state
         if state is None:
             return self.original(*args, **kwargs)
-        self.key = state.turn(self, self.name)
+        self.key, self.size = state.turn(self, self.name), size_of(args, kwargs)
         if self.needs.rows[state.step]:
-            return self.stand_in(state, args, kwargs)
+            return self.predict(state, args)
         return self.compute(state, args, kwargs)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the module returns; at the stream's last one, remember its feature."""
-        needed = self.needs.later(state.step)
-        if self.index == 0:
-            size = _size(args, kwargs)
-            if state.sizes.get(self.key) != size:
-                state.anchors.pop(self.key, None)  # of a call with other shapes, as of a batch
-                state.sizes[self.key] = size
-            if needed:
-                state.passing[self.key] = self.stream.entering(0, args, kwargs)
+        """Return what the module returns, and remember it."""
         output = self.original(*args, **kwargs)
-        if state.step == 0:
-            self.stream.check(self.index, self.stream.entering(self.index, args, kwargs), output)
-        if needed and self.last:
-            feature = self.stream.feature(state.passing.pop(self.key), output)
-            anchors = state.anchors.setdefault(self.key, {})
-            anchors[state.step] = map_tensors(self.call.keep, feature)
-            state.devices[self.key] = tensors(feature)[0].device
+        self.call.remember(self.name, self.key, self.size, lambda: output)
         return output
-
-    def stand_in(self, state: State, args: tuple, kwargs: dict) -> Any:
-        """Return what the module would return if the stream's feature were its forecast."""
-        entered = self.stream.entering(self.index, args, kwargs)
-        if self.index == 0 and state.sizes.get(self.key) != _size(args, kwargs):
-            raise self.missing(state)
-        if not self.last:
-            if self.index == 0:
-                state.passing[self.key] = entered
-            return self.stream.output(self.index, entered)
-        first = entered if self.index == 0 else state.passing.pop(self.key)
-        left = self.stream.leaving(first, self.predict(state, args))
-        return self.stream.output(self.index, left)
 
     def predict(self, state: State, args: tuple) -> Any:
         """Return the stream's forecast at the present step, and drop the anchors then done with."""
@@ -171,19 +173,63 @@ class StreamHook(Hook):
 
     def missing(self, state: State) -> PlanError:
         """Return the error of a call at the present step of which there are no anchors."""
-        anchors = [a for a, _ in self.needs.rows[state.step]]
         return PlanError(
             f"at step {state.step} {self.key} is called where it was not at the full steps "
-            f"{anchors}, or with other shapes (another batch, guidance from that step on): make a "
+            "before, or with other shapes (another batch, guidance from that step on): make a "
             "plan in which the step is full, or use tap 'output'"
         )
 
     def terms(self, state: State) -> list[tuple[Any, float]]:
         """Return the anchors of the present step and their weights; keep those needed later."""
+        if state.sizes.get(self.key) != self.size:
+            raise self.missing(state)
         try:
             return self.needs.take(state.anchors.get(self.key, {}), state.step)
         except KeyError:
             raise self.missing(state) from None
+
+
+class BlockHook(StreamHook):
+    """On an entry of a list: record its calls, and stand in where they are of a forecast stream."""
+
+    def __init__(self, name: str, call: Call) -> None:
+        Hook.__init__(self)
+        self.name, self.call = name, call
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        state, record = self.call.state, self.call.record
+        if state is None or record is None:
+            return self.original(*args, **kwargs)
+        record.enter(self.name, module, args, kwargs)
+        known = None if self.call.plan.full[state.step] else self.find(state, record.count)
+        if known and self.needs.rows[state.step]:
+            output = self.stand_in_for(state, known, record.open[-1])
+        else:
+            output = self.original(*args, **kwargs)
+        record.leave(output)
+        return output
+
+    def find(self, state: State, number: int) -> Ran | None:
+        """Return the present call as it was recorded; None if it is not one of a block."""
+        known, self.key = state.calls.get(number), self.name
+        if known is None or known.name != self.name:
+            raise self.missing(state)
+        if known.names:
+            self.key, self.needs = known.key, self.call.needs_of(known.stream)
+        return known if known.names else None
+
+    def stand_in_for(self, state: State, known: Ran, now: Ran) -> Any:
+        """Return what the block would return if the feature of its stream were its forecast."""
+        entered = tuple(now.given[name] for name in known.names)
+        began = (entered, now.size) if known.first else state.passing.pop(self.key)
+        if not known.last:
+            state.passing[self.key] = began
+            return known.output(entered)
+        first, self.size = began
+        feature = self.predict(state, ())
+        if self.call.plan.tap == "hidden":
+            return known.output(feature + entered[1:])
+        return known.output(tuple(a + b for a, b in zip(first, feature, strict=False)))
 
 
 class SilentHook(Hook):
@@ -211,13 +257,6 @@ class SilentHook(Hook):
         if (self, self.key) not in state.silence:
             raise self.fed.missing(state)
         return state.silence[self, self.key]
-
-
-def _size(args: tuple, kwargs: dict) -> torch.Size | None:
-    """Return the shape of the first tensor among arguments."""
-    given = (x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-    first = next(given, None)
-    return None if first is None else first.shape
 
 
 def forecast(

@@ -114,16 +114,13 @@ class InnerPolicy(PlanPolicy):
     the network's calls in that step: each call has anchors of its own.
 
     Args:
-        plan: at any tap but the output.
-        call: which the hooks share.
+        call: which the hooks share; its plan is at any tap but the output.
         transformer: the pipeline's, which has the hooks.
         inspection: of the first step of every image.
     """
 
-    def __init__(
-        self, plan: Plan, call: Call, transformer: nn.Module, inspection: Inspection
-    ) -> None:
-        super().__init__(plan)
+    def __init__(self, call: Call, transformer: nn.Module, inspection: Inspection) -> None:
+        super().__init__(call.plan)
         self.call, self.transformer, self.inspection = call, transformer, inspection
         self.states: dict[int, State] = {}
 
@@ -131,14 +128,14 @@ class InnerPolicy(PlanPolicy):
         return bool(self.plan.full[step])
 
     @contextlib.contextmanager
-    def running(self, step: int, denoiser: str, call: int) -> Iterator[None]:
+    def running(self, step: int, denoiser: str, call: int) -> Iterator[list[Any]]:
         if denoiser != "transformer":
             if step > 0:
                 raise PlanError(
                     f"the pipeline calls {denoiser} beside transformer at every step, which a plan "
                     f"at tap {self.plan.tap!r} would not skip: use tap 'output'"
                 )
-            yield
+            yield []
             return
         if step > 0 and call not in self.states:
             raise PlanError(
@@ -150,8 +147,8 @@ class InnerPolicy(PlanPolicy):
         state.step = step
         state.begin(bool(self.plan.full[step]))
         try:
-            with self.inspection.of(state):
-                yield
+            with self.inspection.of(state) as returned:
+                yield returned
         finally:
             self.call.state = None  # where others call the network, it runs as it is
 

@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from eigencache._upstream import Hook
 from eigencache.plan import Plan
-from eigencache.runtime._hooks import Call, SilentHook, State, StreamHook, forecast
-from eigencache.runtime._taps import Mlp, Ports, Stream, Tapped, blocks_of
+from eigencache.runtime._blocks import BLOCK_TAPS, Record, entries_of
+from eigencache.runtime._hooks import BlockHook, Call, SilentHook, State, StreamHook, forecast
+from eigencache.runtime._taps import Mlp, Tapped, tapped, working_blocks
 from eigencache.tokens import Moment, Rule, attention_received
 
 _HIDDEN = "hidden"
@@ -20,9 +21,9 @@ _HIDDEN = "hidden"
 class AttentionHook(StreamHook):
     """On an attention: show the rule what attention each token receives."""
 
-    def __init__(self, plan: Plan, *stream: Any) -> None:
-        super().__init__(plan, *stream)
-        self.rule, self.observed = _rule(plan), _observed(plan)
+    def __init__(self, name: str, call: Call) -> None:
+        super().__init__(name, call)
+        self.rule, self.observed = _rule(call.plan), _observed(call.plan)
 
     def compute(self, state: State, args: tuple, kwargs: dict) -> Any:
         if not self.observed[state.step]:
@@ -41,23 +42,23 @@ class AttentionHook(StreamHook):
 class HiddenHook(Hook):
     """On the last block: show the rule the image's states after it."""
 
-    def __init__(self, plan: Plan, block: nn.Module, call: Call) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.rule, self.observed, self.call = _rule(plan), _observed(plan), call
-        self.ports = Ports.of(block)
+        self.rule, self.observed, self.call = _rule(call.plan), _observed(call.plan), call
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         state = self.call.state
         if state is not None and self.observed[state.step]:
-            state.seen[_HIDDEN] = self.rule.observe(self.ports.leaving(output)[0])
+            state.seen[_HIDDEN] = self.rule.observe(output[-1])  # after the text
         return output
 
 
 class MlpHook(StreamHook):
     """On an MLP, or the projection of a fused block: recompute some tokens of a forecast."""
 
-    def __init__(self, plan: Plan, mlp: Mlp, *stream: Any) -> None:
-        super().__init__(plan, *stream)
+    def __init__(self, mlp: Mlp, name: str, call: Call) -> None:
+        super().__init__(name, call)
+        plan = call.plan
         self.rule, self.place, self.moments = _rule(plan), mlp.place, _moments(plan)
         self.source = mlp.attention if self.rule.observes == "attention" else _HIDDEN
         # What is added to a forecast is of use while skipped steps follow.
@@ -128,17 +129,15 @@ def _received(
     return attention_received(query, key, scale or query.shape[-1] ** -0.5)
 
 
-def hooks_of(
-    plan: Plan, transformer: nn.Module, found: Tapped, call: Call
-) -> list[tuple[nn.Module, Hook]]:
-    """Return the modules to hook for a plan, each with its hook."""
-    hooks: dict[str, StreamHook] = {}  # the first of each stream
-    pairs: list[tuple[nn.Module, Hook]] = []
-    for name, stream in found.streams.items():
-        for index, module in enumerate(stream.modules):
-            hook = _stream_hook(plan, found, name, stream, index, call)
-            hooks.setdefault(name, hook)
-            pairs.append((module, hook))
+def hooks_of(transformer: nn.Module, call: Call) -> list[tuple[nn.Module, Hook]]:
+    """Return the modules to hook for the plan of a call, each with its hook."""
+    plan = call.plan
+    if plan.tap in BLOCK_TAPS:
+        call.record = Record(transformer, plan.tap, call.remember)
+        return [(entry, BlockHook(name, call)) for name, entry in entries_of(transformer).items()]
+    found = tapped(transformer, plan.tap, bool(plan.refresh))
+    hooks = {name: _stream_hook(found, name, call) for name in found.streams}
+    pairs: list[tuple[nn.Module, Hook]] = [(found.streams[name], hooks[name]) for name in hooks]
     for module, name in found.silent:
         fed = hooks[name]
         if isinstance(fed, MlpHook):
@@ -148,22 +147,20 @@ def hooks_of(
             silent = SilentHook(fed)
         pairs.append((module, silent))
     if plan.refresh and plan.refresh.observes == "hidden":
-        _, last = blocks_of(transformer)[-1]
-        pairs.append((last, HiddenHook(plan, last, call)))
+        *_, (_, _, last) = working_blocks(transformer)
+        pairs.append((last, HiddenHook(call)))
     return pairs
 
 
-def _stream_hook(
-    plan: Plan, found: Tapped, name: str, stream: Stream, index: int, call: Call
-) -> StreamHook:
-    """Return the hook of a module of a stream: what a token-wise rule wants there, if one does."""
-    rule, mlp = plan.refresh, found.mlps.get(name)
+def _stream_hook(found: Tapped, name: str, call: Call) -> StreamHook:
+    """Return the hook of a stream: what a token-wise rule wants there, if one does."""
+    rule, mlp = call.plan.refresh, found.mlps.get(name)
     if rule and mlp and (rule.text or not mlp.place.text):
-        return MlpHook(plan, mlp, name, stream, index, call)
+        return MlpHook(mlp, name, call)
     attends = any(mlp.attention == name for mlp in found.mlps.values())
     if rule and attends and rule.observes == "attention":
-        return AttentionHook(plan, name, stream, index, call)
-    return StreamHook(plan, name, stream, index, call)
+        return AttentionHook(name, call)
+    return StreamHook(name, call)
 
 
 def _rule(plan: Plan) -> Rule:

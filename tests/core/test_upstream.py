@@ -5,7 +5,6 @@ test's docstring, says what of ours depends on it.
 """
 
 import ast
-import inspect
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,6 @@ from helpers import arguments_of, tiny_flux, tiny_pipeline
 from eigencache import _upstream
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def block():
-    return tiny_flux().transformer_blocks[0]
 
 
 def test_caches_mark_their_networks():
@@ -108,6 +102,18 @@ def test_a_dictionary_by_tensors_forgets_them():
     held = weakref.ref(found[key][0])
     del key
     assert held() is None
+
+
+def test_tensors_count_what_is_written_into_them():
+    """`Record` of runtime/_blocks.py refuses blocks that write into their states."""
+    tensor = torch.ones(2)
+    before = _upstream.version_of(tensor)
+    tensor + 1
+    assert _upstream.version_of(tensor) == before
+    tensor[:1].add_(1)
+    assert _upstream.version_of(tensor) > before
+    with torch.inference_mode():
+        assert _upstream.version_of(torch.ones(2)) == 0
 
 
 def test_compiling_in_place_is_seen():
@@ -203,30 +209,11 @@ class Model(torch.nn.Module, diffusers.models.cache_utils.CacheMixin):
         return self.inner(x)
 
 
-def test_blocks_are_registered_with_their_states(block):
-    """`Ports` of runtime/_taps.py: taps hidden, blocks and delta."""
-    metadata = _upstream.TransformerBlockRegistry.get(type(block))
-    assert isinstance(metadata, _upstream.TransformerBlockMetadata)
-    assert metadata.hidden_states_argument_name == "hidden_states"
-    assert metadata.encoder_hidden_states_argument_name == "encoder_hidden_states"
-    places = metadata.return_encoder_hidden_states_index, metadata.return_hidden_states_index
-    assert sorted(places) == [0, 1]
-    with pytest.raises(ValueError):
-        _upstream.TransformerBlockRegistry.get(torch.nn.Linear)
-
-
-def test_a_state_is_found_among_the_arguments_of_a_block(block):
-    """`Ports.entering` of runtime/_taps.py."""
-    metadata = _upstream.TransformerBlockRegistry.get(type(block))
-    names = list(inspect.signature(type(block).forward).parameters)[1:]
-    for name in ("hidden_states", "encoder_hidden_states"):
-        given = tuple(range(len(names)))
-        assert _upstream.state_given(metadata, name, given, {}) == names.index(name)
-        assert _upstream.state_given(metadata, name, (), {name: "named"}) == "named"
-
-
 def test_blocks_of_flux_attend_to_the_text_first():
-    """`_check_refreshable` of runtime/_taps.py: ToCa and ClusCa count the image's tokens last."""
+    """`_check_refreshable` of runtime/_taps.py: ToCa and ClusCa count the image's tokens last.
+
+    Blocks return the image last too, as `HiddenHook` of runtime/_refreshing.py takes it.
+    """
     model, seen = tiny_flux(), []
     assert isinstance(model, FluxTransformer2DModel)
     kinds = {type(b) for b in (*model.transformer_blocks, *model.single_transformer_blocks)}
@@ -238,7 +225,8 @@ def test_blocks_of_flux_attend_to_the_text_first():
     text, image = torch.zeros(1, 3, model.inner_dim), torch.ones(1, 5, model.inner_dim)
     time = torch.zeros(1, model.inner_dim)
     ids = torch.zeros(8, 3)
-    single(image, text, time, model.pos_embed(ids))
+    left = single(image, text, time, model.pos_embed(ids))
+    assert [len(state[0]) for state in left] == [3, 5]
     # Both are the same for all tokens of a kind before the attention.
     assert torch.equal(seen[0][:, :1].expand(-1, 3, -1), seen[0][:, :3])
     assert torch.equal(seen[0][:, 3:4].expand(-1, 5, -1), seen[0][:, 3:])

@@ -6,11 +6,13 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from zoo.runs import check_same, counting, kept, reuse_weights
+import torch
+from zoo.runs import check_same, counting, kept, repeating, reuse_weights
 
 import eigencache
 from benchmarks.pipelines import FILE, REFUSED, RIGHT
 from eigencache.plan import TAPS
+from eigencache.runtime._driver import DRIVER
 
 # What docs/pipelines.md states: a row for each configuration, a column for each tap.
 STATED = pd.read_csv(FILE, index_col="configuration")
@@ -53,6 +55,8 @@ def test_right_or_refused(measured, tap, record_property):
 def _right(measured, tap):
     """Check that a full plan changes nothing and that a half plan skips, or return the refusal.
 
+    A network that is given the same at each step must return the same at each: what a skipped step
+    would take from elsewhere than the full step before it, or leave as it was, would differ.
     At tap "modules" no attention and no MLP may run at a skipped step: one that did would be a part
     that the tap has missed.
     """
@@ -72,6 +76,12 @@ def _right(measured, tap):
         assert "has one block" not in str(refusal), "of a stand-in, not of its pipeline"
         return refusal
     assert all(tensor.isfinite().all() for tensor in results)
+    network, step = case.pipe.transformer, lambda: vars(case.pipe)[DRIVER].step
+    with eigencache.cached(case.pipe, plan(measured.full)), repeating(network, step) as returned:
+        case(0)
+    for first, *later in returned:
+        for parts in later:
+            torch.testing.assert_close(parts, first, rtol=1e-4, atol=1e-5)
     runs = [sum(step.values()) for step in measured.plain.calls]
     assert sum(calls.values()) < sum(runs)
     if tap == "modules":

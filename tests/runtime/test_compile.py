@@ -12,7 +12,8 @@ from eigencache.methods import make_plan
 from eigencache.plan import TAPS
 from eigencache.predictors import Taylor
 from eigencache.runtime import cached, enable_cache
-from eigencache.runtime._taps import blocks_of, tapped
+from eigencache.runtime._blocks import BLOCK_TAPS, entries_of
+from eigencache.runtime._taps import tapped
 from eigencache.schedules import Steps
 
 TIMESTEPS = flow_timesteps(8)
@@ -40,9 +41,9 @@ def compile_forward(module):
 
 def compile_tapped(model, tap):
     """Compile as the text of `eigencache.runtime` says."""
-    for stream in tapped(model, tap).streams.values():
-        for module in stream.modules:
-            compile_forward(module)
+    switched = entries_of(model) if tap in BLOCK_TAPS else tapped(model, tap).streams
+    for module in switched.values():
+        compile_forward(module)
 
 
 def sampled(model, **options):
@@ -100,7 +101,7 @@ def around_blocks(model):
 
 
 def around_modules(model):
-    for _, block in blocks_of(model):
+    for block in entries_of(model).values():
         compile_forward(block)
 
 

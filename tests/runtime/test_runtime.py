@@ -3,8 +3,8 @@
 import gc
 import re
 import weakref
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial, wraps
+from contextlib import contextmanager, suppress
+from functools import wraps
 from itertools import islice
 
 import numpy as np
@@ -21,7 +21,8 @@ from eigencache.methods import make_plan
 from eigencache.plan import TAPS, Plan, PlanError
 from eigencache.predictors import HiCache, Newton, Reuse, Taylor
 from eigencache.runtime import cached, disable_cache, enable_cache, forecast
-from eigencache.runtime._taps import fingerprint, full_features, tapped, token_mean, watching
+from eigencache.runtime._blocks import watching
+from eigencache.runtime._taps import fingerprint, full_features, tapped, token_mean
 from eigencache.schedules import Interval, Steps
 
 STEPS = 12
@@ -192,10 +193,11 @@ def test_a_bfloat16_model_forecasts_in_single_precision(flux, tap, stream):
     plan = plan_of(Taylor(1), [0, 1, 2, 3], tap=tap)  # far ahead: weights up to 9 that cancel
     outputs = []
 
-    def keep(feature):
-        outputs.append(full_features(feature).double())
+    def keep(name, feature):
+        if name == stream:
+            outputs.append(full_features(feature).double())
 
-    with cached(flux, plan), watching(tapped(flux, tap).streams[stream], keep):
+    with cached(flux, plan), watching(flux, tap, keep):
         velocities = sampled(flux, time_dtype=torch.float32)
     assert all(velocity.dtype == torch.bfloat16 for velocity in velocities)
     for step in range(4, STEPS):
@@ -307,7 +309,7 @@ def test_only_outputs_that_a_later_step_needs_are_alive(flux, predictor, stream)
     def watch(module, args, output):
         outputs.append(weakref.ref(output if isinstance(output, torch.Tensor) else output[0]))
 
-    tapped(flux, tap).streams[stream].modules[-1].register_forward_hook(watch)
+    tapped(flux, tap).streams[stream].register_forward_hook(watch)
     with cached(flux, plan):
         for step, _ in enumerate(sampling(flux, TIMESTEPS)):
             alive = {a for a in range(step) if outputs[a]() is not None}
@@ -352,9 +354,7 @@ def watch_sizes(model, tap):
     def keep(name, feature):
         sizes[name] = sum(x.nbytes for x in pytree.tree_leaves(feature))
 
-    with ExitStack() as stack:
-        for name, stream in tapped(model, tap).streams.items():
-            stack.enter_context(watching(stream, partial(keep, name)))
+    with watching(model, tap, keep):
         yield sizes
 
 

@@ -3,14 +3,12 @@
 A dummy transformer, whose blocks add a linear function of the step, has forecasts in closed form.
 """
 
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from diffusers import ConfigMixin, ModelMixin, SD3Transformer2DModel
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.cache_utils import CacheMixin
 from helpers import arguments_of, flow_timesteps, sampling, tiny_flux, tiny_pipeline
 from torch import nn
@@ -20,7 +18,8 @@ from eigencache.methods import make_plan
 from eigencache.plan import Plan
 from eigencache.predictors import Newton, Reuse, Taylor
 from eigencache.runtime import cached, enable_cache
-from eigencache.runtime._taps import Blocks, Ports, blocks_of, full_features, tapped, watching
+from eigencache.runtime._blocks import Ran, entries_of, watching
+from eigencache.runtime._taps import full_features, tapped
 from eigencache.schedules import Steps
 
 STEPS, FULL = 8, [0, 1, 2, 5]
@@ -70,11 +69,6 @@ class AddingTextFirst(Adding):
 
 KINDS = [[Adding] * 4, [AddingImageFirst] * 4, [AddingTextFirst] * 4,
          [AddingTextFirst, AddingTextFirst, AddingImageFirst, AddingImageFirst]]  # fmt: skip
-for kind in (Adding, AddingImageFirst, AddingTextFirst):
-    text = None if len(kind.order) == 1 else kind.order.index(1)
-    TransformerBlockRegistry.register(
-        kind, TransformerBlockMetadata(kind.order.index(0), text)
-    )  # fmt: skip
 
 
 class Dummy(nn.Module, CacheMixin):
@@ -201,9 +195,7 @@ def test_forecasts_are_of_the_features_that_are_recorded(flux, tap):
     def keep(name, feature):
         features.setdefault(name, []).append(full_features(feature))
 
-    with cached(flux, plan), ExitStack() as stack:
-        for name, stream in tapped(flux, tap).streams.items():
-            stack.enter_context(watching(stream, partial(keep, name)))
+    with cached(flux, plan), watching(flux, tap, keep):
         sampled(flux)
     for steps in features.values():
         for step in set(range(STEPS)) - set(FULL):
@@ -214,7 +206,7 @@ def test_forecasts_are_of_the_features_that_are_recorded(flux, tap):
 def test_recorded_features_add_up():
     pipe = tiny_pipeline()
     found = recorded(pipe, "blocks", "delta", "output")
-    names = [name for name, _ in blocks_of(pipe.transformer)]
+    names = list(entries_of(pipe.transformer))
     assert list(found["blocks"]) == names and list(found["delta"]) == ["front", "back"]
     assert len(found["output"]["output"]) == STEPS
     for step in range(STEPS):
@@ -232,12 +224,21 @@ def test_the_hidden_state_is_what_the_final_norm_is_given():
     assert all(map(torch.equal, features["hidden"], given))
 
 
+def features_of(model, tap):
+    """Return the feature of each stream of a tap in one pass of FLUX."""
+    found = {}
+    with watching(model, tap, found.__setitem__):
+        next(sampling(model, TIMESTEPS))
+    return found
+
+
 def test_delta_counts_single_blocks_after_double_ones():
     model = tiny_flux(num_layers=1, num_single_layers=4)
-    streams = tapped(model, "delta").streams
-    singles = model.single_transformer_blocks
-    assert streams["front"].modules == (model.transformer_blocks[0], singles[0])
-    assert streams["back"].modules == tuple(singles[1:])
+    blocks, halves = features_of(model, "blocks"), features_of(model, "delta")
+    for half, part in (("front", list(blocks)[:2]), ("back", list(blocks)[2:])):
+        for i, added in enumerate(halves[half]):
+            total = sum(blocks[name][i] for name in part)
+            torch.testing.assert_close(added, total, rtol=1e-4, atol=1e-5)
 
 
 def test_streams_of_the_modules_tap_when_tokens_are_refreshed(flux):
@@ -279,42 +280,36 @@ def test_a_block_that_drops_its_text_passes_none_on():
 # ---- What they refuse
 
 
-class Unknown(nn.Module):
+class OfNothing(ModelMixin, ConfigMixin):
     pass
-
-
-class OfUnknown(ModelMixin, ConfigMixin):
-    def __init__(self, count):
-        super().__init__()
-        self.blocks = nn.ModuleList(Unknown() for _ in range(count))
-
-
-@pytest.mark.parametrize("tap", BLOCK_TAPS)
-def test_blocks_that_diffusers_does_not_know_are_refused(tap):
-    with pytest.raises(ValueError, match=r"of Unknown are its states .*: use tap output or mod"):
-        enable_cache(OfUnknown(2), plan_of(tap))
 
 
 @pytest.mark.parametrize("tap", BLOCK_TAPS)
 def test_what_has_no_blocks_is_refused(tap):
-    with pytest.raises(ValueError, match="OfUnknown has no list of blocks"):
-        tapped(OfUnknown(0), tap)
+    with pytest.raises(ValueError, match="OfNothing has no list of blocks"):
+        enable_cache(OfNothing(), plan_of(tap))
 
 
-class TakesX(nn.Module):
-    def forward(self, x):
-        return x
+class Counting(Adding):
+    """Returns a number too, which nothing could forecast."""
+
+    def forward(self, hidden_states, step):
+        return super().forward(hidden_states, step), self.calls
 
 
-TransformerBlockRegistry.register(TakesX, TransformerBlockMetadata(0))
+class OfCounting(Dummy):
+    def forward(self, hidden_states, timestep):
+        for block in self.blocks:
+            hidden_states, _ = block(hidden_states, 0)
+        return (hidden_states,)
 
 
 @pytest.mark.parametrize("tap", BLOCK_TAPS)
-def test_blocks_whose_registered_arguments_are_wrong_are_refused(tap):
-    model = OfUnknown(0)
-    model.blocks = nn.ModuleList([TakesX(), TakesX()])
-    with pytest.raises(ValueError, match=r"TakesX are its arguments \['hidden.*takes \['x'\]: use"):
-        enable_cache(model, plan_of(tap))
+def test_blocks_that_return_more_than_states_are_refused(tap):
+    refused = pytest.raises(ValueError, match="OfCounting has no blocks in its lists: use another")
+    dummy = OfCounting([Counting] * 2)
+    with cached(dummy, plan_of(tap)), refused:
+        run(dummy)
 
 
 class Backwards(Dummy):
@@ -332,25 +327,185 @@ class Backwards(Dummy):
         return (torch.cat([hidden_states[:, :1], image], dim=1),)
 
 
-@pytest.mark.parametrize("tap", ["hidden", "delta"])
-@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3], [0, 1, 2]])
-def test_blocks_that_do_not_run_once_each_in_the_order_listed_are_refused(tap, order):
+@pytest.mark.parametrize(
+    ("tap", "order"),
+    [
+        ("delta", [1, 0, 3, 2]),
+        ("blocks", [1, 0, 3, 2]),
+        ("blocks", [0, 1, 2, 3, 3, 0]),
+        ("blocks", [0, 1, 2]),
+    ],
+)
+def test_blocks_are_taken_in_the_order_in_which_they_run(tap, order):
+    """What a block adds is linear in the step, whenever it runs, and so forecast exactly."""
     dummy = Backwards(KINDS[0])
     dummy.run_in = order
-    refused = pytest.raises(ValueError, match=r"not run its blocks once each.*: use tap 'output'")
+    plain, before = run(dummy), [block.calls for block in dummy.blocks]
+    with cached(dummy, plan_of(tap)):
+        for output, expected in zip(run(dummy), plain, strict=True):
+            torch.testing.assert_close(output, expected)
+    calls = [block.calls - n for block, n in zip(dummy.blocks, before, strict=True)]
+    assert calls == [len(FULL) * order.count(i) for i in range(4)]
+
+
+@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3, 0], [0, 1, 2]])
+def test_the_hidden_state_is_that_of_the_block_that_runs_last(order):
+    dummy, found = Backwards(KINDS[0]), []
+    dummy.run_in = order
+    with watching(dummy, "hidden", lambda name, feature: found.append(feature)):
+        plain = run(dummy)
+    assert [len(feature) for feature in found] == [1] * STEPS
+    assert all(
+        torch.equal(output[:, 1:], image) for output, (image,) in zip(plain, found, strict=True)
+    )
+    with cached(dummy, plan_of("hidden")):
+        for output, expected in zip(run(dummy), plain, strict=True):
+            torch.testing.assert_close(output[:, 1:], expected[:, 1:])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 1, 2, 3, 3]])
+def test_halves_are_refused_where_blocks_do_not_run_once_each(order):
+    dummy = Backwards(KINDS[0])
+    dummy.run_in = order
+    refused = pytest.raises(
+        ValueError, match=rf"runs {len(order)} blocks, and has 4 entries in its"
+    )
+    with cached(dummy, plan_of("delta")), refused:
+        run(dummy)
+
+
+def test_halves_are_in_running_order():
+    dummy, found = Backwards(KINDS[0]), {}
+    dummy.run_in = [3, 0, 1, 2]
+    with watching(dummy, "delta", found.__setitem__):
+        dummy(torch.zeros(1, 2, 4, dtype=torch.float64), torch.tensor([TIMESTEPS[0]]))
+    added = {name: float(part[0, 0, 0]) for name, (part,) in found.items()}
+    assert added == {"front": 4 + 1, "back": 2 + 3}
+
+
+@pytest.mark.parametrize("tap", BLOCK_TAPS)
+def test_another_order_at_a_skipped_step_is_refused(tap):
+    dummy = Backwards(KINDS[0])
+    x = torch.zeros(1, 2, 4, dtype=torch.float64)
+    with cached(dummy, plan_of(tap)), dummy.cache_context("cond"):
+        for timestep in TIMESTEPS[:3]:
+            dummy(x, torch.tensor([timestep]))
+        dummy.run_in = [0, 1, 2, 3]
+        with pytest.raises(ValueError, match=r"at step 3 blocks\.0 is called where it was not"):
+            dummy(x, torch.tensor([TIMESTEPS[3]]))
+
+
+class Between(Backwards):
+    """Does something to the states between two blocks, before or after the halves meet."""
+
+    after = 0
+
+    def forward(self, hidden_states, timestep):
+        step = int(np.abs(TIMESTEPS - float(timestep)).argmin())
+        image = hidden_states * (1 + step)
+        for i, block in enumerate(self.blocks):
+            image = block(image, step)
+            if i == self.after:
+                image = self.change(image)
+        return (torch.cat([hidden_states[:, :1], image], dim=1),)
+
+    def change(self, image):
+        return image + 3
+
+
+class Writing(Between):
+    def change(self, image):
+        return image.add_(3)
+
+
+def test_what_goes_on_between_the_blocks_of_a_half_is_refused():
+    dummy = Between(KINDS[0])
+    refused = pytest.raises(ValueError, match=r"blocks\.1 of Between does not take just what bl")
+    with cached(dummy, plan_of("delta")), refused:
+        run(dummy)
+    for after, tap in [(1, "delta"), (0, "blocks")]:
+        dummy.after = after
+        plain = run(dummy)
+        with cached(dummy, plan_of(tap)):
+            for output, expected in zip(run(dummy), plain, strict=True):
+                torch.testing.assert_close(output, expected)
+
+
+def test_halves_over_states_of_different_shapes_are_refused():
+    """As in Z-Image and Lumina 2, whose blocks for the text run among those for the image."""
+
+    class Refining(Dummy):
+        def forward(self, hidden_states, timestep):
+            text = self.blocks[0](hidden_states[:, :2], 0)
+            image = self.blocks[1](hidden_states, 0)
+            joint = self.blocks[2](torch.cat([text, image], dim=1), 0)
+            return (self.blocks[3](joint, 0),)
+
+    dummy = Refining(KINDS[0])
+    refused = pytest.raises(
+        ValueError, match=r"blocks\.1 of Refining does not take just what block"
+    )
+    with cached(dummy, plan_of("delta", Taylor(2))), refused:
+        run(dummy)
+
+
+def test_what_is_used_elsewhere_than_in_the_next_block_is_refused():
+    """As in HunyuanDiT, whose later blocks take what earlier ones have returned."""
+
+    class Skipping(Dummy):
+        def forward(self, hidden_states, timestep):
+            one = self.blocks[0](hidden_states, 0)
+            two = self.blocks[1](one, 0)
+            return (self.blocks[3](self.blocks[2](two, 0), 0, encoder_hidden_states=one),)
+
+    dummy = Skipping(KINDS[0])
+    refused = pytest.raises(ValueError, match=r"blocks\.1 of Skipping .* or others take it too, so")
+    with cached(dummy, plan_of("delta")), refused:
+        run(dummy)
+
+
+@pytest.mark.parametrize(("tap", "after"), [("hidden", 3), ("blocks", 0), ("delta", 1)])
+def test_states_that_are_written_into_are_refused(tap, after):
+    dummy = Writing(KINDS[0])
+    dummy.after = after
+    refused = pytest.raises(ValueError, match=rf"writes into the states of blocks\.{after}: use")
     with cached(dummy, plan_of(tap)), refused:
         run(dummy)
 
 
-@pytest.mark.parametrize("order", [[1, 0, 3, 2], [0, 1, 2, 3, 3, 0]])
-def test_each_run_of_each_block_is_forecast_by_itself(order):
-    """What a block adds is linear in the step, whenever it runs, and so forecast exactly."""
-    dummy = Backwards(KINDS[0])
-    dummy.run_in = order
-    plain = run(dummy)
-    with cached(dummy, plan_of("blocks")):
-        for output, expected in zip(run(dummy), plain, strict=True):
-            torch.testing.assert_close(output, expected)
+@pytest.mark.parametrize("tap", ["hidden", "blocks"])
+def test_a_block_that_calls_another_one_is_refused(tap):
+    class Outer(Adding):
+        def forward(self, hidden_states, step):
+            return super().forward(self.inner[0](hidden_states, step), step)
+
+    dummy = Dummy([Outer, Outer])
+    dummy.inside = nn.ModuleList([Adding(2)])
+    for block in dummy.blocks:
+        block.inner = (dummy.inside[0],)  # not a module of the block
+    refused = pytest.raises(
+        ValueError, match=r"blocks\.0 of Dummy works on 3 tokens and is not part"
+    )
+    with cached(dummy, plan_of(tap)), refused:
+        run(dummy)
+
+
+def test_a_second_result_is_not_lost_at_the_hidden_tap():
+    """As the sound of LTX-2, which is a state of its blocks beside the image."""
+
+    class Both(Dummy):
+        def forward(self, hidden_states, timestep):
+            states = hidden_states, -hidden_states
+            for block in self.blocks:
+                states = block(states[0], 0, encoder_hidden_states=states[1])
+            return states
+
+    dummy = Both([AddingImageFirst] * 2)
+    with (
+        cached(dummy, plan_of("hidden")),
+        pytest.raises(ValueError, match="Both returns several tensors, "),
+    ):
+        run(dummy)
 
 
 class Side(nn.Module):
@@ -454,28 +609,56 @@ def test_a_skipped_step_of_other_shapes_is_refused():
 
 def test_one_block_has_no_halves():
     with pytest.raises(ValueError, match="Dummy has one block"):
-        tapped(Dummy([Adding]), "delta")
+        enable_cache(Dummy([Adding]), plan_of("delta"))
 
 
-def test_states_are_found_by_name_and_by_position():
-    ports = Ports.of(AddingTextFirst(0))
-    image, text = torch.zeros(1), torch.ones(1)
-    for args, options in [
-        ((image, 0, text), {}),
-        ((image,), {"step": 0, "encoder_hidden_states": text}),
-        ((), {"hidden_states": image, "step": 0, "encoder_hidden_states": text}),
-    ]:
-        assert ports.entering(args, options) == (image, text)
-    assert ports.output((image, text)) == (text, image)
-    assert ports.leaving((text, image)) == (image, text)
-    assert ports.leaving((None, image)) == (image,)
+# ---- Which argument is a state
 
 
-def test_blocks_take_states_across_kinds():
-    stream = Blocks([AddingTextFirst(0), AddingImageFirst(1)], residual=True)
-    entered = (torch.zeros(2), torch.ones(2))
-    feature = stream.feature(entered, (torch.full((2,), 3.0), torch.full((2,), 5.0)))
-    assert [part.tolist() for part in feature] == [[3, 3], [4, 4]]
-    left = stream.leaving(entered, feature)
-    assert [part.tolist() for part in stream.output(0, left)] == [[5, 5], [3, 3]]
-    assert [part.tolist() for part in stream.output(1, left)] == [[3, 3], [5, 5]]
+class Mixing(nn.Module):
+    def forward(self, image, text, time, skip=None):
+        return text, None, image
+
+
+def ran(*args, output=None, **options):
+    call = Ran("blocks.0", Mixing(), args, options)
+    call.returned(Mixing()(*args, **options) if output is None else output)
+    return call
+
+
+IMAGE, TEXT, TIME = torch.zeros(1, 5, 4), torch.ones(2, 3, 4), torch.ones(1, 4)
+
+
+@pytest.mark.parametrize(
+    ("args", "options"),
+    [
+        ((IMAGE, TEXT, TIME), {}),
+        ((IMAGE,), {"time": TIME, "text": TEXT}),
+        ((), {"text": TEXT, "skip": None, "time": TIME, "image": IMAGE}),
+    ],
+)
+def test_states_are_told_by_their_shapes_but_for_the_batch(args, options):
+    call = ran(*args, **options)
+    call.find_states({})
+    assert (call.names, call.places) == (("image", "text"), (2, 0))
+    text, nothing, image = call.output((IMAGE, TEXT))
+    assert text is TEXT and nothing is None and image is IMAGE
+    assert call.output((IMAGE,)) == (None, None, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("links", "names"),
+    [({}, ()), ({(Mixing, 0): "text"}, ("image", "text")), ({(Adding, 0): "text"}, ())],
+)
+def test_states_of_one_shape_are_told_by_where_they_enter_the_next_block(links, names):
+    call = ran(IMAGE, IMAGE + 1, TIME)
+    call.find_states(links)
+    assert call.names == names
+    assert call.places == ((2, 0) if names else ())
+
+
+@pytest.mark.parametrize("output", [(), (torch.zeros(1, 5, 3),), (IMAGE, 3), [None], "no tensor"])
+def test_what_returns_other_than_states_is_no_block(output):
+    call = ran(IMAGE, TEXT, TIME, output=output)
+    call.find_states({})
+    assert call.names == ()

@@ -25,7 +25,8 @@ from eigencache.methods import METHODS, Gate, make_plan
 from eigencache.plan import TAPS, Plan, PlanError
 from eigencache.predictors import Kriging, Newton, Reuse, Taylor
 from eigencache.runtime import cached
-from eigencache.runtime._taps import tapped, tensors, watching
+from eigencache.runtime._blocks import watching
+from eigencache.runtime._taps import tensors
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import errors as figure
@@ -104,14 +105,13 @@ def call_of(index):
 def features_of(pipe, tap, index):
     """Return the features of an undisturbed run: stream name to float64 `[T, D]`."""
     found = {}
-    for name, stream in tapped(pipe.transformer, tap).streams.items():
-        found[name] = []
 
-        def keep(feature, record=found[name]):
-            record.append(np.concatenate([part.numpy().ravel() for part in tensors(feature)]))
+    def keep(name, feature):
+        record = found.setdefault(name, [])
+        record.append(np.concatenate([part.numpy().ravel() for part in tensors(feature)]))
 
-        with watching(stream, keep):
-            called(pipe, call_of(index), image_seed(SEED, index))
+    with watching(pipe.transformer, tap, keep):
+        called(pipe, call_of(index), image_seed(SEED, index))
     return {name: np.stack(record).astype(float) for name, record in found.items()}
 
 

@@ -119,6 +119,45 @@ def counting(denoisers: dict[str, torch.nn.Module]):
             hook.remove()
 
 
+@contextlib.contextmanager
+def repeating(network: torch.nn.Module, step: Callable[[], int]):
+    """Give a network, at every step, what it was given at the first.
+
+    Args:
+        network: called at each step at most as often as at the first.
+        step: returns at which step it is called.
+
+    Yields:
+        What it returns, as tensors: a list for each of its calls in a step, with a row per step.
+    """
+    given, returned, now = [], [], [0, 0]  # the step, and the number of the call in it
+
+    def copied(leaves):
+        return pytree.tree_map_only(torch.Tensor, torch.clone, leaves)
+
+    def before(module, args, kwargs):
+        now[:] = step(), now[1] + 1 if now[0] == step() else 0
+        if now[0] == 0:
+            now[1] = len(given)
+            given.append(copied((args, kwargs)))
+            returned.append([])
+        return copied(given[now[1]])
+
+    def after(module, args, output):
+        leaves = pytree.tree_leaves(copied(output))
+        returned[now[1]].append([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+
+    hooks = [
+        network.register_forward_pre_hook(before, with_kwargs=True),
+        network.register_forward_hook(after),
+    ]
+    try:
+        yield returned
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def recorded(case, number: int = 0, **changes) -> Run:
     """Sample prompt `number` without a cache and return what happened."""
     counts = []

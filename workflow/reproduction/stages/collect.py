@@ -1,7 +1,7 @@
 """Collect: record what chosen streams of the network hold at every step of one full run."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,7 +13,7 @@ from eigencache.calibration.recording import recording
 from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.plan import TAPS
-from eigencache.runtime._taps import FEATURES, fingerprint, network_of, tapped, tensors
+from eigencache.runtime._taps import FEATURES, fingerprint, network_of, tensors
 from reproduction.models.pipeline import add_pipeline, loaded
 from reproduction.trajectory import Trajectory
 
@@ -39,11 +39,14 @@ def collect(
     Raises:
         ValueError: a pattern matches no stream; or the network does not have the tap.
     """
-    names = chosen(tapped(network_of(pipe), tap).streams, patterns)
     records: dict[str, list[list[np.ndarray]]] = {}
+    seen: set[str] = set()
 
     def keep(tap: str, name: str, feature) -> None:
-        if name not in names:
+        if len(recorder.moments) == 1:  # after the first step all names are known
+            _check_patterns(patterns, sorted(seen))
+        seen.add(name)
+        if not any(fnmatchcase(name, pattern) for pattern in patterns):
             return
         parts = tensors(feature) if features == WHOLE else [FEATURES[features](feature)[None]]
         kept = [part[0].float().cpu().numpy() for part in parts]
@@ -51,6 +54,7 @@ def collect(
 
     with recording(pipe, [tap], keep) as recorder:
         called(pipe, call, seed)
+    _check_patterns(patterns, sorted(seen))
     found, count = {}, len(recorder.moments)
     for name, record in records.items():
         calls = len(record) // count
@@ -73,17 +77,11 @@ def _joined(rows: np.ndarray, calls: int) -> np.ndarray:
     return rows.reshape(len(rows) // calls, calls * rows.shape[1], *rows.shape[2:])
 
 
-def chosen(streams: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the names of streams that match one of some shell patterns, in their order.
-
-    Raises:
-        ValueError: a pattern matches none.
-    """
-    streams = list(streams)
+def _check_patterns(patterns: Sequence[str], streams: Sequence[str]) -> None:
+    """Raise a ValueError if a shell pattern matches no stream."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in streams):
-            raise ValueError(f"streams: {pattern!r} matches none of {streams}")
-    return [n for n in streams if any(fnmatchcase(n, pattern) for pattern in patterns)]
+            raise ValueError(f"streams: {pattern!r} matches none of {list(streams)}")
 
 
 def _named(name: str, parts: list[np.ndarray]) -> dict[str, np.ndarray]:
