@@ -323,8 +323,8 @@ def oracle() -> str:
     return "\n".join(lines)
 
 
-# What the names of methods in built-in.csv end in that were measured when full steps could be placed
-# anywhere, and estimates were always trusted wholly.
+# How the names of methods in built-in.csv end that were measured when full steps could be placed
+# anywhere and estimates were always trusted wholly.
 FREE = ", steps free"
 
 
@@ -362,8 +362,9 @@ def beside_plain() -> str:
     cells["kind"] = cells["kind"].where(cells["kind"] == "epsilon", "flow")
     new, old = cells.dropna(subset=methods[0]), cells[cells[methods[0]].isna()]
     lines = [
-        "| cells | built-in plan: over plain | at least | worse in | over the best peer | worse in | "
-        "plan of one image: over plain | at least | worse in | over the best peer | worse in |",
+        "| cells | built-in plan: over plain | at least | worse in | over the best peer | "
+        "worse in | plan of one image: over plain | at least | worse in | over the best peer | "
+        "worse in |",
         "|---" * 11 + "|",
     ]
     parts = [
