@@ -212,7 +212,7 @@ class ClosedLoop:
         return sampled(runs, full, weights, features)
 
     def begin(self, runs: "Simulator", base: Base, steps: tuple[int, ...]) -> Sampled:
-        """Return the best of the fitted samplings by these full steps, or those of `designs`.
+        """Return the best of the fitted samplings by full steps of `starts`.
 
         Args:
             runs: what is fitted.
@@ -220,7 +220,7 @@ class ClosedLoop:
             steps: full steps.
         """
         known: list[Sampled] = []
-        for each in sorted({steps} | designs(runs, len(steps), base.run.matrix)):
+        for each in sorted(starts(runs, base, steps)):
             known.append(self.fit(runs, base, each, known))
         return max(known, key=lambda tried: tried.decibels)
 
@@ -362,18 +362,26 @@ def _size(parts: "Sequence[torch.Tensor]") -> float:
     return float(sum(part.double().square().sum() for part in parts)) ** 0.5
 
 
-def designs(runs: "Simulator", full_steps: int, matrix: np.ndarray) -> set[tuple[int, ...]]:
-    """Return the optimal designs of several predictors, of as many full steps."""
-    found = set()
+def starts(runs: "Simulator", base: Base, steps: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Return full steps to begin with, as many as `steps`, which are among them.
+
+    They are the optimal designs of several predictors, and what the aim makes of all these where it
+    may move full steps anywhere: that is risky for a plan in open loop, but here it is tried.
+    """
+    found = {steps}
     for predictor in CANDIDATES:
         if not predictor.window or len(runs) ** (predictor.window + 1) > MAX_TABLE:
             continue
         # A predictor by timesteps has no design where timesteps repeat.
         with contextlib.suppress(ValueError):
             design = optimal_steps(
-                predictor, runs.timesteps, matrix, [full_steps], runs.step_sizes, runs.switches
+                predictor, runs.timesteps, base.run.matrix, [len(steps)], runs.step_sizes,
+                runs.switches,
             )
-            found.add(design[full_steps])
+            found.add(design[len(steps)])
+    if base.aim:
+        free = replace(base.aim, near=len(runs))
+        found |= {free.steps(start, base.run, runs.switches) for start in found}
     return found
 
 

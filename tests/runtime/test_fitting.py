@@ -17,7 +17,7 @@ from eigencache import closed_loop
 from eigencache.aim import Aim, FullRun
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
-from eigencache.closed_loop import Base, ClosedLoop, designs, refine, sampled
+from eigencache.closed_loop import Base, ClosedLoop, refine, sampled, starts
 from eigencache.methods import make_plan
 from eigencache.plan import PlanError
 from eigencache.predictors import Kriging, Newton, Reuse
@@ -420,9 +420,17 @@ def test_the_start_is_the_best_of_the_plan_and_the_designs(bent):
     plan = make_plan(Steps([0, 5, 6, 7]), ORDINARY, bent.runs.timesteps, bent.kernel)
     loop = ClosedLoop(sweeps=0, rounds=0)
     made = refined(bent, plan, loop)
-    starts = {plan.full_steps} | designs(bent.runs, len(plan.full_steps), bent.base.run.matrix)
-    every = {steps: loop.fit(bent.runs, bent.base, steps).decibels for steps in starts}
+    found = starts(bent.runs, bent.base, plan.full_steps)
+    every = {steps: loop.fit(bent.runs, bent.base, steps).decibels for steps in found}
     assert made.full_steps == max(every, key=every.get) != plan.full_steps
+
+
+def test_an_aim_adds_starts_that_lie_anywhere(bent):
+    steps, near = (0, 5, 6, 7), Aim(near=0)
+    plain, aimed = (starts(bent.runs, replace(bent.base, aim=a), steps) for a in (None, near))
+    free = Aim(near=STEPS)
+    assert steps in plain < aimed
+    assert aimed - plain <= {free.steps(start, bent.base.run) for start in plain}
 
 
 def test_with_one_step_to_place_the_best_is_found(bent):
