@@ -7,8 +7,8 @@ image depends on when it is made. Here the plan is fitted with the pipeline in t
 base predictor, plus the same correction `u_a` of each of the latest features `f_a`: a scheduler is
 linear in its outputs, so the latents at the end of the gap are linear in u.
 
-0. `designs`: the plan's own steps and the optimal designs of the kernel for several predictors are
-   tried; the best is the start;
+0. `begin`: the plan's own steps, the optimal designs of several predictors, and what the aim makes
+   of each of these are tried; the best is the start;
 1. `fit`: from gap to gap, the u that by least squares lead back to the latents of the full run at
    the next full step, from where the sampler really is;
 2. `exchange`: full steps move by a step or two while the error of the final latents falls;
@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # planning needs NumPy alone
 # Of Gauss-Newton: how far a correction is moved to see what it does, and the damping that is
 # tried, as a share of the diagonal.
 NUDGE, DAMPINGS = 1e-3, (1e-4, 1e-2)
-# The designs for these predictors are where the search for full steps starts.
+# The designs for these predictors are among the starts of the search for full steps.
 CANDIDATES: tuple[Predictor, ...] = (
     Kriging(2, 1e-6, ordinary=True),
     Kriging(3, 1e-6),

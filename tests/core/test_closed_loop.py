@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
-from eigencache.closed_loop import CANDIDATES, ClosedLoop, designs, solve
-from eigencache.design import residuals
+from eigencache.aim import Aim, FullRun
+from eigencache.closed_loop import CANDIDATES, Base, ClosedLoop, solve, starts
+from eigencache.design import evenly, residuals
 from eigencache.kernel import step_sizes
-from eigencache.methods import make_plan
+from eigencache.methods import holding, make_plan
 from eigencache.schedules import Steps
 
 STEPS = 10
@@ -92,7 +93,7 @@ def test_corrections_are_of_the_latest_full_steps_before_each_gap(anchors):
 
 @pytest.mark.parametrize("budget", [2, 4, 6])
 @pytest.mark.parametrize("kept", [(), (3,)])
-def test_designs_are_optimal_for_each_candidate(budget, kept):
+def test_the_fit_starts_from_optimal_designs_and_from_what_the_aim_makes_of_them(budget, kept):
     kernel = kernel_of(random_trajectories(TIMESTEPS, size=30), TIMESTEPS, switches=kept)
 
     class Runs(SimpleNamespace):
@@ -100,8 +101,14 @@ def test_designs_are_optimal_for_each_candidate(budget, kept):
             return STEPS
 
     runs = Runs(timesteps=TIMESTEPS, step_sizes=step_sizes(TIMESTEPS), switches=kept)
-    found = designs(runs, budget, kernel.matrix())
-    assert all(len(steps) == budget and {0, *kept} <= set(steps) for steps in found)
+    run = FullRun(kernel.matrix(), runs.step_sizes)
+    own = tuple(np.flatnonzero(holding(evenly(budget, STEPS), kept)).tolist())
+    found = starts(runs, Base(CANDIDATES[0], run), own)
+    assert own in found
+    aimed = starts(runs, Base(CANDIDATES[0], run, Aim()), own)
+    free = Aim(near=STEPS)
+    assert aimed == found | {free.steps(start, run, kept) for start in found}
+    assert all(len(steps) == budget and {0, *kept} <= set(steps) for steps in aimed)
     every = [(0, *rest) for rest in combinations(range(1, STEPS), budget - 1)]
     every = [steps for steps in every if set(kept) <= set(steps)]
     for predictor in CANDIDATES:
