@@ -377,7 +377,7 @@ def starts(runs: "Simulator", base: Base, steps: tuple[int, ...]) -> set[tuple[i
             design = optimal_steps(
                 predictor, runs.timesteps, base.run.matrix, [len(steps)], runs.step_sizes,
                 runs.switches,
-            )
+            )  # fmt: skip
             found.add(design[len(steps)])
     if base.aim:
         free = replace(base.aim, near=len(runs))

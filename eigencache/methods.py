@@ -388,7 +388,8 @@ def make_plan(
             raise PlanError(f"the kernel was calibrated at tap {used.tap!r}, not at {tap!r}")
         used = used.at(timesteps)
         used = replace(used, switches=tuple(kept) or used.switches)
-    full = holding(schedule.full(timesteps, predictor, used if schedule.kernel else None), kept)
+    full = schedule.full(timesteps, predictor, used if schedule.kernel else None)
+    full = holding(full, used.switches if used else kept)
     if aim:
         if tap != "output" or used is None:
             raise PlanError(

@@ -32,7 +32,7 @@ def calibrate(
     """Return a plan for a pipeline, made on calibration prompts. Nothing is trained.
 
     The pipeline is called as it would be called to sample, with the same arguments. The default
-    method, optimal design in open loop, costs one full run of every prompt, and two with few full
+    method, an aimed design in open loop, costs one full run of every prompt, and two with few full
     steps. EigenCache's closed loop (`method="EigenCache"`) gives better images and costs about four
     times as many network calls for a plan of 9 full steps of 50. Formulas such as "TaylorSeer" cost
     one run.

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from eigencache.design import evenly
 from eigencache.kernel import Kernel
 from eigencache.predictors import Predictor
+from eigencache.schedules._streams import budget_among
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,4 @@ class Even:
         self, timesteps: ArrayLike, predictor: Predictor, kernel: Kernel | None = None
     ) -> np.ndarray:
         count = np.size(timesteps)
-        if not 1 <= self.full_steps <= count:
-            raise ValueError(f"full_steps {self.full_steps} must lie between 1 and {count}")
-        return evenly(self.full_steps, count)
+        return evenly(budget_among(self.full_steps, count), count)

@@ -1,4 +1,4 @@
-"""What schedules by a kernel share: checks, and weights of its streams by patterns of names."""
+"""What schedules share: checks, and weights of a kernel's streams by patterns of names."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase

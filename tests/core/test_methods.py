@@ -24,7 +24,7 @@ from eigencache.predictors import (
     Taylor,
     TaylorScaled,
 )
-from eigencache.schedules import Greedy, Interval, Optimal, Steps, Variance
+from eigencache.schedules import Even, Greedy, Interval, Optimal, Steps, Variance
 from eigencache.tokens import ClusCa, ToCa
 
 TIMESTEPS = flow_timesteps(50)
@@ -456,6 +456,13 @@ def test_steps_that_must_be_full_are_within_the_budget(full, kept, expected):
     schedule = np.isin(np.arange(10), full)
     assert np.flatnonzero(holding(schedule, kept)).tolist() == expected
     assert np.flatnonzero(schedule).tolist() == full
+
+
+@pytest.mark.parametrize("aim", [None, Aim(near=0)], ids=str)
+def test_steps_that_a_kernel_tells_of_are_full(aim):
+    kernel = kernel_for("EigenCache-design", switches=(17, 33))
+    plan = make_plan(Even(5), Kriging(2), TIMESTEPS, kernel, aim=aim)
+    assert {0, 17, 33} <= {*plan.full_steps} and len(plan.full_steps) == 5
 
 
 def test_a_budget_too_small_for_them_is_refused():
