@@ -100,9 +100,10 @@ class Aim:
         jitter: added to the diagonal, as a share of its mean in the kernel.
         ordinary: whether the noise has to move as in the full run. Outputs hold it with coefficient
             one, whatever the kernel says.
-        near: how far full steps may be from places evenly apart, as a share of the distance between
-            these, but one step at least. Such places are plain sampling's, which suit every model;
-            far from them, plans of few runs lost to plain sampling under guidance.
+        near: how far full steps may move from where the schedule has them, as a share of the mean
+            distance between them; one step is always allowed. Methods begin with even steps, which
+            are plain sampling's and suit every model; far from these, plans of few runs lost to
+            plain sampling under guidance.
         trust: the share of the estimate that a gap takes, from 0 to 1; for the rest it repeats the
             output of the full step before it.
 
@@ -206,7 +207,7 @@ class Aim:
         One is moved at a time, or all before it or after it with it.
 
         Args:
-            start: full steps to begin with, evenly apart; see `near`.
+            start: full steps to begin with; see `near`.
             run: the full run.
             kept: steps that stay full.
         """

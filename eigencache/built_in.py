@@ -32,10 +32,10 @@ FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
 # How often shares of sources are made for full steps, and full steps for shares.
 ROUNDS = 2
-# Nothing tells that a source is like the present model, so plans stay close to plain sampling: with
-# full steps this near to plain sampling's (`Aim.near`), and with estimates that are not trusted at
-# all up to so many full steps, and wholly from so many on. Without these, plans lost up to 6.6 dB
-# to plain sampling under guidance.
+# Nothing tells whether a source is like the present model, so plans stay close to plain sampling:
+# their full steps stay this near to plain sampling's (`Aim.near`), and their estimates count for
+# nothing with up to DOUBTED full steps, and in full with TRUSTED or more (`Aim.trust`). Without
+# that, plans lost up to 6.6 dB to plain sampling under guidance.
 NEAR, DOUBTED, TRUSTED = 0.2, 3, 11
 # What is kept of a source: so many eigenpairs. With 16, plans trusted what had been cut off to be
 # nothing, and lost up to 20 dB at 13 full steps.

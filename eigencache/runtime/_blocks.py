@@ -1,8 +1,8 @@
-"""Blocks: in which order they run and what their states are, as a recorded pass says it.
+"""Blocks: in which order they run and what their states are, as one recorded pass shows.
 
-What is recorded are the entries of the network's own lists of modules. An entry is a block if it
-returns tensors of the shapes of its arguments. Such an argument and what becomes of it is a state;
-which of several it is, is told by where the tensor enters the block that runs next.
+The calls of the entries of the network's own lists of modules are recorded. An entry is a block if
+all that it returns are tensors of the shapes of its arguments. Such an argument and what becomes of
+it is a state; where a returned tensor enters the next block tells which of several states it is.
 """
 
 import contextlib
@@ -145,7 +145,10 @@ class Record:
         self._settle()
         blocks = [call for call in self.calls if call.names]
         if not blocks:
-            raise ValueError(f"{self.network} has no blocks in its lists: {_ELSE}")
+            raise ValueError(
+                f"{self.network} has no blocks in its lists: no entry returns just tensors of the "
+                f"shapes of its arguments; {_ELSE}"
+            )
         if self.tap == "hidden":
             if len(tensors(output)) > 1 and len(blocks[-1].names) > 1:
                 raise ValueError(
@@ -207,8 +210,8 @@ class Record:
             users = [c for c in self.calls if any(s is before for s, _ in c.sources.values())]
             if users != [after] or found != left:
                 raise ValueError(
-                    f"{after.name} of {self.network} does not take just what {before.name} returns "
-                    f"or others take it too, so 'delta' cannot tell what both add: {_ELSE}"
+                    f"{after.name} of {self.network} does not take just what {before.name} returns"
+                    f", or others take it too, so 'delta' cannot tell what both add: {_ELSE}"
                 )
 
 

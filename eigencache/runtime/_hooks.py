@@ -31,7 +31,7 @@ class State(BaseState):
         silence: silent hook and call to the zeros that stand for its module's output.
         seen: what the plan's token-wise rule made of the last full step, by what it observed.
         devices: stream to the device where its features are made, and its forecasts are.
-        calls: of entries of lists in the last pass that was recorded, from 1.
+        calls: number, from 1, to the call of a list's entry in the last recorded pass.
         refreshed: stream to what recomputed tokens have added to its forecasts since the last full
             step, `[B, L, C]` of its dtype, and the age of its tokens, int64 `[B, L]`.
     """

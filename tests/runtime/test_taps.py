@@ -306,7 +306,7 @@ class OfCounting(Dummy):
 
 @pytest.mark.parametrize("tap", BLOCK_TAPS)
 def test_blocks_that_return_more_than_states_are_refused(tap):
-    refused = pytest.raises(ValueError, match="OfCounting has no blocks in its lists: use another")
+    refused = pytest.raises(ValueError, match="OfCounting has no blocks in its lists: no entry")
     dummy = OfCounting([Counting] * 2)
     with cached(dummy, plan_of(tap)), refused:
         run(dummy)
