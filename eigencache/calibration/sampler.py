@@ -184,8 +184,13 @@ def frames_of(made: Any) -> list[Image.Image]:
         raise ValueError(f"{type(made).__name__} has neither images nor frames")
     first = found[0]
     video = isinstance(first, list | tuple) or (isinstance(first, np.ndarray) and first.ndim == 4)
-    frames = first if video else [first]
-    return [Image.fromarray(eight_bit(frame)).convert("RGB") for frame in frames]
+    return [_rgb(frame) for frame in (first if video else [first])]
+
+
+def _rgb(frame: Any) -> Image.Image:
+    """Return a frame, an array or a picture of PIL in any mode, as RGB."""
+    picture = frame if isinstance(frame, Image.Image) else Image.fromarray(eight_bit(frame))
+    return picture.convert("RGB")
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -1,15 +1,17 @@
 """Sampling a whole pipeline: what an image depends on, and what it does not."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from eigencache.calibration import Calibration
 from eigencache.calibration._calls import called
 from eigencache.calibration.recording import outline, recording
-from eigencache.calibration.sampler import image_seed, load_pipeline, sample
+from eigencache.calibration.sampler import frames_of, image_seed, load_pipeline, sample
 from eigencache.commands.prompts import read_calls
 from eigencache.kernel import Kind
 from eigencache.methods import METHODS
@@ -103,6 +105,15 @@ def test_seed_and_prompt_both_matter(pipe):
         for index in (0, 1)
     ]
     assert len(set(images)) == 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_frames_are_rgb_whatever_a_pipeline_made(mode):
+    """A palette's numbers are no levels."""
+    picture = Image.new("RGB", (2, 2), (200, 30, 60)).convert(mode)
+    (frame,) = frames_of(SimpleNamespace(images=[picture]))
+    assert frame.mode == "RGB"
+    assert frame.tobytes() == picture.convert("RGB").tobytes()
 
 
 def test_every_step_full_is_bit_identical_to_no_cache(pipe, kernels):
