@@ -55,7 +55,8 @@ class Recorder:
             return
         name, column = _place(test, parameters.rstrip("]"))
         # A test that says its outcome and fails then has only found another than the file states.
-        said = dict(report.user_properties).get("outcome")
+        # What fails before or after it is a failure all the same.
+        said = dict(report.user_properties).get("outcome") if report.when == "call" else None
         outcome = said or (RIGHT if report.passed else FAILED)
         self.found.setdefault(name, {}).setdefault(column, []).append(outcome)
 

@@ -103,7 +103,7 @@ class Aim:
         near: how far full steps may move from where the schedule has them, as a share of the mean
             distance between them; one step is always allowed. Methods begin with even steps, which
             are plain sampling's and suit every model; far from these, plans of few runs lost to
-            plain sampling under guidance.
+            plain sampling under guidance. A closed loop tries starts that are anywhere, too.
         trust: the share of the estimate that a gap takes, from 0 to 1; for the rest it repeats the
             output of the full step before it.
 
