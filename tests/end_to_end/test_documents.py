@@ -679,6 +679,25 @@ def test_what_is_said_of_built_in_plans_was_measured():
     )
 
 
+def test_what_is_said_of_plans_at_other_guidance_was_measured():
+    table = pd.read_csv(ROOT / "data/benchmarks/guidance.csv", dtype={"made_at": str})
+    psnr = table.set_index(["method", "made_at", "used_at"])["psnr"]
+    closed, design = psnr["EigenCache"], psnr["EigenCache-design"]
+    text = " ".join((ROOT / "docs/guidance.md").read_text().split())
+    three, one = (closed[own, at] - closed["1 3", at] for own, at in (("3", 3), ("1", 1)))
+    assert f"at 1 and 3 gives up {three:.1f} dB at 3 and {one:.1f} dB at 1" in text
+    below = (design - closed).groupby("made_at").max()
+    assert f"no closed loop is more than {below[['3', '1 3']].max():.1f} dB below" in text
+    assert f"made at 1 alone it is {below['1']:.1f} dB below it at 3" in text
+    worth = design - psnr["EigenCache-design, undisturbed"]
+    own = [worth[key] for key in (("1", 1), ("3", 3), ("1 3", 1), ("1 3", 3))]
+    assert f"is worth {min(own):.1f} to {max(own):.1f} dB" in text
+    assert f"it costs up to {-worth.min():.1f} dB" in text
+    published = psnr["HiCache"].xs(5, level=1).max(), psnr["TaylorSeer"].xs(5, level=1).max()
+    made_at_1 = max(psnr[method, "1", 5] for method in psnr.index.unique(0)[:3])
+    assert made_at_1 < min(published) and max(published) < closed["3", 5]
+
+
 def test_what_is_said_of_predictions_was_measured():
     results = " ".join((ROOT / "docs/results.md").read_text().split())
     quality = pd.read_csv(ROOT / "data/benchmarks/quality.csv")
