@@ -319,7 +319,7 @@ def test_what_cannot_be_calibrated_is_refused_before_any_run(arguments, message)
 
 @pytest.mark.parametrize("budget", [9, 50])
 def test_more_full_steps_than_steps_are_refused(budget):
-    with pytest.raises(ValueError, match="between 1 and the 8 steps"):
+    with pytest.raises(ValueError, match="full_steps must lie between 1 and 8, got"):
         calibrate(field_pipeline(), ["a", "b"], budget, num_inference_steps=8)
 
 

@@ -42,12 +42,13 @@ def decibels(made, full):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "full_steps", "above"), [(50, 7, 1), (28, 9, 5)])
+@pytest.mark.parametrize(
+    ("guidance", "steps", "full_steps", "above"),
+    [(1.0, 50, 7, 1), (1.0, 28, 9, 3), (3.0, 50, 9, 1), (5.0, 50, 9, 0)],
+)
 def test_it_beats_fewer_steps_without_the_models_own_kernel(
-    trained, monkeypatch, steps, full_steps, above
+    trained, monkeypatch, guidance, steps, full_steps, above
 ):
-    """Without guidance: with it, plans from the smooth models lose (docs/results.md)."""
-    guidance = 1.0
     others = tuple(s for s in built_in.sources() if s.model != "emoji-flux")
     monkeypatch.setattr(built_in, "sources", lambda: others)
     full = images(trained, steps, guidance)
