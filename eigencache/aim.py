@@ -148,8 +148,9 @@ class Aim:
         for step, end in zip(each.T, ends.T, strict=True):
             cached.compute(step)
             # Where nothing is skipped, nothing can be made up for.
-            trust = self.trust * ((end > step + 1) & (not reuse))[:, None]
-            cached.reach(end, trust * cached.estimate(end) + (1 - trust) * cached.repeat(end))
+            aimed, repeated = (end > step + 1) & (not reuse), cached.repeat(end)
+            mixed = self.trust * cached.estimate(end) + (1 - self.trust) * repeated
+            cached.reach(end, np.where(aimed[:, None], mixed, repeated))
         return (
             cached.planned.reshape(*steps.shape, -1),
             cached.errors.reshape(*steps.shape[:-1], -1, steps.shape[-1]),
@@ -211,7 +212,7 @@ class Aim:
             run: the full run.
             kept: steps that stay full.
         """
-        within = max(1, round(self.near * len(run) / len(start)))
+        within, stay = max(1, round(self.near * len(run) / len(start))), set(kept)
 
         def costs(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
             return self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1]))
@@ -230,7 +231,7 @@ class Aim:
                         steps = tuple(places.tolist())
                         rising = steps[-1] < len(run) and (np.diff(places) > 0).all()
                         near = (np.abs(places - start) <= within).all()
-                        if by and rising and near and {*kept} <= {*steps}:
+                        if by and rising and near and stay <= {*steps}:
                             found[move] = steps
                     cost = costs(list(found.values())) if found else np.array([])
                     better = np.flatnonzero(cost < least * (1 - 1e-9))

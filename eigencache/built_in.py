@@ -255,10 +255,7 @@ class Design:
     def with_steps(self, full: np.ndarray, full_steps: int) -> Plan:
         """Return the plan of a budget with these full steps, bool `[T]`."""
         base = fill(full, FORECASTS, self.timesteps, self.run.matrix)
-        weights = (
-            _aim(full_steps).weights(full, base, self.run)
-            * self.scale[:, None]
-            / self.scale[None, :]
-        )
+        weights = _aim(full_steps).weights(full, base, self.run)
+        weights = weights * self.scale[:, None] / self.scale[None, :]
         source = {"built in": self.kind}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)

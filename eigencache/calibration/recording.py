@@ -262,8 +262,8 @@ def record_kernels(
 ) -> list[Kernel]:  # fmt: skip
     """Return one kernel for each kind, from a full run of every call.
 
-    Only one trajectory is held at a time; of the others, their kernels are. Where a pipeline calls
-    its network several times per step, these calls make one feature.
+    Only one trajectory is held at a time; of earlier runs, only the kernels are kept. Where a
+    pipeline calls its network several times per step, these calls make one feature.
 
     Args:
         pipe: a pipeline of diffusers.
