@@ -33,29 +33,29 @@ from eigencache._checks import check_range, check_real
 REACH = 3
 # Where the outputs of a gap move the latents by a smaller share than this, nothing is corrected.
 LEAST = 1e-3
-# How often, and how fast, shares of models are moved towards those that regret more.
-FAIR_ROUNDS, FAIR_RATE = 30, 0.5
 
 
 class FullRun:
-    """How the full runs of one or several models move the latents, and how errors disturb them.
+    """How full runs of one or several models move the latents, and how errors disturb them.
+
+    All models count the same.
 
     Args:
         matrices: float64 `[S, T, T]` or `[T, T]`, the second moments of the outputs of S models.
         sizes: float64 `[T]`, by how much the final latents move per unit of each step's output.
         pull, scatter: float64 `[S, T]` or `[T]`, as above; by default 0.
-        shares: float64 `[S]`, how much each model counts; by default all the same.
 
     Attributes:
         rows: float64 `[T + 1, T]`, m_t of each step and of the end.
         toward: float64 `[S, T, T + 1]`, E[f_s m_t . f].
         squares: float64 `[S, T + 1]`, E[(m_t . f)^2].
-        scale: the mean square of an output, by the shares.
+        matrix: float64 `[T, T]`, the mean of the models' matrices.
+        scale: the mean square of an output.
     """
 
     def __init__(
         self, matrices: ArrayLike, sizes: ArrayLike, pull: ArrayLike = 0.0,
-        scatter: ArrayLike = 0.0, shares: ArrayLike = 1.0,
+        scatter: ArrayLike = 0.0,
     ) -> None:  # fmt: skip
         self.sizes = np.asarray(sizes, np.float64)
         steps = len(self.sizes)
@@ -65,27 +65,12 @@ class FullRun:
         self.rows = np.tri(steps + 1, steps, -1) * self.sizes
         self.toward = self.matrices @ self.rows.T
         self.squares = np.einsum("ti,sit->st", self.rows, self.toward)
-        self.weigh(shares)
+        self.matrix = self.matrices.mean(0)
+        self.scale = float(np.trace(self.matrix)) / steps
 
     def __len__(self) -> int:
         """The number of sampler steps, `T`."""
         return len(self.sizes)
-
-    def weigh(self, shares: ArrayLike) -> None:
-        """Let each model count by its share, float `[S]`."""
-        shares = np.broadcast_to(np.asarray(shares, np.float64), len(self.matrices))
-        self.shares = shares / shares.sum()
-        self.scale = float(np.einsum("s,stt->", self.shares, self.matrices)) / len(self)
-
-    def apart(self) -> list["FullRun"]:
-        """Return the full runs of each model alone."""
-        parts = zip(self.matrices, self.pull, self.scatter, strict=True)
-        return [FullRun(matrix, self.sizes, *response) for matrix, *response in parts]
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """The second moments of all models by their shares, float64 `[T, T]`."""
-        return np.tensordot(self.shares, self.matrices, 1)
 
 
 @dataclass(frozen=True)
@@ -127,15 +112,12 @@ class Aim:
         if not isinstance(self.ordinary, bool):
             raise ValueError(f"ordinary must be true or false, got {self.ordinary!r}")
 
-    def targets(
-        self, steps: ArrayLike, run: FullRun, reuse: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def targets(self, steps: ArrayLike, run: FullRun) -> tuple[np.ndarray, np.ndarray]:
         """Return what the latents are to have moved by at the end of each gap, and its error.
 
         Args:
             steps: int `[..., n]`, the n full steps, ascending, from 0 on.
             run: the full run.
-            reuse: whether each gap repeats the output of the full step before it instead.
 
         Returns:
             Float64 `[..., n, n]`, p_t at the end t of the gap behind each full step, as weights of
@@ -148,34 +130,22 @@ class Aim:
         for step, end in zip(each.T, ends.T, strict=True):
             cached.compute(step)
             # Where nothing is skipped, nothing can be made up for.
-            aimed, repeated = (end > step + 1) & (not reuse), cached.repeat(end)
+            repeated = cached.repeat(end)
             mixed = self.trust * cached.estimate(end) + (1 - self.trust) * repeated
-            cached.reach(end, np.where(aimed[:, None], mixed, repeated))
+            cached.reach(end, np.where((end > step + 1)[:, None], mixed, repeated))
         return (
             cached.planned.reshape(*steps.shape, -1),
             cached.errors.reshape(*steps.shape[:-1], -1, steps.shape[-1]),
         )
 
-    def cost(self, steps: Sequence[int], run: FullRun, reuse: bool = False) -> np.ndarray:
-        """Return what full steps cost by the errors of `targets`, of each model: float64 `[S]`."""
-        return self._cost(np.sqrt(self.targets(steps, run, reuse)[1]))
+    def cost(self, steps: ArrayLike, run: FullRun) -> np.ndarray:
+        """Return what full steps, int `[..., n]`, cost by the errors of `targets`: float64 `[...]`.
 
-    def fair(self, steps: Sequence[int], run: FullRun, due: np.ndarray) -> np.ndarray:
-        """Return shares of models, float64 `[S]`, such that none has much to regret.
-
-        The regret of a model is its cost at these full steps over what is `due` to it, float64
-        `[S]`. Models that regret more get larger shares, again and again (multiplicative weights);
-        the shares of the smallest greatest regret are returned.
+        Args:
+            steps: the n full steps, ascending, from 0 on.
+            run: the full run.
         """
-        shares, found = 1 / due, list[tuple[float, int, np.ndarray]]()
-        for _ in range(FAIR_ROUNDS):
-            run.weigh(shares)
-            regrets = np.log(np.maximum(self.cost(steps, run) / due, 1e-12))
-            found.append((float(regrets.max()), len(found), run.shares))
-            shares = np.maximum(run.shares * np.exp(FAIR_RATE * (regrets - regrets.mean())), 1e-6)
-        return min(found)[2]
-
-    def _cost(self, errors: np.ndarray) -> np.ndarray:
+        errors = np.sqrt(self.targets(steps, run)[1].mean(-2))
         return errors.sum(-1) + self.final * errors.shape[-1] * errors[..., -1]
 
     def weights(self, full: np.ndarray, base: np.ndarray, run: FullRun) -> np.ndarray:
@@ -213,12 +183,8 @@ class Aim:
             kept: steps that stay full.
         """
         within, stay = max(1, round(self.near * len(run) / len(start))), set(kept)
-
-        def costs(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
-            return self._cost(np.sqrt(run.shares @ self.targets(steps, run)[1]))
-
         best, before = tuple(start), None
-        least = float(costs([best])[0])
+        least = float(self.cost(best, run))
         while best != before:
             before = best
             for i in range(1, len(best)):
@@ -233,7 +199,7 @@ class Aim:
                         near = (np.abs(places - start) <= within).all()
                         if by and rising and near and stay <= {*steps}:
                             found[move] = steps
-                    cost = costs(list(found.values())) if found else np.array([])
+                    cost = self.cost(list(found.values()), run) if found else np.array([])
                     better = np.flatnonzero(cost < least * (1 - 1e-9))
                     if not len(better):
                         break
@@ -315,7 +281,7 @@ class _Cached:
         """
         run, moved, done = self.full, self._before(), slice(self.done)
         parts = self.among[:, :, done, done], self.unit[:, :, done], self._toward(end)
-        among, unit, toward = (np.tensordot(run.shares, part, (0, 1)) for part in parts)
+        among, unit, toward = (part.mean(1) for part in parts)
         toward -= (among @ moved[:, :, None])[:, :, 0]
         floor = self.aim.jitter * run.scale * np.eye(self.done)
         # Each output holds the noise with what it is summed up to of f: one, if `ordinary`.

@@ -7,6 +7,7 @@ levels are known: the noise level here is sigma = s / (a + s) of latents a x0 + 
 of flow matching and runs from 1 to 0.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +31,12 @@ FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
-# How often shares of sources are made for full steps, and full steps for shares.
-ROUNDS = 2
 # Nothing tells whether a source is like the present model, so plans stay close to plain sampling:
-# their full steps stay this near to plain sampling's (`Aim.near`), and their estimates count for
-# nothing with up to DOUBTED full steps, and in full with TRUSTED or more (`Aim.trust`). Without
-# that, plans lost up to 6.6 dB to plain sampling under guidance.
+# of `Aim.near` and `Aim.trust`, those without guidance. Under guidance models differ more, and with
+# few full steps a wrong estimate costs most: there, estimates count for nothing with up to DOUBTED
+# full steps, and in full with TRUSTED or more. Without that, plans lost up to 6.6 dB to plain
+# sampling.
+UNGUIDED = Aim(near=0.4, trust=0.75)
 NEAR, DOUBTED, TRUSTED = 0.2, 3, 11
 # What is kept of a source: so many eigenpairs. With 16, plans trusted what had been cut off to be
 # nothing, and lost up to 20 dB at 13 full steps.
@@ -175,15 +176,22 @@ def fitting(kind: str, models: Sequence[Source]) -> list[Source]:
     return [source for source in models if source.predicts == kind]
 
 
+def nearest(guidance: float, models: Sequence[Source]) -> list[Source]:
+    """Return of each model the source whose guidance is nearest to a scale, by ratio.
+
+    Without guidance, outputs change far more evenly from step to step. A plan from runs under
+    guidance, too, was 3 dB worse there. A scale below 1 is none.
+    """
+    found: dict[str, list[Source]] = {}
+    for source in models:
+        found.setdefault(source.model, []).append(source)
+    scale = math.log(max(guidance, 1))
+    return [min(of, key=lambda s: abs(math.log(s.guidance) - scale)) for of in found.values()]
+
+
 def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     alpha = 1 / np.sqrt(1 + ratio**2)
     return -ratio * alpha, alpha, np.maximum(alpha, LEAST)
-
-
-def _aim(full_steps: int) -> Aim:
-    """Return how a plan with so many full steps makes up for its errors."""
-    trust = (full_steps - DOUBTED) / (TRUSTED - DOUBTED)
-    return Aim(near=NEAR, trust=min(max(trust, 0.0), 1.0))
 
 
 class Design:
@@ -197,15 +205,17 @@ class Design:
         kind: of `KINDS`.
         levels: float64 `[T + 1]`, the noise level at each step and after the last.
         timesteps: float64 `[T]`, those that the scheduler is stepped through.
+        guidance: the scale that the pipeline is called with; up to 1 there is none.
         models: what to design from.
 
     Attributes:
         sizes: float64 `[T]`, by how much the latents of flow matching move per unit of an output.
-        run: the full runs of all sources.
+        run: the full runs of the sources at the nearest guidance, each counting the same.
+        guidance: the largest scale of these sources.
     """
 
     def __init__(
-        self, kind: str, levels: np.ndarray, timesteps: ArrayLike,
+        self, kind: str, levels: np.ndarray, timesteps: ArrayLike, guidance: float,
         models: Sequence[Source] | None = None,
     ) -> None:  # fmt: skip
         self.kind, self.timesteps = kind, np.asarray(timesteps, np.float64)
@@ -224,7 +234,8 @@ class Design:
         self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
         self.scale = scale
         used = sources() if models is None else models
-        found = [source.at(self.levels) for source in fitting(kind, used)]
+        found = [source.at(self.levels) for source in nearest(guidance, fitting(kind, used))]
+        self.guidance = max(source.guidance for source in found)
         matrices, responses = [], []
         for source in found:
             rows = (noise / scale)[:, None] * source.noise + (clean / scale)[:, None] * source.clean
@@ -233,29 +244,25 @@ class Design:
         self.run = FullRun(matrices, self.sizes, *np.swapaxes(responses, 0, 1))
 
     def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
-        """Return the plan of a budget, 1 to T, with these steps among the full ones.
-
-        Nothing tells which source the present model is like, so the greatest regret over sources is
-        made small. A source regrets what it costs here beside a plan of its kernel alone, and
-        beside plain sampling: beside the geometric mean of the two.
-        """
+        """Return the plan of a budget, 1 to T, with these steps among the full ones."""
         count = len(self.levels)
         full = np.ones(count, bool)
         if full_steps < count:
-            aim = _aim(full_steps)
-            steps = start = tuple(np.flatnonzero(holding(evenly(full_steps, count), kept)).tolist())
-            alone = np.concatenate([aim.cost(start, run) for run in self.run.apart()])
-            due = np.sqrt(np.maximum(alone * aim.cost(start, self.run, reuse=True), 1e-12))
-            for _ in range(ROUNDS):
-                self.run.weigh(aim.fair(steps, self.run, due))
-                steps = aim.steps(start, self.run, kept)
-            full = np.isin(np.arange(count), steps)
+            start = np.flatnonzero(holding(evenly(full_steps, count), kept)).tolist()
+            full = np.isin(np.arange(count), self._aim(full_steps).steps(start, self.run, kept))
         return self.with_steps(full, full_steps)
 
     def with_steps(self, full: np.ndarray, full_steps: int) -> Plan:
         """Return the plan of a budget with these full steps, bool `[T]`."""
         base = fill(full, FORECASTS, self.timesteps, self.run.matrix)
-        weights = _aim(full_steps).weights(full, base, self.run)
+        weights = self._aim(full_steps).weights(full, base, self.run)
         weights = weights * self.scale[:, None] / self.scale[None, :]
-        source = {"built in": self.kind}
+        source = {"built in": f"{self.kind} at guidance {self.guidance:g}"}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)
+
+    def _aim(self, full_steps: int) -> Aim:
+        """Return how a plan with so many full steps makes up for its errors."""
+        if self.guidance == 1:
+            return UNGUIDED
+        trust = (full_steps - DOUBTED) / (TRUSTED - DOUBTED)
+        return Aim(near=NEAR, trust=min(max(trust, 0.0), 1.0))

@@ -289,7 +289,7 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
     if "built in" in about:
         from eigencache.runtime._built_in import built_in_plan
 
-        return built_in_plan(pipe.scheduler, timesteps, Budget(about["built in"]), kept)
+        return built_in_plan(pipe, call, timesteps, Budget(about["built in"]), kept)
     return method_of(about["method"]).plan(
         arguments.full_steps, timesteps, job.kernel, about["tap"], every=arguments.interval,
         kept=kept, **about["options"],

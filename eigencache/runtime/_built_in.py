@@ -5,7 +5,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 
 from eigencache.built_in import KINDS, Budget, Design, fitting, sources
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import DRIVER, Driver, StepCall
-from eigencache.runtime._policies import OutputPolicy, check_guidance
+from eigencache.runtime._driver import DRIVER, Driver, StepCall, calling
+from eigencache.runtime._policies import OutputPolicy, check_guidance, guidance_of
 from eigencache.runtime.stats import CacheStats
 
 # Schedulers that the built-in plans are not for, by a part of their class's name, and why.
@@ -130,13 +130,15 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
 
 
 def built_in_plan(
-    scheduler: Any, timesteps: np.ndarray, budget: Budget, kept: Sequence[int] = ()
-) -> Plan:
-    """Return the built-in plan for a scheduler, after `set_timesteps`, and the timesteps it visits.
+    pipe: Any, call: Mapping[str, Any], timesteps: np.ndarray, budget: Budget,
+    kept: Sequence[int] = (),
+) -> Plan:  # fmt: skip
+    """Return the built-in plan for a call of a pipeline.
 
     Args:
-        scheduler: of a pipeline.
-        timesteps: float64 `[T]`.
+        pipe: after its scheduler's `set_timesteps`.
+        call: the arguments of the call.
+        timesteps: float64 `[T]`, those that it visits.
         budget: how many steps are full.
         kept: steps that must be among them.
 
@@ -144,7 +146,8 @@ def built_in_plan(
         PlanError: there is none for the scheduler.
         ValueError: the budget is too small for the steps that must be full.
     """
-    design = Design(kind_of(scheduler), levels_of(scheduler, timesteps), timesteps)
+    kind, levels = kind_of(pipe.scheduler), levels_of(pipe.scheduler, timesteps)
+    design = Design(kind, levels, timesteps, guidance_of(pipe, call))
     return design.plan(full_steps_of(budget, len(timesteps)), kept)
 
 
@@ -197,10 +200,12 @@ class BuiltInPolicy(OutputPolicy):
         if self.probed and np.array_equal(self.probed.timesteps, timesteps):
             self.key, plan = (), self.probed
         else:
+            called, frame = calling()
+            guidance = guidance_of(called or pipe, frame.f_locals if frame else {})
             levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
-            self.key = (kind, *levels, *timesteps)
+            self.key = (kind, guidance, *levels, *timesteps)
             if self.key not in self.designs:
-                design = Design(kind, levels, timesteps)
+                design = Design(kind, levels, timesteps, guidance)
                 full_steps = full_steps_of(self._budget(timesteps), len(timesteps), not self.told)
                 self.told = True
                 self.designs[self.key] = design, design.plan(full_steps)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from eigencache import built_in
-from eigencache.built_in import FILE, KINDS, Budget, Design, Source, fitting, save_sources, sources
+from eigencache.built_in import (
+    FILE,
+    KINDS,
+    Budget,
+    Design,
+    Source,
+    fitting,
+    nearest,
+    save_sources,
+    sources,
+)
 from eigencache.kernel import KernelError
 
 
@@ -19,11 +29,11 @@ def levels_of(steps, shift=3.0):
     return shift * even / (1 + (shift - 1) * even)
 
 
-def design_of(kind, levels, timesteps):
+def design_of(kind, levels, timesteps, guidance=3.0):
     """Return a design from the package's sources, for v of those of the flow."""
     known = "flow" if kind == "v_prediction" else kind
     models = [replace(s, predicts=kind) for s in fitting(known, sources())]
-    return Design(kind, levels, timesteps, models)
+    return Design(kind, levels, timesteps, guidance, models)
 
 
 def test_the_package_has_several_models_at_several_guidance_scales():
@@ -76,15 +86,33 @@ def test_a_damaged_file_is_refused(tmp_path):
     [20, pytest.param(28, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("shift", [1.0, pytest.param(6.0, marks=pytest.mark.slow)])
-def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift):
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift, guidance):
     levels = levels_of(steps, shift)
-    design = design_of(kind, levels, 1000 * levels[:-1])
+    design = design_of(kind, levels, 1000 * levels[:-1], guidance)
     for budget in (1, 2, 5, 9, steps - 1, steps) if steps == 20 else (5, 9):
         plan = design.plan(budget)
         assert plan.full.sum() == budget
         assert np.abs(plan.weights).max() < 12
         if kind != "v_prediction":  # the noise is in every output with a share of one
             assert np.allclose(plan.weights.sum(1)[~plan.full], 1)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "scales"), [(0, {1}), (1.3, {1}), (1.5, {2}), (3.5, {3}), (4.5, {5}), (7.5, {5})]
+)
+def test_sources_are_those_at_the_nearest_guidance(guidance, scales):
+    models = fitting("flow", sources())
+    found = nearest(guidance, models)
+    assert {source.guidance for source in found} == scales
+    assert [s.model for s in found] == list(dict.fromkeys(s.model for s in models))
+    levels = levels_of(20)
+    assert Design("flow", levels, levels[:-1], guidance).guidance == max(scales)
+
+
+def test_a_model_with_no_run_nearby_still_counts():
+    models = [s for s in fitting("flow", sources()) if s.model != "emoji-flux" or s.guidance == 5]
+    assert len(nearest(1, models)) == len({s.model for s in models})
 
 
 def test_weights_of_v_keep_its_share_of_the_noise():
@@ -97,15 +125,15 @@ def test_weights_of_v_keep_its_share_of_the_noise():
 
 def test_it_takes_milliseconds():
     levels = levels_of(50)
-    Design("flow", levels, levels[:-1]).plan(9)  # reads the file
+    Design("flow", levels, levels[:-1], 3.0).plan(9)  # reads the file
     start = time.process_time()
-    Design("flow", levels, levels[:-1]).plan(9)
+    Design("flow", levels, levels[:-1], 3.0).plan(9)
     assert time.process_time() - start < 1
 
 
 def test_a_second_order_sampler_sees_levels_twice():
     levels = np.repeat(levels_of(10), 2)[1:-1]  # 1, then each twice, and 0
-    plan = Design("flow", levels, 1000 * levels[:-1]).plan(6)
+    plan = Design("flow", levels, 1000 * levels[:-1], 3.0).plan(6)
     assert plan.full.sum() == 6
     assert np.isfinite(plan.weights).all()
 
@@ -119,7 +147,7 @@ def test_part_of_the_noise_levels_is_enough():
 
 def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():
     levels = levels_of(20)
-    design = Design("flow", levels, levels[:-1])
+    design = Design("flow", levels, levels[:-1], 3.0)
     full = design.plan(6).full.copy()
     step = int(np.flatnonzero(~full)[8])
     before = design.with_steps(full, 6).weights
@@ -160,7 +188,7 @@ def test_a_speedup_is_reached():
 def test_few_full_steps_trust_no_source():
     """Three are plain sampling by as few steps; from eleven on estimates are trusted wholly."""
     levels = levels_of(48)
-    design = Design("flow", levels, levels[:-1])
+    design = Design("flow", levels, levels[:-1], 3.0)
     plan = design.plan(3)
     moved = np.diff(levels) @ plan.weights + np.diff(levels) * plan.full
     starts = [*plan.full_steps, 48]

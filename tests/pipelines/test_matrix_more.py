@@ -107,11 +107,12 @@ def test_a_step_at_which_calls_change_is_full_and_within_the_budget(name, method
 @pytest.mark.parametrize("name", ["wan22", "z-image-cfg-truncated", "sd35-skip-layers"])
 def test_a_plan_without_a_calibration_keeps_its_budget_where_the_pipeline_is_outlined(name):
     case = ZOO[name]()
-    timesteps, kept = outline(case.pipe, case.shared() | case.prompt(1))
+    call = case.shared() | case.prompt(1)
+    timesteps, kept = outline(case.pipe, call)
     assert kept
     plans = [
         eigencache.METHODS["TaylorSeer"].plan(4, timesteps, tap="output", kept=kept),
-        built_in_plan(case.pipe.scheduler, timesteps, Budget(4), kept),
+        built_in_plan(case.pipe, call, timesteps, Budget(4), kept),
     ]
     for plan in plans:
         assert plan.full.sum() == 4 and plan.full[[0, *kept]].all()
