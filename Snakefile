@@ -56,7 +56,7 @@ wildcard_constraints:
 
 
 STAGES = "fetch calibrate plan refine sample merge score table"
-EXTRAS = "errors costs figures gallery ablation collect train small"
+EXTRAS = "errors costs figures gallery ablation collect train small benchmarks"
 for stage in f"{STAGES} {EXTRAS}".split():
 
     include: f"workflow/rules/{stage}.smk"

@@ -8,10 +8,12 @@ mean over `IMAGES` images of evaluation prompts or classes and seeds that no ker
 of 8-bit images. Rows that the table has already are kept, so that a run which was stopped goes on.
 
 `fewer steps`, `DPM++ 2M` and `UniPC` (both of diffusers, order 2) sample in as many steps as the
-others compute in full. TaylorSeer and HiCache are at the output tap, at the interval that has as
-many full steps or the next more: 14 for 13 of 50. Beside these, which need no calibration either,
-`EigenCache-design, one image` is calibrated on one prompt or class of the model itself. Rows of
-methods that end in "steps free" are from when full steps could be placed anywhere (`Aim.near`).
+others compute in full. TaylorSeer, HiCache and Spectrum are at the output tap, at the interval that
+has as many full steps or the next more: 14 for 13 of 50. Beside these, which need no calibration
+either, `EigenCache-design, one image` is calibrated on one prompt or class of the model itself.
+Rows of methods that end in "steps free" are from when full steps could be placed anywhere
+(`Aim.near`), those that end in "all scales" from when built-in plans were made from runs at all
+guidance scales.
 """
 
 import warnings
@@ -39,6 +41,7 @@ FORMULAS = {
     "TaylorSeer": ("TaylorSeer", {}),
     "TaylorSeer, order 2": ("TaylorSeer", {"order": 2}),
     "HiCache": ("HiCache", {}),
+    "Spectrum": ("Spectrum", {}),
 }
 METHOD = "EigenCache built in"
 ONE_IMAGE = "EigenCache-design, one image"

@@ -31,11 +31,11 @@ FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
-# Nothing tells whether a source is like the present model, so plans stay close to plain sampling:
-# of `Aim.near` and `Aim.trust`, those without guidance. Under guidance models differ more, and with
-# few full steps a wrong estimate costs most: there, estimates count for nothing with up to DOUBTED
-# full steps, and in full with TRUSTED or more. Without that, plans lost up to 6.6 dB to plain
-# sampling.
+# Nothing tells whether a source is like the present model, so plans stay close to plain sampling.
+# UNGUIDED says how close without guidance. Under guidance models differ more, and with few full
+# steps a wrong estimate costs most: there full steps stay within NEAR (`Aim.near`), and an estimate
+# counts for nothing with up to DOUBTED full steps, and in full with TRUSTED or more (`Aim.trust`).
+# When estimates always counted in full, plans lost up to 6.6 dB to plain sampling.
 UNGUIDED = Aim(near=0.4, trust=0.75)
 NEAR, DOUBTED, TRUSTED = 0.2, 3, 11
 # What is kept of a source: so many eigenpairs. With 16, plans trusted what had been cut off to be
@@ -179,8 +179,8 @@ def fitting(kind: str, models: Sequence[Source]) -> list[Source]:
 def nearest(guidance: float, models: Sequence[Source]) -> list[Source]:
     """Return of each model the source whose guidance is nearest to a scale, by ratio.
 
-    Without guidance, outputs change far more evenly from step to step. A plan from runs under
-    guidance, too, was 3 dB worse there. A scale below 1 is none.
+    Without guidance, outputs change far more evenly from step to step, and runs under guidance
+    would spoil a plan for it. A scale below 1 is none.
     """
     found: dict[str, list[Source]] = {}
     for source in models:

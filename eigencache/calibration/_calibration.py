@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from eigencache.calibration.recording import SPARSE, record_kernels
 from eigencache.calibration.sampler import image_seed
 from eigencache.calibration.simulator import Simulator
 from eigencache.kernel import OUTPUT, Kernel, Kind
-from eigencache.runtime._policies import scales_of
+from eigencache.runtime._guidance import is_scale
 
 
 class Calibration:
@@ -43,9 +44,15 @@ class Calibration:
         The defaults of guidance scales are among them. Of numbers that the calls state themselves
         it is the range.
         """
+        kind = type(self.pipe)
+        said = {
+            name: parameter.default
+            for name, parameter in inspect.signature(kind.__call__).parameters.items()
+            if is_scale(name)
+        }
         plain: dict[str, Any] = {
             name: value
-            for name, value in {**scales_of(self.pipe), **self.arguments}.items()
+            for name, value in {**said, **self.arguments}.items()
             if isinstance(value, int | float | str)
         }
         own = set.intersection(*(set(call) for call in self.calls))
@@ -55,7 +62,7 @@ class Calibration:
                 low, high = min(found), max(found)
                 plain[name] = low if low == high else [low, high]
         scheduler = type(self.pipe.scheduler).__name__
-        return {"arguments": plain, "scheduler": scheduler, "pipeline": type(self.pipe).__name__}
+        return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
 
     def simulator(
         self, indices: Sequence[int], batch: int, sparse: Sequence[float] = SPARSE

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Reuse
 from eigencache.runtime._blocks import watching
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
+from eigencache.runtime._guidance import guidance_of
 from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime._taps import FEATURES, fingerprint, map_tensors, network_of
 
@@ -219,32 +220,43 @@ def recording(
         yield recorder
 
 
-def outline(pipe: Any, call: Mapping[str, Any]) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Return what steps a call of a pipeline takes, at the price of a step or two.
+class Outline(NamedTuple):
+    """What is known of a call of a pipeline before it is made.
+
+    Attributes:
+        timesteps: float64 `[T]`, those that the scheduler is stepped through.
+        switches: the steps at which networks are called otherwise than at the step before.
+        guidance: the scale of guidance; 1 if there is none.
+    """
+
+    timesteps: np.ndarray
+    switches: tuple[int, ...]
+    guidance: float
+
+
+def outline(pipe: Any, call: Mapping[str, Any]) -> Outline:
+    """Return what a call of a pipeline is like, at the price of a step or two.
 
     Args:
         pipe: a pipeline of diffusers.
         call: its arguments.
-
-    Returns:
-        The timesteps that the scheduler is stepped through, float64 `[T]`, and the steps at which
-        networks are called otherwise than at the step before.
     """
     recorder = _Outline()
     with quiet(pipe), Driver(pipe, recorder):
         called(pipe, call, seed=0)
-    return recorder.timesteps, recorder.switches
+    return Outline(recorder.timesteps, recorder.switches, recorder.guidance)
 
 
 def timesteps_of(pipe: Any, call: Mapping[str, Any]) -> np.ndarray:
     """Return the timesteps that a call steps a pipeline's scheduler through, float64 `[T]`."""
-    return outline(pipe, call)[0]
+    return outline(pipe, call).timesteps
 
 
 class _Outline(Recorder):
     """Runs the networks at the first step, and where they are called as at no step before."""
 
     first: Any = None
+    guidance = 1.0
 
     def computes(self, step: int) -> bool:
         return step == 0
@@ -252,6 +264,7 @@ class _Outline(Recorder):
     def given(self, call: StepCall) -> None:
         if call.index == 0:
             self.first = map_tensors(torch.clone, call.output)
+            self.guidance = guidance_of(call)
         call.output = map_tensors(torch.clone, self.first)
         super().given(call)
 

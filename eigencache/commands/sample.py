@@ -37,6 +37,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -284,12 +285,16 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
         from eigencache.calibration.probe import probe
 
         return probe(pipe, call, about["psnr"])
-    timesteps, kept = outline(pipe, call)
+    timesteps, kept, guidance = outline(pipe, call)
     _check_budget(arguments.full_steps or 0, len(timesteps))
     if "built in" in about:
         from eigencache.runtime._built_in import built_in_plan
+        from eigencache.runtime._guidance import is_scale
 
-        return built_in_plan(pipe, call, timesteps, Budget(about["built in"]), kept)
+        budget = Budget(about["built in"])
+        plan = built_in_plan(pipe.scheduler, timesteps, guidance, budget, kept)
+        told = {name: value for name, value in call.items() if is_scale(name)}
+        return replace(plan, arguments=told)  # images with other guidance are warned of
     return method_of(about["method"]).plan(
         arguments.full_steps, timesteps, job.kernel, about["tap"], every=arguments.interval,
         kept=kept, **about["options"],

@@ -5,7 +5,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 
 from eigencache.built_in import KINDS, Budget, Design, fitting, sources
 from eigencache.plan import Plan, PlanError, PlanWarning
-from eigencache.runtime._driver import DRIVER, Driver, StepCall, calling
-from eigencache.runtime._policies import OutputPolicy, check_guidance, guidance_of
+from eigencache.runtime._driver import DRIVER, Driver, StepCall
+from eigencache.runtime._guidance import guidance_of
+from eigencache.runtime._policies import OutputPolicy, check_guidance
 from eigencache.runtime.stats import CacheStats
 
 # Schedulers that the built-in plans are not for, by a part of their class's name, and why.
@@ -30,8 +31,8 @@ _NOT_FOR = {
     "CosineDPM": "it draws new noise at every step",
 }
 
-# With a smaller share of full steps, plans lost to plain sampling on models unlike the sources
-# (data/benchmarks/built-in.csv).
+# With a smaller share of full steps, plans under guidance lost to plain sampling on models unlike
+# the sources (data/benchmarks/built-in.csv).
 FEW = 1 / 8
 
 
@@ -107,7 +108,7 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
     return np.clip(found, 0, 1)
 
 
-def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
+def full_steps_of(budget: Budget, steps: int, guidance: float, warn: bool = True) -> int:
     """Return how many of a sampler's steps are full.
 
     Warns by a PlanWarning where they are fewer than asked, or so few that plans may do harm.
@@ -118,11 +119,11 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
             f"{wanted} steps were to be computed in full, and the sampler takes {steps}: all of "
             "them are"
         )
-    elif wanted < FEW * steps:
+    elif wanted < FEW * steps and guidance > 1:
         text = (
-            f"with {wanted} of {steps} steps in full, a built-in plan may be worse than plain "
-            f"sampling with as few steps. Take {math.ceil(FEW * steps)} or more, or make a plan of "
-            "your own with eigencache.calibrate, for which one prompt is enough"
+            f"with {wanted} of {steps} steps in full, a built-in plan under guidance may be worse "
+            f"than plain sampling with as few steps. Take {math.ceil(FEW * steps)} or more, or "
+            "make a plan of your own with eigencache.calibrate, for which one prompt is enough"
         )
     if text and warn:
         warnings.warn(text, PlanWarning, stacklevel=3)
@@ -130,15 +131,15 @@ def full_steps_of(budget: Budget, steps: int, warn: bool = True) -> int:
 
 
 def built_in_plan(
-    pipe: Any, call: Mapping[str, Any], timesteps: np.ndarray, budget: Budget,
+    scheduler: Any, timesteps: np.ndarray, guidance: float, budget: Budget,
     kept: Sequence[int] = (),
 ) -> Plan:  # fmt: skip
-    """Return the built-in plan for a call of a pipeline.
+    """Return the built-in plan for a scheduler, after `set_timesteps`, and the timesteps it visits.
 
     Args:
-        pipe: after its scheduler's `set_timesteps`.
-        call: the arguments of the call.
-        timesteps: float64 `[T]`, those that it visits.
+        scheduler: of a pipeline.
+        timesteps: float64 `[T]`.
+        guidance: the scale of guidance; 1 if there is none.
         budget: how many steps are full.
         kept: steps that must be among them.
 
@@ -146,9 +147,8 @@ def built_in_plan(
         PlanError: there is none for the scheduler.
         ValueError: the budget is too small for the steps that must be full.
     """
-    kind, levels = kind_of(pipe.scheduler), levels_of(pipe.scheduler, timesteps)
-    design = Design(kind, levels, timesteps, guidance_of(pipe, call))
-    return design.plan(full_steps_of(budget, len(timesteps)), kept)
+    design = Design(kind_of(scheduler), levels_of(scheduler, timesteps), timesteps, guidance)
+    return design.plan(full_steps_of(budget, len(timesteps), design.guidance), kept)
 
 
 class BuiltInPolicy(OutputPolicy):
@@ -171,6 +171,8 @@ class BuiltInPolicy(OutputPolicy):
 
     plan: Plan | None  # type: ignore[assignment]  # of the present image
     probed: Plan | None = None
+    key: tuple  # of the present image's design
+    visited: np.ndarray  # the timesteps of the present image
 
     def __init__(
         self, budget: Budget, stats: CacheStats, anchor_device: torch.device | None = None,
@@ -179,7 +181,7 @@ class BuiltInPolicy(OutputPolicy):
         self.budget, self.stats, self.leader = budget, stats, leader
         self.anchor_device = anchor_device
         self.anchors: dict[int, Any] = {}
-        self.plan, self.steps, self.told = None, None, False
+        self.plan, self.steps, self.told, self.key = None, None, False, ()
         self.designs: dict[tuple, tuple[Design, Plan]] = {}
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
@@ -197,24 +199,28 @@ class BuiltInPolicy(OutputPolicy):
                 "the pipeline visits timesteps that are not its scheduler's, so that there is no "
                 "built-in plan: make one of your own with eigencache.calibrate"
             )
+        self.visited = timesteps
         if self.probed and np.array_equal(self.probed.timesteps, timesteps):
-            self.key, plan = (), self.probed
-        else:
-            called, frame = calling()
-            guidance = guidance_of(called or pipe, frame.f_locals if frame else {})
-            levels, kind = levels_of(pipe.scheduler, timesteps), kind_of(pipe.scheduler)
-            self.key = (kind, guidance, *levels, *timesteps)
-            if self.key not in self.designs:
-                design = Design(kind, levels, timesteps, guidance)
-                full_steps = full_steps_of(self._budget(timesteps), len(timesteps), not self.told)
-                self.told = True
-                self.designs[self.key] = design, design.plan(full_steps)
-            plan = self.designs[self.key][1]
-        check_guidance(plan, pipe)
-        self.follow(plan)
-        self.stats.follow(plan)
+            check_guidance(self.probed, pipe)
 
-    def _budget(self, timesteps: np.ndarray) -> Budget:
+    def _plan_for(self, call: StepCall) -> Plan:
+        """Return the plan of the image whose first step this is."""
+        self.key = ()
+        if self.probed and np.array_equal(self.probed.timesteps, self.visited):
+            return self.probed
+        levels, kind = levels_of(call.scheduler, self.visited), kind_of(call.scheduler)
+        guidance = guidance_of(call)
+        self.key = (kind, guidance, *levels, *self.visited)
+        if self.key not in self.designs:
+            design = Design(kind, levels, self.visited, guidance)
+            full_steps = full_steps_of(
+                self._budget(), len(self.visited), design.guidance, not self.told
+            )
+            self.told = True
+            self.designs[self.key] = design, design.plan(full_steps)
+        return self.designs[self.key][1]
+
+    def _budget(self) -> Budget:
         """Return how many steps are computed; warn that it was found for other timesteps."""
         if self.budget.psnr is None:
             return self.budget
@@ -226,7 +232,7 @@ class BuiltInPolicy(OutputPolicy):
         count = int(self.probed.full.sum())
         warnings.warn(
             f"psnr={self.budget.psnr:g}: it was found to take {count} full steps of "
-            f"{len(self.probed)}. This image has other timesteps, {len(timesteps)}: as many are "
+            f"{len(self.probed)}. This image has other timesteps, {len(self.visited)}: as many are "
             "computed, by a built-in plan, but its quality is not known; enable the cache anew to "
             "find it",
             PlanWarning, stacklevel=2,
@@ -237,6 +243,10 @@ class BuiltInPolicy(OutputPolicy):
         return self.plan is None or bool(self.plan.full[step])  # None before the first step ends
 
     def given(self, call: StepCall) -> None:
+        if self.plan is None:
+            plan = self._plan_for(call)
+            self.follow(plan)
+            self.stats.follow(plan)
         assert self.plan is not None
         first = self.leader or self
         if call.computed and not self.plan.full[call.index] and first.key in first.designs:

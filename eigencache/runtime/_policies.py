@@ -1,9 +1,8 @@
 """Policies of the driver: what sampling by a plan does at each step."""
 
 import contextlib
-import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,32 +12,10 @@ from torch import nn
 from eigencache._checks import agrees, span
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall, calling
+from eigencache.runtime._guidance import is_guidance
 from eigencache.runtime._hooks import Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
-
-
-def is_guidance(name: str) -> bool:
-    """Return whether an argument of a pipeline is about guidance, by how diffusers names them."""
-    return "guidance" in name or "cfg" in name
-
-
-def scales_of(pipe: Any) -> dict[str, Any]:
-    """Return the scales of guidance that a pipeline is called with, and their defaults."""
-    parameters = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
-    return {n: p.default for n, p in parameters.items() if is_guidance(n) and "scale" in n}
-
-
-def guidance_of(pipe: Any, stated: Mapping[str, Any]) -> float:
-    """Return the largest scale of guidance that a pipeline is called with; 1 if there is none.
-
-    Args:
-        pipe: the pipeline.
-        stated: arguments or variables of its call; what is not among them has its default.
-    """
-    scales = [stated.get(name, default) for name, default in scales_of(pipe).items()]
-    told = [scale for scale in scales if scale is not None and scale is not inspect.Parameter.empty]
-    return max([1.0, *(float(torch.as_tensor(scale).max()) for scale in told)])
 
 
 def check_guidance(plan: Plan, pipe: Any) -> None:

@@ -40,6 +40,26 @@ QUICK = (
 )  # fmt: skip
 PROBED = ("flux", "sdxl-img2img", "sd15-pndm", "wan22", "ltx2-one-pass", "sd15-lcm", "cosmos2")
 FULL = 4
+# What tells that there is guidance differs from pipeline to pipeline.
+GUIDANCE = {
+    "flux": 3.5,  # an input of the network
+    "flux-without-guidance": 1.0,  # a scale of 3.5 that does nothing
+    "flux-true-cfg": 3.5,  # two passes, and the input
+    "qwen": 1.0,  # a scale of 4 that does nothing without a negative prompt
+    "qwen-true-cfg": 3.0,
+    "sdxl": 5.0,  # a batch of two
+    "sdxl-without-cfg": 1.0,
+    "sd3-without-cfg": 1.0,
+    "dit": 4.0,  # the scheduler's latents are doubled, too
+    "z-image": 5.0,  # a list of two
+    "z-image-turbo": 1.0,
+    "stable-video-diffusion": 3.0,  # one scale for each frame
+    "hunyuan-image-distilled": 3.25,
+    "hunyuan-video-15": 3.0,  # a guider
+    "flux2-klein-kv": 1.0,
+    "ltx2": 7.0,  # that of sound is larger
+    "ltx2-one-pass": 1.0,
+}
 
 
 def every(quick):
@@ -51,9 +71,10 @@ def every(quick):
 @every(QUICK)
 def test_it_samples_or_says_why_not(measured):
     case, run, before = measured.case, measured.plain, kept(measured.case)
-    timesteps, switches = outline(case.pipe, case.shared() | case.prompt(1))
+    timesteps, switches, told = outline(case.pipe, case.shared() | case.prompt(1))
     assert np.array_equal(timesteps, run.timesteps) and {*run.switches} <= {*switches}
     assert kept(case) == before
+    assert told == GUIDANCE.get(case.name, told)
     predicts = case.pipe.scheduler.config.get("prediction_type")
     why = REFUSED.get(case.name) or ("fewer than two" if predicts == "v_prediction" else None)
     if why:

@@ -107,12 +107,11 @@ def test_a_step_at_which_calls_change_is_full_and_within_the_budget(name, method
 @pytest.mark.parametrize("name", ["wan22", "z-image-cfg-truncated", "sd35-skip-layers"])
 def test_a_plan_without_a_calibration_keeps_its_budget_where_the_pipeline_is_outlined(name):
     case = ZOO[name]()
-    call = case.shared() | case.prompt(1)
-    timesteps, kept = outline(case.pipe, call)
+    timesteps, kept, guidance = outline(case.pipe, case.shared() | case.prompt(1))
     assert kept
     plans = [
         eigencache.METHODS["TaylorSeer"].plan(4, timesteps, tap="output", kept=kept),
-        built_in_plan(case.pipe, call, timesteps, Budget(4), kept),
+        built_in_plan(case.pipe.scheduler, timesteps, guidance, Budget(4), kept),
     ]
     for plan in plans:
         assert plan.full.sum() == 4 and plan.full[[0, *kept]].all()

@@ -17,7 +17,6 @@ from eigencache.methods import METHODS
 from eigencache.metrics._psnr import psnr
 from eigencache.metrics.images import pixels
 from eigencache.plan import PlanError, PlanWarning
-from eigencache.runtime._policies import guidance_of
 
 PROMPTS = ["a red apple on a blue background", "a panda and a red apple on a pink background"]
 SIZE = {"height": 128, "width": 128, "max_sequence_length": 24}
@@ -61,39 +60,6 @@ def test_it_beats_fewer_steps_without_the_models_own_kernel(
 
 
 # ---- Guidance
-
-
-class Called:
-    """A pipeline of nothing but a call with scales."""
-
-    def __call__(self, prompt, guidance_scale=3.5, true_cfg_scale=1.0, image_guidance_scale=None,
-                 guidance_rescale=0.0, control_guidance_end=9.0):  # fmt: skip
-        """Do nothing."""
-
-
-class Unguided:
-    """A pipeline without guidance."""
-
-    def __call__(self, class_labels):
-        """Do nothing."""
-
-
-@pytest.mark.parametrize(
-    ("pipe", "stated", "scale"),
-    [
-        (Called(), {}, 3.5),
-        (Called(), {"guidance_scale": 1.0}, 1.0),
-        (Called(), {"guidance_scale": 0.0}, 1.0),
-        (Called(), {"guidance_scale": None, "true_cfg_scale": 4}, 4.0),
-        (Called(), {"guidance_scale": torch.tensor([1.0, 3.0])}, 3.0),
-        (Called(), {"guidance_scale": [2.0, 7.5], "image_guidance_scale": 1.5}, 7.5),
-        (Called(), {"prompt": 9.0, "guidance_scale": 1, "guidance_rescale": 0.7}, 1.0),
-        (Unguided(), {"guidance_scale": 5.0}, 1.0),
-        (object(), {}, 1.0),
-    ],
-)
-def test_guidance_is_the_largest_scale_of_the_call(pipe, stated, scale):
-    assert guidance_of(pipe, stated) == scale
 
 
 @pytest.mark.parametrize(("scale", "nearest"), [(1.0, 1), (3.5, 3), (7.0, 5)])

@@ -163,7 +163,7 @@ def test_a_kernel_says_how_its_scheduler_moves_the_latents(pipe, kernels):
 def test_timesteps_are_told_at_the_price_of_a_step(pipe, kernels):
     calls = []
     hook = pipe.transformer.proj_out.register_forward_hook(lambda *_: calls.append(None))
-    timesteps, switches = outline(pipe, call_of(0))
+    timesteps, switches, _ = outline(pipe, call_of(0))
     hook.remove()
     np.testing.assert_array_equal(timesteps, kernels[0].timesteps)
     assert len(calls) == 1 and switches == ()

@@ -1,11 +1,11 @@
-# The built-in plans: small models, their kernels, and how the plans do on models left out.
+# The built-in plans: small models and their kernels.
 #
 # Nothing else in the workflow depends on these rules: the kernels live in git, in
 # eigencache/built_in.safetensors.  To make them again, run
 #
 #     snakemake --use-conda --cores 2 built_in
 #
-# and copy results/train/built_in.safetensors over that file; `built_in_benchmark` then judges it.
+# and copy results/train/built_in.safetensors over that file; results/benchmarks/built_in.csv then judges it.
 # shapes-flow, letters-flow and letters-epsilon take minutes on one CPU core, the others one or two
 # minutes on a GPU and a night without.
 
@@ -62,56 +62,3 @@ rule small_model:
     shell:
         "python -m training.small {wildcards.small} --data {input.data} --assets {params.assets}"
         " --out {output} --threads {threads} 2>&1 | tee {log}"
-
-
-rule built_in_benchmark:
-    """Judge built-in plans on each model by the kernels of the others."""
-    input:
-        models=expand("results/train/small/{small}", small=SMALL),
-        flux=EMBEDDED,
-        kernels="eigencache/built_in.safetensors",
-    output:
-        "results/train/built-in.csv",
-    log:
-        "results/train/logs/built_in_benchmark.log",
-    conda:
-        "../../envs/workflow.yaml"
-    shell:
-        "python -m benchmarks.built_in {output} {input.flux}"
-        " {input.models} 2>&1 | tee {log}"
-
-
-rule quality_benchmark:
-    """Compare the quality that plans predict with what unseen images come to."""
-    input:
-        models=expand("results/train/small/{small}", small=SMALL),
-        flux=EMBEDDED,
-        kernels="eigencache/built_in.safetensors",
-    output:
-        "results/train/quality.csv",
-    log:
-        "results/train/logs/quality_benchmark.log",
-    conda:
-        "../../envs/workflow.yaml"
-    shell:
-        "python -m benchmarks.quality {output} {input.models}"
-        " {input.flux} 2>&1 | tee {log}"
-
-
-rule figure_quality:
-    """Draw predicted against measured quality."""
-    input:
-        "data/benchmarks/quality.csv",
-    output:
-        "figures/benchmarks/quality.png",
-        "figures/benchmarks/quality.pdf",
-    log:
-        "results/train/logs/figure_quality.log",
-    localrule: True
-    conda:
-        "../../envs/workflow.yaml"
-    params:
-        setting="three small models, 50 sampler steps, 32 evaluation prompts or classes",
-    shell:
-        "python -m reproduction.figures.quality --table {input} --setting {params.setting:q}"
-        " --out {output} 2>&1 | tee {log}"
