@@ -1,6 +1,6 @@
 """Quality against the cost of fitting, from data/benchmarks/peers.csv; one panel per budget.
 
-    python -m benchmarks.peers.figure --out figures/benchmarks/peers.pdf figures/benchmarks/peers.png
+    python -m benchmarks.peers.figure --out figures/benchmarks/peers.png
 
 A point is a fitted method. The horizontal axis is what its fit took: calls of the network, one for
 each image, forward and backward alike. The dashed line is the best method that needs no fit; those

@@ -32,14 +32,16 @@ def guidance_of(call: StepCall) -> float:
     guiders and perturbed passes have no scale among the arguments. The scale itself is the largest
     that the pipeline's call or its guider has.
     """
-    takes, embedded = _taken(call)
     pipe, frame = calling()
-    named = [v for name, v in (frame.f_locals if frame else {}).items() if is_scale(name)]
-    named.append(getattr(getattr(pipe, "guider", None), "guidance_scale", None))
-    told = [number for scale in named for number in _numbers(scale)]
-    if takes == 1 and not embedded and not (max(told, default=1) > 1 and _is_doubled(call.sample)):
-        return 1.0
-    return max(*told, 1.0 if takes == 1 and embedded else LEAST) if told else UNTOLD
+    scales = [v for name, v in (frame.f_locals if frame else {}).items() if is_scale(name)]
+    scales.append(getattr(getattr(pipe, "guider", None), "guidance_scale", None))
+    told = max((number for scale in scales for number in _numbers(scale)), default=UNTOLD)
+    takes, embedded = _taken(call)
+    if takes == 1 and told > 1 and _is_doubled(call.sample):
+        takes = 2
+    if takes != 1:
+        return max(told, LEAST)
+    return max(told, 1.0) if embedded else 1.0
 
 
 def _taken(call: StepCall) -> tuple[float, bool]:

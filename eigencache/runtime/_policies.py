@@ -44,6 +44,8 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
                 f"the plan was made at {name} {told}, called with {called:g}: what is predicted "
                 f"of it does not hold; calibrate with {name}={called:g}"
             )
+            if "closed loop" in plan.source:
+                text += ", or use a plan of EigenCache-design, which loses less"
         warnings.warn(text, PlanWarning, stacklevel=2)
 
 

@@ -24,6 +24,7 @@ from eigencache.plan import FEWER_STEPS, FULL, Plan
 from reproduction.figures import (
     kernel,
     metrics,
+    oracle,
     pareto,
     plans,
     quality,
@@ -282,13 +283,26 @@ def test_quality_draws_what_was_predicted_and_measured(predictions, tmp_path):
     save(figure, [tmp_path / "quality.png"])
 
 
-def test_quality_is_drawn_from_the_table_in_git(tmp_path):
-    """No job of the workflow has written it, so it has no manifest."""
-    table = "data/benchmarks/quality.csv"
-    done = program("-m", "reproduction.figures.quality", "--table", table, "--out",
-                   str(tmp_path / "quality.png"))  # fmt: skip
+@pytest.mark.parametrize("name", ["quality", "oracle"])
+def test_they_are_drawn_from_the_tables_in_git(tmp_path, name):
+    """No job of the workflow has written these, so they have no manifests."""
+    table, out = f"data/benchmarks/{name}.csv", tmp_path / f"{name}.png"
+    done = program("-m", f"reproduction.figures.{name}", "--table", table, "--out", str(out))
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "quality.png").is_file()
+    assert out.is_file()
+
+
+def test_the_oracle_draws_every_prompt_in_the_order_of_one_plan():
+    rows = [(5, 1, 2.0, 3.0, 2.5, 7), (5, 0, 1.0, 4.0, 1.5, 7), (9, 0, 8.0, 9.0, 9.5, 8)]
+    names = ["full_steps", "prompt_index", "shared", "oracle", "closed", "plans"]
+    table = pd.DataFrame(rows, columns=names)
+    figure = oracle.draw(table)
+    first, second = figure.axes
+    drawn = [line.get_ydata().tolist() for line in first.get_lines()]
+    assert drawn == [[1.0, 2.0], [4.0, 3.0], [1.5, 2.5]]
+    assert [line.get_ydata().tolist() for line in second.get_lines()] == [[8.0], [9.0], [9.5]]
+    with pytest.raises(ValueError, match=r"lack columns.*'oracle'"):
+        oracle.draw(table.drop(columns="oracle"))
 
 
 def test_quality_refuses_a_faulty_table(predictions):

@@ -14,7 +14,7 @@ rule flux_benchmark:
     log:
         "results/benchmarks/logs/{table}.log",
     wildcard_constraints:
-        table="carry_over|guidance|oracle",
+        table="carry_over|fit_cost|guidance|oracle",
     conda:
         "../../envs/workflow.yaml"
     shell:
@@ -55,6 +55,25 @@ rule figure_quality:
         setting="three small models, 50 sampler steps, 32 evaluation prompts or classes",
     shell:
         "python -m reproduction.figures.quality --table {input} --setting {params.setting:q}"
+        " --out {output} 2>&1 | tee {log}"
+
+
+rule figure_oracle:
+    """Draw what choosing a plan for each prompt could gain."""
+    input:
+        "data/benchmarks/oracle.csv",
+    output:
+        "figures/benchmarks/oracle.png",
+        "figures/benchmarks/oracle.pdf",
+    log:
+        "results/benchmarks/logs/figure_oracle.log",
+    localrule: True
+    conda:
+        "../../envs/workflow.yaml"
+    params:
+        setting="emoji-flux, 50 sampler steps, 24 evaluation prompts",
+    shell:
+        "python -m reproduction.figures.oracle --table {input} --setting {params.setting:q}"
         " --out {output} 2>&1 | tee {log}"
 
 
