@@ -29,6 +29,7 @@ GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
 MAIN, EVERY_METHOD = BENCHMARKS / "main.csv", BENCHMARKS / "methods.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE, CARRIED = BENCHMARKS / "oracle.csv", BENCHMARKS / "carry_over.csv"
+FIT_COST = BENCHMARKS / "fit_cost.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
@@ -323,6 +324,22 @@ def oracle() -> str:
     return "\n".join(lines)
 
 
+def fit_cost() -> str:
+    """Return what a fit takes and gives by the number of calibration prompts."""
+    data, counts = pd.read_csv(FIT_COST).set_index(["method", "prompts"]), [1, 2, 4, 8, 16, 32]
+    lines = [
+        "| calibration prompts | " + " | ".join(map(str, counts)) + " |",
+        "|---" * (1 + len(counts)) + "|",
+    ]
+    for method in ("EigenCache-design", "EigenCache"):
+        rows = data.loc[method].reindex(counts)
+        psnr = ["" if pd.isna(x) else f"{x:.1f}" for x in rows["psnr"]]
+        calls = ["" if pd.isna(x) else f"{x:.0f}" for x in rows["calls"] / counts]
+        lines.append(f"| {method}: PSNR | " + " | ".join(psnr) + " |")
+        lines.append(f"| {method}: calls for each prompt | " + " | ".join(calls) + " |")
+    return "\n".join(lines)
+
+
 # How the names of methods in built-in.csv end that were measured when full steps could be placed
 # anywhere and estimates were always trusted wholly.
 FREE = ", steps free"
@@ -461,6 +478,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "beside-plain": ("docs/results.md", beside_plain),
     "one-image": ("docs/results.md", one_image),
     "predictions": ("docs/results.md", predictions),
+    "fit-cost": ("docs/results.md", fit_cost),
 }
 
 
