@@ -5,9 +5,10 @@
     python -m benchmarks.tables --write         # put them into the documents
     python -m benchmarks.tables --main results/emoji-flux/summary.csv --write
     python -m benchmarks.tables --methods results/methods/summary.csv --write
+    python -m benchmarks.tables --ablation results/ablation/ablation.csv --write
 
-The last two first take the numbers of the main job, or of workflow/config/methods.yaml, into
-data/benchmarks/main.csv or methods.csv.
+The last three first take the numbers of the main job, of workflow/config/methods.yaml or of
+ablation.yaml into data/benchmarks/main.csv, methods.csv or ablation.csv.
 `tests/end_to_end/test_documents.py` checks that the documents hold the tables as they are printed.
 """
 
@@ -29,7 +30,7 @@ GPU_WORKFLOW, PEERS = BENCHMARKS / "gpu-workflow.csv", BENCHMARKS / "peers.csv"
 MAIN, EVERY_METHOD = BENCHMARKS / "main.csv", BENCHMARKS / "methods.csv"
 GUIDANCE, BUILT_IN = BENCHMARKS / "guidance.csv", BENCHMARKS / "built-in.csv"
 ORACLE, CARRIED = BENCHMARKS / "oracle.csv", BENCHMARKS / "carry_over.csv"
-FIT_COST = BENCHMARKS / "fit_cost.csv"
+FIT_COST, ABLATION = BENCHMARKS / "fit_cost.csv", BENCHMARKS / "ablation.csv"
 PREDICTED = BENCHMARKS / "quality.csv"
 LABELS = {"TaylorSeer": "TaylorSeer, order 1, output tap", "HiCache": "HiCache, output tap"}
 FLUX, OURS, UNCACHED = "FluxTransformer2DModel", "EigenCache", "uncached"
@@ -42,6 +43,10 @@ EAGER, COMPILED, WHOLE = "no", "blocks", "whole"
 MAIN_COLUMNS = ["method", "full_steps", "images", "psnr", "psnr_low", "psnr_high", "predicted_psnr"]
 # And of that of methods.yaml.
 METHODS_COLUMNS = ["run", *MAIN_COLUMNS, "ssim", "clip_score", "speedup", "tflop", "timed_images"]
+# And of the table of ablation.yaml.
+ABLATION_COLUMNS = [
+    "factor", "value", "label", "base", "full_steps", "psnr", "gain", "gain_low", "gain_high",
+]  # fmt: skip
 # What tables call the labels of the main job.
 METHODS = {
     "fewer-steps": "plain sampling", "FORA": "FORA", "TaylorSeer-1": "TaylorSeer, order 1",
@@ -340,6 +345,19 @@ def fit_cost() -> str:
     return "\n".join(lines)
 
 
+def ablation() -> str:
+    """Return the PSNR of each value of each factor of the ablation, and its gain on the base."""
+    lines = ["| factor | value | PSNR | beside the base |", "|---" * 4 + "|"]
+    data = pd.read_csv(ABLATION, keep_default_na=False, dtype={"value": str})
+    for factor, rows in data.groupby("factor", sort=False):
+        for i, row in enumerate(rows.to_dict("records")):
+            value, gain = row["value"], f"{float(row['gain']):+.1f}"
+            if row["base"] == "True" or row["base"] is True:
+                value, gain = f"**{value}**", ""
+            lines.append(f"| {'' if i else factor} | {value} | {float(row['psnr']):.1f} | {gain} |")
+    return "\n".join(lines)
+
+
 # How the names of methods in built-in.csv end that were measured when full steps could be placed
 # anywhere and estimates were always trusted wholly.
 FREE = ", steps free"
@@ -479,6 +497,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "one-image": ("docs/results.md", one_image),
     "predictions": ("docs/results.md", predictions),
     "fit-cost": ("docs/results.md", fit_cost),
+    "ablation": ("docs/ablation.md", ablation),
 }
 
 
@@ -500,6 +519,15 @@ def take_methods(summary: Path) -> None:
         summary: results/methods/summary.csv.
     """
     pd.read_csv(summary)[METHODS_COLUMNS].to_csv(EVERY_METHOD, index=False)
+
+
+def take_ablation(table: Path) -> None:
+    """Write data/benchmarks/ablation.csv from the table of workflow/config/ablation.yaml.
+
+    Args:
+        table: results/ablation/ablation.csv.
+    """
+    pd.read_csv(table)[ABLATION_COLUMNS].round(4).to_csv(ABLATION, index=False)
 
 
 def write(name: str) -> None:
@@ -531,11 +559,14 @@ if __name__ == "__main__":
     parser.add_argument("--write", action="store_true", help="put tables into their documents")
     parser.add_argument("--main", type=Path, metavar="SUMMARY", help="of the main job")
     parser.add_argument("--methods", type=Path, metavar="SUMMARY", help="of methods.yaml")
+    parser.add_argument("--ablation", type=Path, metavar="TABLE", help="of ablation.yaml")
     arguments = parser.parse_args()
     if arguments.main:
         take_main(arguments.main)
     if arguments.methods:
         take_methods(arguments.methods)
+    if arguments.ablation:
+        take_ablation(arguments.ablation)
     for name in [arguments.table] if arguments.table else TABLES:
         if arguments.write:
             write(name)

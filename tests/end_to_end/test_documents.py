@@ -746,6 +746,38 @@ def test_what_is_said_of_plans_at_other_guidance_was_measured():
     assert made_at_1 < min(published) and max(published) < closed["3", 5]
 
 
+def test_what_is_said_of_plans_that_were_carried_over_was_measured():
+    table = pd.read_csv(ROOT / "data/benchmarks/carry_over.csv")
+    table["lost"] = table["psnr_own"] - table["psnr"]
+    plain = table["psnr"] - table["psnr_fewer_steps"]
+    text = " ".join((ROOT / "docs/results.md").read_text().split())
+    here = "128 px"
+    alike = table["used_on"].isin(["two things", "96 px", "192 px"])
+    assert f"lose at most {table['lost'][alike].max():.1f} dB on prompts of two things" in text
+    back = {name: table["lost"][table["made_for"] == name].max() for name in ("96 px", "192 px")}
+    assert (
+        "96 px lose up to {:.1f} dB here, and those made at 192 px up to {:.1f}.".format(
+            *back.values()
+        )
+        in text
+    )
+    cell = table.set_index(["method", "made_for", "used_on"])
+    lost = cell["lost"]["EigenCache"]
+    assert (
+        f"loses {lost[here, 'guidance 2.0']:.1f} dB at 2 and {lost[here, 'guidance 5.0']:.1f} at "
+        f"5; made at 2, it loses {lost['guidance 2.0', here]:.1f} dB at 3.5; made at 5, nothing"
+        in text
+    )
+    assert lost["guidance 5.0", here] < 0
+    far = table[["made_for", "used_on"]].eq("timesteps of 1024 px").any(axis=1)
+    assert f"leave it at most {plain[far].max():.1f} dB above plain sampling" in text
+    below = (cell["psnr"]["EigenCache-design"] - cell["psnr"]["EigenCache"])[lambda x: x > 0]
+    assert f"by {below[here, 'guidance 2.0']:.1f} dB made at 3.5 and used at 2" in text
+    assert f"by {below['guidance 2.0', here]:.1f} dB made at 2 and used at 3.5" in text
+    others = below.drop([(here, "guidance 2.0"), ("guidance 2.0", here)])
+    assert set(others.index.get_level_values(0)) <= {"timesteps of 1024 px"}
+
+
 def test_what_is_said_of_predictions_was_measured():
     results = " ".join((ROOT / "docs/results.md").read_text().split())
     quality = pd.read_csv(ROOT / "data/benchmarks/quality.csv")
