@@ -778,6 +778,32 @@ def test_what_is_said_of_plans_that_were_carried_over_was_measured():
     assert set(others.index.get_level_values(0)) <= {"timesteps of 1024 px"}
 
 
+def test_what_is_said_of_the_ablation_was_measured():
+    table = pd.read_csv(ROOT / "data/benchmarks/ablation.csv")
+    rows = table.drop_duplicates("label").set_index("label")
+    psnr, gain = rows["psnr"], table.set_index(["factor", "label"])["gain"]
+    text = " ".join((ROOT / "docs/ablation.md").read_text().split())
+    steps = (psnr[label] for label in ("published", "design", "loop"))
+    said = "EigenCache as published has {:.1f} dB, the aim {:.1f} and the closed loop {:.1f}."
+    assert said.format(*steps) in text
+    response = gain["response to errors"]
+    assert f"without it a plan loses {-response['response-0']:.1f} dB" in text
+    assert response["response-double"] == pytest.approx(response["response-0"], abs=0.1)
+    runs = psnr[["design", *(f"runs-{count}" for count in (1, 2, 4, 8, 16))]]
+    assert f"1 to 32 runs are within {runs.max() - runs.min():.1f} dB" in text
+    smooth = gain["smooth share (1 run)"]
+    assert f"one run costs at least {-smooth[smooth < 0].max():.1f} dB" in text
+    final = gain["weight of the final error", "final-0"]
+    assert f"a plan is {final:.1f} dB better without the weight" in text
+    assert f"the polish is worth {-gain['closed loop: rounds', 'rounds-0']:.1f} dB" in text
+    anchors = gain["closed loop: anchors"]
+    assert f"6 anchors are {-anchors['anchors-3']:.1f} dB better than 3" in text
+    assert anchors["anchors-all"] < 0 and gain["closed loop: runs", "loop-runs-8"] > -0.1
+    assert gain["closed loop: sweeps", "sweeps-0"] > -0.1
+    way = gain["from published to closed loop"]
+    assert way[["published-moment", "published-output", "published-design", "optimal"]].max() < 2
+
+
 def test_what_is_said_of_predictions_was_measured():
     results = " ".join((ROOT / "docs/results.md").read_text().split())
     quality = pd.read_csv(ROOT / "data/benchmarks/quality.csv")

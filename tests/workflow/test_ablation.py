@@ -94,7 +94,7 @@ def test_no_two_methods_are_the_same(config):
 OPTIONS = {
     "window": "window",
     "calibration runs": "runs",
-    "closed loop: calibration runs": "runs",
+    "closed loop: runs": "runs",
     "rank of the kernel": "rank",
     "smooth share (1 run)": "smooth",
     "closed loop: anchors": "anchors",
@@ -115,7 +115,7 @@ def test_values_are_those_of_the_options(config, factor, option):
 
 
 def test_closed_loops_are_fitted_on_as_many_runs_as_they_say(config):
-    for label in config["ablation"]["closed loop: calibration runs"]["values"]:
+    for label in config["ablation"]["closed loop: runs"]["values"]:
         spec = config["methods"][label]
         assert spec["runs"] + spec["held_out"] == config["calibration"]["num_prompts"]
 
