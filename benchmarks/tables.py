@@ -348,13 +348,13 @@ def fit_cost() -> str:
 def ablation() -> str:
     """Return the PSNR of each value of each factor of the ablation, and its gain on the base."""
     lines = ["| factor | value | PSNR | beside the base |", "|---" * 4 + "|"]
-    data = pd.read_csv(ABLATION, keep_default_na=False, dtype={"value": str})
+    data = pd.read_csv(ABLATION, dtype={"value": str})
     for factor, rows in data.groupby("factor", sort=False):
         for i, row in enumerate(rows.to_dict("records")):
-            value, gain = row["value"], f"{float(row['gain']):+.1f}"
-            if row["base"] == "True" or row["base"] is True:
+            value, gain = row["value"], f"{row['gain']:+.1f}"
+            if row["base"]:
                 value, gain = f"**{value}**", ""
-            lines.append(f"| {'' if i else factor} | {value} | {float(row['psnr']):.1f} | {gain} |")
+            lines.append(f"| {'' if i else factor} | {value} | {row['psnr']:.1f} | {gain} |")
     return "\n".join(lines)
 
 
