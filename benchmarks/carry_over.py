@@ -20,11 +20,11 @@ are fewer prompts than runs, they take turns with new noise. The closed loop is 
 default (`LOOP`), since it runs for many settings; so PSNR is not that of the main job.
 
 - Prompts: of two things, such as "a panda and a red apple on a blue background".
-- Resolution: emoji-flux is trained at 128 px alone; at 96 px it crops an emoji, at 192 px it
-  repeats parts of it. What is measured is how near a cached run stays to the full run of the same
-  size. Dynamic shifting gives each size its own timesteps, so plans are refused there unless they
-  are carried over by `Plan.retimed`. Since the timesteps of these sizes differ by at most 1.3 %,
-  images of 128 px are also sampled with those of 4096 tokens, which FLUX.1 has at 1024 px.
+- Resolution: emoji-flux is trained at 128 px alone; at 48 and 96 px it crops an emoji, at 192 px
+  it repeats parts of it. What is measured is how near a cached run stays to the full run of the
+  same size. Dynamic shifting gives each size its own timesteps, so plans are refused there unless
+  they are carried over by `Plan.retimed`. Since the timesteps of these sizes differ by at most
+  1.3 %, images of 128 px are also sampled with those of 4096 tokens, which FLUX.1 has at 1024 px.
 - Guidance: other scales of the guidance embedding, one call of the network per step.
 """
 
@@ -124,7 +124,7 @@ def settings_of(
     base = of(f"{width} px", is_two=False)
     sizes = [
         replace(base, name=f"{size} px", arguments={**arguments, "height": size, "width": size})
-        for size in (width * 3 // 4, width * 3 // 2)
+        for size in (width * 3 // 8, width * 3 // 4, width * 3 // 2)
     ]
     return [
         base,

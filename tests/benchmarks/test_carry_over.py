@@ -87,6 +87,7 @@ def test_settings_differ_from_the_first_in_one_respect():
     changed = {s.name: [n for n in names if getattr(s, n) != getattr(base, n)] for s in others}
     assert changed == {
         "two things": ["calibration", "evaluation"],
+        "24 px": ["arguments"],
         "48 px": ["arguments"],
         "96 px": ["arguments"],
         "timesteps of 1024 px": ["scheduler"],
