@@ -575,6 +575,10 @@ SENTENCES = [
         [functools.partial(of_peers, budget, "BudCache") for budget in BUDGETS],
     ),
     (
+        "docs/results.md", r"noise levels \(\*grid\*\) has ([\d.]+) at 7",
+        [functools.partial(of_peers, 7, "BNS from our design, grid")],
+    ),
+    (
         "docs/results.md",
         r"Heun with (\d+), comes to ([\d.]+) dB. The closed loop has "
         r"([\d.]+) / ([\d.]+) / ([\d.]+) dB with 8 / 10 / 11",
