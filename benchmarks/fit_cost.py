@@ -18,46 +18,39 @@ A row is a method and a number of calibration prompts:
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
-from benchmarks.guidance import ARGUMENTS, CALIBRATION_SEED, FULL_STEPS, SEED
+from benchmarks.guidance import ARGUMENTS, CALIBRATION_SEED, FULL_STEPS, judge_of
 from benchmarks.rows import append, read
 from eigencache.calibration import Calibration, ClosedLoopMaker
-from eigencache.calibration.quality import Judge
-from eigencache.calibration.sampler import image_seed
 from eigencache.commands.prompts import read_prompts
 from eigencache.methods import METHODS
 
 PROMPTS, EVALUATION = (2, 4, 8, 16, 32), 12
-METHODS_COMPARED = ("EigenCache-design", "EigenCache")
+DESIGN, CLOSED = "EigenCache-design", "EigenCache"
 COLUMNS = ("method", "prompts", "calls", "psnr", "evaluation")
 
 
 def main(model: str, out: Path, counts: list[int], evaluation: int) -> None:
     torch.set_num_threads(1)
     pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True)
-    others = read_prompts("data/prompts/emoji-evaluation.txt")
-    chosen = np.linspace(0, len(others) - 1, evaluation).round().astype(int)
-    judge = Judge(
-        pipe, [ARGUMENTS | {"prompt": others[i]} for i in chosen],
-        [image_seed(SEED, int(i)) for i in chosen],
-    )  # fmt: skip
+    judge = judge_of(pipe, read_prompts("data/prompts/emoji-evaluation.txt"), evaluation)
     prompts = read_prompts("data/prompts/emoji-calibration.txt", max(counts))
-    done = {int(row["prompts"]) for row in read(out) if row["method"] == METHODS_COMPARED[1]}
+    done = {int(row["prompts"]) for row in read(out) if row["method"] == CLOSED}
     for count in (count for count in counts if count not in done):
         calibration = Calibration(
             pipe, [{"prompt": prompt} for prompt in prompts[:count]], ARGUMENTS, CALIBRATION_SEED
         )
-        maker = ClosedLoopMaker(calibration, METHODS["EigenCache"], {})
+        maker = ClosedLoopMaker(calibration, METHODS[CLOSED], {})
         runs, held_out = maker.runs, maker.held_out
-        design, calls = maker.setting(FULL_STEPS)[0], [runs.computed]
-        made = design, maker.plan(FULL_STEPS)
-        calls.append(runs.computed + held_out.computed)
-        found = [round(judge.psnr(plan), 2) for plan in made]
-        used = runs.count, count
-        rows = zip(METHODS_COMPARED, used, calls, found, [evaluation] * 2, strict=True)
+        design, calls = maker.setting(FULL_STEPS)[0], runs.computed
+        closed = maker.plan(FULL_STEPS)
+        rows = [
+            (DESIGN, runs.count, calls, round(judge.psnr(design), 2), evaluation),
+            (CLOSED, count, runs.computed + held_out.computed, round(judge.psnr(closed), 2),
+             evaluation),
+        ]  # fmt: skip
         append(out, COLUMNS, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
 
 

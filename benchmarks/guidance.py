@@ -18,8 +18,10 @@ A row is a method, the scales that its plan was made at, and one at which it was
 """
 
 import argparse
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,14 +56,7 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
     folder = Path("data/prompts")
     evaluation = (folder / "emoji-evaluation.txt").read_text().splitlines()
     calibration = (folder / "emoji-calibration.txt").read_text().splitlines()[:runs]
-    chosen = np.linspace(0, len(evaluation) - 1, prompts).round().astype(int)
-    judges = {
-        scale: Judge(
-            pipe, [ARGUMENTS | {"prompt": evaluation[i], "guidance_scale": scale} for i in chosen],
-            [image_seed(SEED, int(i)) for i in chosen],
-        )
-        for scale in USED_AT
-    }  # fmt: skip
+    judges = {scale: judge_of(pipe, evaluation, prompts, guidance_scale=scale) for scale in USED_AT}
     rows: list[dict] = []
     if out.exists():
         table = pd.read_csv(out, dtype={"made_at": str}, keep_default_na=False)
@@ -104,6 +99,20 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
             timesteps = np.array(timesteps_of(pipe, ARGUMENTS | {"prompt": calibration[0]}))
             plan = METHODS[name].plan(FULL_STEPS, timesteps, tap="output", **options)
             add(name, (), plan, 0)
+
+
+def judge_of(pipe: Any, evaluation: Sequence[str], count: int, **arguments: Any) -> Judge:
+    """Return what judges plans by so many of these prompts, taken evenly.
+
+    Args:
+        pipe: the pipeline.
+        evaluation: prompts; that at index `i` has the noise of `image_seed(SEED, i)`.
+        count: how many of them.
+        arguments: of the calls, beside `ARGUMENTS` and the prompt.
+    """
+    chosen = np.linspace(0, len(evaluation) - 1, count).round().astype(int).tolist()
+    calls = [ARGUMENTS | arguments | {"prompt": evaluation[i]} for i in chosen]
+    return Judge(pipe, calls, [image_seed(SEED, i) for i in chosen])
 
 
 def text(scales: tuple[float, ...]) -> str:

@@ -199,15 +199,14 @@ class BuiltInPolicy(OutputPolicy):
                 "the pipeline visits timesteps that are not its scheduler's, so that there is no "
                 "built-in plan: make one of your own with eigencache.calibrate"
             )
-        self.visited = timesteps
+        self.key, self.visited = (), timesteps
         if self.probed and np.array_equal(self.probed.timesteps, timesteps):
             check_guidance(self.probed, pipe)
+            self.follow(self.probed)
+            self.stats.follow(self.probed)
 
-    def _plan_for(self, call: StepCall) -> Plan:
-        """Return the plan of the image whose first step this is."""
-        self.key = ()
-        if self.probed and np.array_equal(self.probed.timesteps, self.visited):
-            return self.probed
+    def _designed(self, call: StepCall) -> Plan:
+        """Return the built-in plan of the image whose first step this is."""
         levels, kind = levels_of(call.scheduler, self.visited), kind_of(call.scheduler)
         guidance = guidance_of(call)
         self.key = (kind, guidance, *levels, *self.visited)
@@ -244,7 +243,7 @@ class BuiltInPolicy(OutputPolicy):
 
     def given(self, call: StepCall) -> None:
         if self.plan is None:
-            plan = self._plan_for(call)
+            plan = self._designed(call)
             self.follow(plan)
             self.stats.follow(plan)
         assert self.plan is not None

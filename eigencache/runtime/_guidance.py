@@ -49,13 +49,11 @@ def _taken(call: StepCall) -> tuple[float, bool]:
     taken, embedded = 0, False
     for name, _, inputs in call.passes:
         if name.startswith(DENOISERS) and inputs:
-            named: dict[str, Any] = dict(
-                one for one in inputs if isinstance(one, tuple) and _is_named(one)
-            )
-            first = next(iter(named.values())) if _is_named(inputs[0]) else inputs[0]
+            first = inputs[0][1] if _is_named(inputs[0]) else inputs[0]
             if isinstance(first, tuple):  # a tensor's shape, or a list of tensors
                 taken += first[0] if isinstance(first, torch.Size) else len(first)
-            embedded |= any(is_guidance(n) and told is not None for n, told in named.items())
+            named = filter(_is_named, inputs)
+            embedded |= any(is_guidance(key) and told is not None for key, told in named)
     return taken / len(call.sample), embedded
 
 

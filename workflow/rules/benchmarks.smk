@@ -4,6 +4,12 @@
 # copies in data/benchmarks are what the documents show. `benchmarks/peers/run` makes peers.csv, since
 # cache-dit needs an environment of its own; experiments make main.csv, methods.csv and ablation.csv.
 
+# What their headings say of the setting.
+BENCHMARK_FIGURES = {
+    "oracle": "emoji-flux, 50 sampler steps, 24 evaluation prompts",
+    "quality": "three small models, 50 sampler steps, 32 evaluation prompts or classes",
+}
+
 
 rule flux_benchmark:
     """Use plans of emoji-flux on other settings or guidance, or choose one for each prompt."""
@@ -39,42 +45,25 @@ rule small_benchmark:
         "python -m benchmarks.{wildcards.table} {output} {input.flux} {input.models} 2>&1 | tee {log}"
 
 
-rule figure_quality:
-    """Draw predicted against measured quality."""
+rule figure_benchmark:
+    """Draw predicted against measured quality, or what a plan for each prompt could gain."""
     input:
-        "data/benchmarks/quality.csv",
+        "data/benchmarks/{figure}.csv",
     output:
-        "figures/benchmarks/quality.png",
-        "figures/benchmarks/quality.pdf",
+        "figures/benchmarks/{figure}.png",
+        "figures/benchmarks/{figure}.pdf",
     log:
-        "results/benchmarks/logs/figure_quality.log",
+        "results/benchmarks/logs/figure_{figure}.log",
+    wildcard_constraints:
+        figure=one_of(BENCHMARK_FIGURES),
     localrule: True
     conda:
         "../../envs/workflow.yaml"
     params:
-        setting="three small models, 50 sampler steps, 32 evaluation prompts or classes",
+        setting=lambda wildcards: BENCHMARK_FIGURES[wildcards.figure],
     shell:
-        "python -m reproduction.figures.quality --table {input} --setting {params.setting:q}"
-        " --out {output} 2>&1 | tee {log}"
-
-
-rule figure_oracle:
-    """Draw what choosing a plan for each prompt could gain."""
-    input:
-        "data/benchmarks/oracle.csv",
-    output:
-        "figures/benchmarks/oracle.png",
-        "figures/benchmarks/oracle.pdf",
-    log:
-        "results/benchmarks/logs/figure_oracle.log",
-    localrule: True
-    conda:
-        "../../envs/workflow.yaml"
-    params:
-        setting="emoji-flux, 50 sampler steps, 24 evaluation prompts",
-    shell:
-        "python -m reproduction.figures.oracle --table {input} --setting {params.setting:q}"
-        " --out {output} 2>&1 | tee {log}"
+        "python -m reproduction.figures.{wildcards.figure} --table {input}"
+        " --setting {params.setting:q} --out {output} 2>&1 | tee {log}"
 
 
 rule figure_peers:

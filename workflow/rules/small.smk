@@ -5,7 +5,8 @@
 #
 #     snakemake --use-conda --cores 2 built_in
 #
-# and copy results/train/built_in.safetensors over that file; results/benchmarks/built_in.csv then judges it.
+# and copy results/train/built_in.safetensors over that file; results/benchmarks/built_in.csv then
+# judges it.
 # shapes-flow, letters-flow and letters-epsilon take minutes on one CPU core, the others one or two
 # minutes on a GPU and a night without.
 

@@ -1,8 +1,8 @@
 """Oracle: what choosing a plan for each prompt could gain over one plan for all.
 
-A point is an evaluation prompt (`benchmarks/oracle.py`). All three choose among plans of one
-budget: one plan for all prompts, the best for each, and the one plan after its polish. Prompts are
-in the order of the first.
+A point is an evaluation prompt, sampled by a plan of one budget (`benchmarks/oracle.py`): the one
+for all prompts, the best for this prompt, or the one for all after its polish. Prompts are in the
+order of the first.
 """
 
 import argparse
