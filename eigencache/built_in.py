@@ -31,13 +31,12 @@ FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
-# Nothing tells whether a source is like the present model, so plans stay close to plain sampling.
-# UNGUIDED says how close without guidance. Under guidance models differ more, and with few full
-# steps a wrong estimate costs most: there full steps stay within NEAR (`Aim.near`), and an estimate
-# counts for nothing with up to DOUBTED full steps, and in full with TRUSTED or more (`Aim.trust`).
-# When estimates always counted in full, plans lost up to 6.6 dB to plain sampling.
-UNGUIDED = Aim(near=0.4, trust=0.75)
-NEAR, DOUBTED, TRUSTED = 0.2, 3, 11
+# Full steps stay where `evenly` puts them: where the sources would have them moved was wrong for
+# models unlike them. For the same reason a gap takes only a part of the estimate.
+AIM = Aim(trust=0.85)
+# What the outputs of a source hold at noise levels that it never met, as a share of their mean
+# square: white noise. Taken for known, outputs there had weights of 60 and more.
+UNKNOWN = 1e-4
 # What is kept of a source: so many eigenpairs. With 16, plans trusted what had been cut off to be
 # nothing, and lost up to 20 dB at 13 full steps.
 RANK = 48
@@ -89,6 +88,10 @@ class Source:
         sigmas = np.asarray(sigmas, np.float64)
         moments = factor[: len(sigmas)], factor[len(sigmas) :]
         return cls(model, predicts, guidance, sigmas, *moments, *response)
+
+    def beyond(self, sigmas: np.ndarray) -> np.ndarray:
+        """Return which noise levels are outside those of the source, bool `[T]`."""
+        return (sigmas > self.sigmas.max() + 1e-6) | (sigmas < self.sigmas.min() - 1e-6)
 
     def at(self, sigmas: np.ndarray) -> "Source":
         """Return the source at other noise levels; beyond its own, all is as at the last."""
@@ -234,35 +237,27 @@ class Design:
         self.sizes = moved * (1 + ratio) / (noise - ratio * clean) * scale
         self.scale = scale
         used = sources() if models is None else models
-        found = [source.at(self.levels) for source in nearest(guidance, fitting(kind, used))]
+        found = nearest(guidance, fitting(kind, used))
         self.guidance = max(source.guidance for source in found)
         matrices, responses = [], []
         for source in found:
-            rows = (noise / scale)[:, None] * source.noise + (clean / scale)[:, None] * source.clean
-            matrices.append(rows @ rows.T / np.square(rows).sum(1).mean())
-            responses.append((source.pull / scale, source.scatter / scale))
+            read = source.at(self.levels)
+            rows = (noise / scale)[:, None] * read.noise + (clean / scale)[:, None] * read.clean
+            squares = np.square(rows).sum(1)
+            unknown = np.diag(np.where(source.beyond(self.levels), UNKNOWN * squares, 0))
+            matrices.append((rows @ rows.T + unknown) / squares.mean())
+            responses.append((read.pull / scale, read.scatter / scale))
         self.run = FullRun(matrices, self.sizes, *np.swapaxes(responses, 0, 1))
 
     def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
         """Return the plan of a budget, 1 to T, with these steps among the full ones."""
-        count = len(self.levels)
-        full = np.ones(count, bool)
-        if full_steps < count:
-            start = np.flatnonzero(holding(evenly(full_steps, count), kept)).tolist()
-            full = np.isin(np.arange(count), self._aim(full_steps).steps(start, self.run, kept))
-        return self.with_steps(full, full_steps)
+        full = holding(evenly(full_steps, len(self.levels)), kept)
+        return self.with_steps(full)
 
-    def with_steps(self, full: np.ndarray, full_steps: int) -> Plan:
-        """Return the plan of a budget with these full steps, bool `[T]`."""
+    def with_steps(self, full: np.ndarray) -> Plan:
+        """Return the plan with these full steps, bool `[T]`."""
         base = fill(full, FORECASTS, self.timesteps, self.run.matrix)
-        weights = self._aim(full_steps).weights(full, base, self.run)
+        weights = AIM.weights(full, base, self.run)
         weights = weights * self.scale[:, None] / self.scale[None, :]
         source = {"built in": f"{self.kind} at guidance {self.guidance:g}"}
         return Plan(full, weights, self.timesteps, "output", source=source, method=METHOD)
-
-    def _aim(self, full_steps: int) -> Aim:
-        """Return how a plan with so many full steps makes up for its errors."""
-        if self.guidance == 1:
-            return UNGUIDED
-        trust = (full_steps - DOUBTED) / (TRUSTED - DOUBTED)
-        return Aim(near=NEAR, trust=min(max(trust, 0.0), 1.0))

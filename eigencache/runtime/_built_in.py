@@ -252,8 +252,7 @@ class BuiltInPolicy(OutputPolicy):
             full = self.plan.full.copy()
             full[call.index] = True
             full[call.index + 1 :][np.flatnonzero(full[call.index + 1 :])[:1]] = False
-            design, planned = first.designs[first.key]
-            self.follow(design.with_steps(full, int(planned.full.sum())))
+            self.follow(first.designs[first.key][0].with_steps(full))
         super().given(call)
 
     def end(self) -> None:
