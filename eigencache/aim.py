@@ -87,8 +87,8 @@ class Aim:
             one, whatever the kernel says.
         near: how far full steps may move from where the schedule has them, as a share of the mean
             distance between them; one step is always allowed. Methods begin with even steps, which
-            suit every model; far from these, plans of few runs lost to plain sampling under
-            guidance. A closed loop tries starts that are anywhere, too.
+            are plain sampling's and suit every model; far from these, plans of few runs lost to
+            plain sampling under guidance. A closed loop tries starts that are anywhere, too.
         trust: the share of the estimate that a gap takes, from 0 to 1; for the rest it repeats the
             output of the full step before it.
 
@@ -100,7 +100,7 @@ class Aim:
     final: float = 1.0
     jitter: float = 1e-6
     ordinary: bool = True
-    near: float = 0.4
+    near: float = 0.6
     trust: float = 1.0
 
     def __post_init__(self) -> None:

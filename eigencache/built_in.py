@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
 from eigencache.aim import Aim, FullRun
-from eigencache.design import evenly, fill
+from eigencache.design import fill
 from eigencache.kernel import KernelError, spline
 from eigencache.methods import holding
 from eigencache.plan import Plan
@@ -31,8 +31,10 @@ FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
-# Full steps stay where `evenly` puts them: where the sources would have them moved was wrong for
-# models unlike them. For the same reason a gap takes only a part of the estimate.
+# How long the last gap is, as a share of the others: no full step makes up for its errors.
+LAST = 0.6
+# Full steps are not moved: where the sources would have them was wrong for models unlike them. For
+# the same reason a gap takes only a part of the estimate.
 AIM = Aim(trust=0.85)
 # What the outputs of a source hold at noise levels that it never met, as a share of their mean
 # square: white noise. Taken for known, outputs there had weights of 60 and more.
@@ -192,6 +194,13 @@ def nearest(guidance: float, models: Sequence[Source]) -> list[Source]:
     return [min(of, key=lambda s: abs(math.log(s.guidance) - scale)) for of in found.values()]
 
 
+def spread(count: int, steps: int) -> np.ndarray:
+    """Return so many full steps, bool `[T]`, evenly apart but for a shorter last gap."""
+    full = np.zeros(steps, bool)
+    full[(np.arange(count) * steps / (count - 1 + LAST) + 0.5).astype(int)] = True
+    return full
+
+
 def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     alpha = 1 / np.sqrt(1 + ratio**2)
     return -ratio * alpha, alpha, np.maximum(alpha, LEAST)
@@ -251,8 +260,7 @@ class Design:
 
     def plan(self, full_steps: int, kept: Sequence[int] = ()) -> Plan:
         """Return the plan of a budget, 1 to T, with these steps among the full ones."""
-        full = holding(evenly(full_steps, len(self.levels)), kept)
-        return self.with_steps(full)
+        return self.with_steps(holding(spread(full_steps, len(self.levels)), kept))
 
     def with_steps(self, full: np.ndarray) -> Plan:
         """Return the plan with these full steps, bool `[T]`."""

@@ -21,18 +21,12 @@ from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
 MAX_TABLE = 40_000_000
-# How long the last gap of `evenly` is, as a share of the others. With 1, as of plain sampling,
-# built-in plans and plans of one image gained less (docs/closed-loop.md).
-LAST = 0.6
 
 
 def evenly(count: int, steps: int) -> np.ndarray:
-    """Return so many full steps, bool `[T]`, evenly apart from the first on.
-
-    The last gap is `LAST` as long as the others: no full step makes up for its errors.
-    """
+    """Return so many full steps, bool `[T]`, evenly apart from the first on."""
     full = np.zeros(steps, bool)
-    full[(np.arange(count) * steps / (count - 1 + LAST) + 0.5).astype(int)] = True
+    full[np.arange(count) * steps // count] = True
     return full
 
 

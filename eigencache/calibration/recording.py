@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from eigencache.calibration._calls import called, forked, quiet, sample_of
-from eigencache.design import fill
+from eigencache.design import evenly, fill
 from eigencache.kernel import OUTPUT, Kernel, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Reuse
@@ -127,8 +127,8 @@ class Responses(OutputPolicy):
 def sparse(timesteps: np.ndarray, share: float, switches: Sequence[int]) -> Plan:
     """Return the plan of `Responses`: a share of the steps, evenly apart, and the switches."""
     steps = len(timesteps)
-    count, full = max(2, round(share * steps)), np.zeros(steps, bool)
-    full[[*(np.arange(count) * steps // count), *switches]] = True
+    full = evenly(max(2, round(share * steps)), steps)
+    full[list(switches)] = True
     return Plan(full, fill(full, Reuse(), timesteps, None), timesteps, "output")
 
 

@@ -1,4 +1,4 @@
-"""Steps evenly apart, but for the last gap."""
+"""Steps evenly apart."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from eigencache.schedules._streams import budget_among
 
 @dataclass(frozen=True)
 class Even:
-    """As many steps evenly apart, with a shorter last gap (`eigencache.design.evenly`).
+    """As many steps evenly apart, as plain sampling with fewer steps has them.
 
     An aim begins with them, and moves them (`eigencache.aim`).
 

@@ -1,8 +1,6 @@
 """Built-in plans: the sources that the package carries, the design from them, and the budget."""
 
 import time
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from eigencache import built_in
 from eigencache.built_in import (
     FILE,
     KINDS,
+    LAST,
     Budget,
     Design,
     Source,
@@ -19,6 +18,7 @@ from eigencache.built_in import (
     nearest,
     save_sources,
     sources,
+    spread,
 )
 from eigencache.kernel import KernelError
 
@@ -30,16 +30,14 @@ def levels_of(steps, shift=3.0):
 
 
 def design_of(kind, levels, timesteps, guidance=3.0):
-    """Return a design from the package's sources, for v of those of the flow."""
-    known = "flow" if kind == "v_prediction" else kind
-    models = [replace(s, predicts=kind) for s in fitting(known, sources())]
-    return Design(kind, levels, timesteps, guidance, models)
+    """Return a design from the package's sources."""
+    return Design(kind, levels, timesteps, guidance)
 
 
 def test_the_package_has_several_models_at_several_guidance_scales():
     found = sources()
     models = {source.model for source in found}
-    for kind in ("flow", "epsilon"):
+    for kind in KINDS:
         assert len({source.model for source in fitting(kind, found)}) >= 3
     for model in models:
         assert len({s.guidance for s in found if s.model == model}) >= 3
@@ -123,6 +121,34 @@ def test_weights_of_v_keep_its_share_of_the_noise():
     assert np.allclose((plan.weights @ share)[~plan.full], share[~plan.full])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50, 1000])
+def test_full_steps_are_evenly_apart_but_for_a_shorter_last_gap(steps):
+    for count in {1, 2, 3, steps // 7, steps // 2, steps - 1, steps} & {*range(1, steps + 1)}:
+        full = spread(count, steps)
+        assert full.sum() == count and full[0]
+        gaps = np.diff([*np.flatnonzero(full), steps])
+        even = steps / (count - 1 + LAST)
+        assert np.abs(gaps[:-1] - even).max(initial=0) < 1
+        assert abs(gaps[-1] - LAST * even) < 1
+
+
+def test_what_a_source_never_met_is_not_taken_for_known(monkeypatch):
+    """Of constant outputs any two would tell all others, without an error."""
+    known = [s for s in sources() if s.model == "emoji-v"]
+    betas = np.linspace(1e-4, 0.02, 1000)
+    squares = np.cumprod(1 - betas)[980::-20]
+    levels = np.append(np.sqrt(1 - squares) / (np.sqrt(squares) + np.sqrt(1 - squares)), 0)
+    assert known[0].beyond(levels[:-1])[:5].all() and not known[0].beyond(known[0].sigmas).any()
+
+    def largest():
+        plan = Design("v_prediction", levels, levels[:-1], 3.0, known).plan(13)
+        return np.abs(plan.weights).max()
+
+    assert largest() < 15
+    monkeypatch.setattr(built_in, "UNKNOWN", 0.0)
+    assert largest() > 30
+
+
 def test_it_takes_milliseconds():
     levels = levels_of(50)
     Design("flow", levels, levels[:-1], 3.0).plan(9)  # reads the file
@@ -150,9 +176,9 @@ def test_weights_before_a_step_do_not_depend_on_what_is_full_after_it():
     design = Design("flow", levels, levels[:-1], 3.0)
     full = design.plan(6).full.copy()
     step = int(np.flatnonzero(~full)[8])
-    before = design.with_steps(full, 6).weights
+    before = design.with_steps(full).weights
     full[step] = True
-    after = design.with_steps(full, 6)
+    after = design.with_steps(full)
     gap = int(np.flatnonzero(full[:step])[-1])  # begins here; its correction is spread over it
     assert np.array_equal(before[:gap], after.weights[:gap])
     assert after.full[step] and not after.weights[step].any()
@@ -183,15 +209,3 @@ def test_a_speedup_is_reached():
             full = Budget(speedup=speedup).of(steps)
             assert full == 1 or steps / full >= speedup
             assert full == 1 or steps / (full + 1) < speedup
-
-
-def test_few_full_steps_trust_no_source():
-    """Three are plain sampling by as few steps; from eleven on estimates are trusted wholly."""
-    levels = levels_of(48)
-    design = Design("flow", levels, levels[:-1], 3.0)
-    plan = design.plan(3)
-    moved = np.diff(levels) @ plan.weights + np.diff(levels) * plan.full
-    starts = [*plan.full_steps, 48]
-    plain = [levels[b] - levels[a] for a, b in pairwise(starts)]
-    np.testing.assert_allclose(moved[plan.full], plain, atol=1e-9)
-    assert np.abs(np.subtract(plan.full_steps, [0, 16, 32])).max() <= 3

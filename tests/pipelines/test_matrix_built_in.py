@@ -75,9 +75,7 @@ def test_it_samples_or_says_why_not(measured):
     assert np.array_equal(timesteps, run.timesteps) and {*run.switches} <= {*switches}
     assert kept(case) == before
     assert told == GUIDANCE.get(case.name, told)
-    predicts = case.pipe.scheduler.config.get("prediction_type")
-    why = REFUSED.get(case.name) or ("fewer than two" if predicts == "v_prediction" else None)
-    if why:
+    if why := REFUSED.get(case.name):
         with (
             pytest.raises(PlanError, match=f"no built-in plan for .*{why}"),
             eigencache.cached(case.pipe, full_steps=FULL),

@@ -1,10 +1,10 @@
 """Small models whose kernels go into the package, for plans that need no calibration.
 
 They are as different as a short training allows: drawn shapes, letters and emoji, in pixel space;
-transformers and U-Nets; trained to predict the flow, the noise or v. All are conditional on a class,
-so that guidance means something. The small ones take minutes on one CPU core. The others, of 32 px,
-take a minute or two on a GPU and a night on a CPU: theirs are the trajectories that are hard to
-forecast.
+transformers and U-Nets; trained to predict the flow, the noise or v. All are conditional on a
+class, so that guidance means something. The small ones take minutes on one CPU core. The others, of
+32 px, take a minute or two on a GPU and a night on a CPU: theirs are the trajectories that are hard
+to forecast.
 
     python -m training.small NAME --out FOLDER [--data EMOJI --assets ASSETS]
 """
