@@ -12,8 +12,8 @@ others compute in full. TaylorSeer, HiCache and Spectrum are at the output tap, 
 has as many full steps or the next more: 14 for 13 of 50. Beside these, which need no calibration
 either, `EigenCache-design, one image` is calibrated on one prompt or class of the model itself.
 Rows of methods that end in "steps free" are from when full steps could be placed anywhere
-(`Aim.near`), those that end in "all scales" from when built-in plans were made from runs at all
-guidance scales.
+(`Aim.near`), those that end in "steps moved" from when full steps of built-in plans were moved, and
+those that end in "all scales" from when these were made from runs at all guidance scales.
 """
 
 import warnings

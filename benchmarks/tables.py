@@ -358,9 +358,9 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
-# How the names of methods in built-in.csv end that were measured when full steps could be placed
-# anywhere and estimates were always trusted wholly.
-FREE = ", steps free"
+# How the names of methods in built-in.csv end that were measured when full steps of built-in plans
+# were moved, or could be placed anywhere and estimates were always trusted wholly.
+MOVED, FREE = ", steps moved", ", steps free"
 
 
 def built_in_cells() -> pd.DataFrame:
@@ -393,9 +393,10 @@ def built_in(method: str = "EigenCache built in", first: str = "model left out")
 def beside_plain() -> str:
     """Return how far built-in plans, and those of one image, are from plain sampling and peers."""
     cells, methods = built_in_cells(), ("EigenCache built in", "EigenCache-design, one image")
-    cells["kind"] = cells.index.get_level_values("model").str.rpartition("-").get_level_values(2)
-    cells["kind"] = cells["kind"].where(cells["kind"] == "epsilon", "flow")
+    endings = cells.index.get_level_values("model").str.rpartition("-").get_level_values(2)
+    cells["kind"] = endings.where(endings.isin(["epsilon", "v"]), "flow")
     new, old = cells.dropna(subset=methods[0]), cells[cells[methods[0]].isna()]
+    known = new[new["kind"] != "v"]
     lines = [
         "| cells | built-in plan: over plain | at least | worse in | over the best peer | "
         "worse in | plan of one image: over plain | at least | worse in | over the best peer | "
@@ -406,11 +407,14 @@ def beside_plain() -> str:
         (f"{kind}, guidance {scale:g}", rows, "")
         for (kind, scale), rows in new.groupby(["kind", "guidance"], sort=False)
     ]
-    parts += [("all", new, ""), ("all, steps free", new, FREE), ("others, steps free", old, FREE)]
+    parts += [("all", new, ""), ("flow and epsilon", known, "")]
+    parts += [(f"flow and epsilon{ending}", known, ending) for ending in (MOVED, FREE)]
+    parts.append((f"others{FREE}", old, FREE))
     for name, rows, ending in parts:
         told = []
         for method in methods:
-            plain, best = (rows[method + ending] - rows[other] for other in ("fewer steps", "best"))
+            measured = rows.get(method + ending, rows[method])  # plans of one image had no MOVED
+            plain, best = (measured - rows[other] for other in ("fewer steps", "best"))
             told += [f"{plain.mean():+.1f}", f"{plain.min():+.1f}"]
             told += [f"{(plain < 0).sum()} of {len(plain)}"]
             told += [f"{best.mean():+.1f}", f"{(best < 0).sum()} of {len(best)}"]

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range, check_real, check_whole
 from eigencache._files import read_arrays, write_arrays
 from eigencache.aim import Aim, FullRun
-from eigencache.design import fill
+from eigencache.design import fill, spread
 from eigencache.kernel import KernelError, spline
 from eigencache.methods import holding
 from eigencache.plan import Plan
@@ -31,8 +31,6 @@ FILE = "built_in.safetensors"
 METHOD = "EigenCache built in"
 FORECASTS = Kriging(2, 1e-6, ordinary=True)
 LEAST = 0.15
-# How long the last gap is, as a share of the others: no full step makes up for its errors.
-LAST = 0.6
 # Full steps are not moved: where the sources would have them was wrong for models unlike them. For
 # the same reason a gap takes only a part of the estimate.
 AIM = Aim(trust=0.85)
@@ -192,13 +190,6 @@ def nearest(guidance: float, models: Sequence[Source]) -> list[Source]:
         found.setdefault(source.model, []).append(source)
     scale = math.log(max(guidance, 1))
     return [min(of, key=lambda s: abs(math.log(s.guidance) - scale)) for of in found.values()]
-
-
-def spread(count: int, steps: int) -> np.ndarray:
-    """Return so many full steps, bool `[T]`, evenly apart but for a shorter last gap."""
-    full = np.zeros(steps, bool)
-    full[(np.arange(count) * steps / (count - 1 + LAST) + 0.5).astype(int)] = True
-    return full
 
 
 def _shares_of_v(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,12 +21,24 @@ from eigencache.predictors import Predictor
 
 # The tables have steps ** (window + 1) entries of 8 bytes; beyond this they would not fit.
 MAX_TABLE = 40_000_000
+# How long the last gap of `spread` is, as a share of the others.
+LAST = 0.6
 
 
 def evenly(count: int, steps: int) -> np.ndarray:
     """Return so many full steps, bool `[T]`, evenly apart from the first on."""
     full = np.zeros(steps, bool)
     full[np.arange(count) * steps // count] = True
+    return full
+
+
+def spread(count: int, steps: int) -> np.ndarray:
+    """Return so many full steps, bool `[T]`, evenly apart but for a shorter last gap.
+
+    No full step makes up for the errors of that gap.
+    """
+    full = np.zeros(steps, bool)
+    full[(np.arange(count) * steps / (count - 1 + LAST) + 0.5).astype(int)] = True
     return full
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from eigencache._checks import check_range
 from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
-from eigencache.design import fill, with_predicted_error
+from eigencache.design import fill, spread, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
 from eigencache.plan import Plan, PlanError
 from eigencache.predictors import (
@@ -398,8 +398,10 @@ def make_plan(
         if len(used.streams) > 1:
             raise PlanError(f"an aim is for one stream, and the kernel has {list(used.streams)}")
         run = FullRun(used.matrix(), used.sizes, *used.response)
-        steps = aim.steps(np.flatnonzero(full).tolist(), run, used.switches)
-        full = np.isin(np.arange(len(full)), steps)
+        other = holding(spread(int(full.sum()), len(full)), used.switches)
+        starts = (np.flatnonzero(start).tolist() for start in (full, other))
+        found = [aim.steps(start, run, used.switches) for start in starts]
+        full = np.isin(np.arange(len(full)), found[int(aim.cost(found, run).argmin())])
     by_stream = list(map(used.matrix, used.streams)) if used and predictor.kernel else [None]
     filled = [fill(full, predictor, timesteps, matrix) for matrix in by_stream]
     streams: tuple[str, ...] = used.streams if used and len(filled) > 1 else ()

@@ -10,7 +10,6 @@ from eigencache import built_in
 from eigencache.built_in import (
     FILE,
     KINDS,
-    LAST,
     Budget,
     Design,
     Source,
@@ -18,7 +17,6 @@ from eigencache.built_in import (
     nearest,
     save_sources,
     sources,
-    spread,
 )
 from eigencache.kernel import KernelError
 
@@ -119,17 +117,6 @@ def test_weights_of_v_keep_its_share_of_the_noise():
     clean, noise = 1 - levels[:-1], levels[:-1]
     share = np.maximum(clean / np.hypot(clean, noise), built_in.LEAST)
     assert np.allclose((plan.weights @ share)[~plan.full], share[~plan.full])
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50, 1000])
-def test_full_steps_are_evenly_apart_but_for_a_shorter_last_gap(steps):
-    for count in {1, 2, 3, steps // 7, steps // 2, steps - 1, steps} & {*range(1, steps + 1)}:
-        full = spread(count, steps)
-        assert full.sum() == count and full[0]
-        gaps = np.diff([*np.flatnonzero(full), steps])
-        even = steps / (count - 1 + LAST)
-        assert np.abs(gaps[:-1] - even).max(initial=0) < 1
-        assert abs(gaps[-1] - LAST * even) < 1
 
 
 def test_what_a_source_never_met_is_not_taken_for_known(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
-from eigencache.design import gap_errors, latents_errors, optimal_steps
+from eigencache.design import LAST, gap_errors, latents_errors, optimal_steps, spread
 from eigencache.kernel import step_sizes
 from eigencache.methods import make_plan
 from eigencache.predictors import Chebyshev, Kriging, Newton, Reuse, Taylor, TaylorScaled
@@ -157,3 +157,14 @@ def test_a_window_too_large_for_a_table_is_refused():
 def test_a_predictor_from_all_full_steps_has_no_exact_design(predictor):
     with pytest.raises(ValueError, match="window=None is too large to design 9 steps"):
         optimal_steps(predictor, TIMESTEPS, KERNEL.matrix(), [4])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50, 1000])
+def test_full_steps_are_evenly_apart_but_for_a_shorter_last_gap(steps):
+    for count in {1, 2, 3, steps // 7, steps // 2, steps - 1, steps} & {*range(1, steps + 1)}:
+        full = spread(count, steps)
+        assert full.sum() == count and full[0]
+        gaps = np.diff([*np.flatnonzero(full), steps])
+        even = steps / (count - 1 + LAST)
+        assert np.abs(gaps[:-1] - even).max(initial=0) < 1
+        assert abs(gaps[-1] - LAST * even) < 1
