@@ -13,7 +13,8 @@ has as many full steps or the next more: 14 for 13 of 50. Beside these, which ne
 either, `EigenCache-design, one image` is calibrated on one prompt or class of the model itself.
 Rows of methods that end in "steps free" are from when full steps could be placed anywhere
 (`Aim.near`), those that end in "steps moved" from when full steps of built-in plans were moved, and
-those that end in "all scales" from when these were made from runs at all guidance scales.
+those that end in "all scales" from when these were made from runs at all guidance scales. With
+"one start", full steps of plans of one image began with one set of even places, not two.
 """
 
 import warnings

@@ -16,7 +16,8 @@ from eigencache.schedules._streams import budget_among
 class Even:
     """As many steps evenly apart, as plain sampling with fewer steps has them.
 
-    An aim begins with them, and moves them (`eigencache.aim`).
+    An aim moves them (`eigencache.aim`). It begins with others too, whose last gap is shorter
+    (`eigencache.design.spread`).
 
     Attributes:
         full_steps: the budget, from 1 to all steps.

@@ -7,7 +7,7 @@ import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache.aim import REACH, Aim, FullRun
-from eigencache.design import fill, latents_errors
+from eigencache.design import evenly, fill, latents_errors, spread
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS, make_plan
 from eigencache.plan import PlanError
@@ -243,6 +243,18 @@ def test_a_plan_with_an_aim_ends_closer_in_open_loop():
     method = METHODS["EigenCache-design"]
     assert np.array_equal(method.plan(4, TIMESTEPS, kernel).weights, aimed.weights)
     assert method.plan(4, TIMESTEPS, kernel, response=0.5).source["aim"] == str(Aim(response=0.5))
+
+
+def test_even_steps_begin_twice_and_stated_ones_once():
+    kernel, run, stay = replace(KERNEL, step_sizes=SIZES), QUIET, Aim(near=0)
+    for count in range(2, STEPS - 1):
+        starts = [np.flatnonzero(of(count, STEPS)).tolist() for of in (evenly, spread)]
+        found = [stay.steps(start, run) for start in starts]
+        plan = make_plan(Even(count), BASE, TIMESTEPS, kernel, aim=stay)
+        assert plan.full_steps == min(found, key=lambda steps: float(stay.cost(steps, run)))
+        for start, steps in zip(starts, found, strict=True):
+            plan = make_plan(Steps(tuple(start)), BASE, TIMESTEPS, kernel, aim=stay)
+            assert plan.full_steps == steps
 
 
 def test_what_an_aim_cannot_serve_is_refused():
