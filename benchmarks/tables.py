@@ -358,9 +358,9 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
-# How the names of methods in built-in.csv end that were measured when full steps of built-in plans
-# were moved, or could be placed anywhere and estimates were always trusted wholly.
-# Or from when those of plans of one image began only once.
+# How the names of methods in built-in.csv end that were measured before: when full steps of built-in
+# plans were moved; when full steps could be placed anywhere and estimates were always trusted
+# wholly; and when the search for those of plans of one image began once.
 MOVED, FREE, ONCE = ", steps moved", ", steps free", ", one start"
 
 
@@ -414,8 +414,8 @@ def beside_plain() -> str:
     for name, rows, ending in parts:
         told = []
         for method in methods:
-            once = f"{method}{ONCE}" if ending == MOVED else method
-            measured = rows.get(method + ending, rows.get(once))
+            # Plans of one image began once when full steps of built-in plans were moved.
+            measured = rows.get(method + ending, rows.get(method + ONCE))
             plain, best = (measured - rows[other] for other in ("fewer steps", "best"))
             told += [f"{plain.mean():+.1f}", f"{plain.min():+.1f}"]
             told += [f"{(plain < 0).sum()} of {len(plain)}"]

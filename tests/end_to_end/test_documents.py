@@ -805,9 +805,15 @@ def test_what_is_said_of_the_ablation_was_measured():
     steps = (psnr[label] for label in ("published", "design", "loop"))
     said = "EigenCache as published has {:.1f} dB, the aim {:.1f} and the closed loop {:.1f}."
     assert said.format(*steps) in text
-    response = gain["response to errors"]
-    assert f"without it a plan loses {-response['response-0']:.1f} dB" in text
-    assert response["response-double"] == pytest.approx(response["response-0"], abs=0.1)
+    half, none, double = (
+        -gain["response to errors", f"response-{share}"] for share in ("half", "0", "double")
+    )
+    assert (
+        f"without it a plan loses {none:.1f} dB, with half of it {half:.1f} dB, and with twice as "
+        f"much {double:.1f} dB." in text
+    )
+    near = gain["how far full steps move", "near-0"]
+    assert f"may move by one step alone, it loses {-near:.1f} dB" in text
     runs = psnr[["design", *(f"runs-{count}" for count in (1, 2, 4, 8, 16))]]
     assert f"1 to 32 runs are within {runs.max() - runs.min():.1f} dB" in text
     smooth = gain["smooth share (1 run)"]

@@ -7,8 +7,8 @@
 #
 # and copy results/train/built_in.safetensors over that file; results/benchmarks/built_in.csv then
 # judges it.
-# shapes-flow, letters-flow and letters-epsilon take minutes on one CPU core, the others one or two
-# minutes on a GPU and a night without.
+# shapes-flow, letters-flow, letters-epsilon and the three of v take minutes on one CPU core, the
+# others one or two minutes on a GPU and a night without.
 
 SMALL = [
     "shapes-flow",
@@ -17,6 +17,9 @@ SMALL = [
     "letters-epsilon",
     "emoji-epsilon",
     "shapes-epsilon",
+    "letters-v",
+    "shapes-v",
+    "emoji-v",
 ]
 # The package of a model's pictures, and where in it they are; drawn ones are in none.
 PICTURES = dict.fromkeys(SMALL, ("fluent-emoji-3d", "assets"))
