@@ -358,9 +358,9 @@ def ablation() -> str:
     return "\n".join(lines)
 
 
-# How the names of methods in built-in.csv end that were measured before: when full steps of built-in
-# plans were moved; when full steps could be placed anywhere and estimates were always trusted
-# wholly; and when the search for those of plans of one image began once.
+# How the names of methods in built-in.csv end that were measured before: when full steps of
+# built-in plans were moved; when full steps could be placed anywhere and estimates were always
+# trusted wholly; and when the search for those of plans of one image began once.
 MOVED, FREE, ONCE = ", steps moved", ", steps free", ", one start"
 
 
