@@ -27,11 +27,6 @@ def levels_of(steps, shift=3.0):
     return shift * even / (1 + (shift - 1) * even)
 
 
-def design_of(kind, levels, timesteps, guidance=3.0):
-    """Return a design from the package's sources."""
-    return Design(kind, levels, timesteps, guidance)
-
-
 def test_the_package_has_several_models_at_several_guidance_scales():
     found = sources()
     models = {source.model for source in found}
@@ -85,7 +80,7 @@ def test_a_damaged_file_is_refused(tmp_path):
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_a_plan_has_its_budget_and_bounded_weights(kind, steps, shift, guidance):
     levels = levels_of(steps, shift)
-    design = design_of(kind, levels, 1000 * levels[:-1], guidance)
+    design = Design(kind, levels, 1000 * levels[:-1], guidance)
     for budget in (1, 2, 5, 9, steps - 1, steps) if steps == 20 else (5, 9):
         plan = design.plan(budget)
         assert plan.full.sum() == budget
@@ -113,7 +108,7 @@ def test_a_model_with_no_run_nearby_still_counts():
 
 def test_weights_of_v_keep_its_share_of_the_noise():
     levels = levels_of(28)
-    plan = design_of("v_prediction", levels, levels[:-1]).plan(9)
+    plan = Design("v_prediction", levels, levels[:-1], 3.0).plan(9)
     clean, noise = 1 - levels[:-1], levels[:-1]
     share = np.maximum(clean / np.hypot(clean, noise), built_in.LEAST)
     assert np.allclose((plan.weights @ share)[~plan.full], share[~plan.full])
@@ -154,7 +149,7 @@ def test_a_second_order_sampler_sees_levels_twice():
 def test_part_of_the_noise_levels_is_enough():
     levels = levels_of(50)
     for part in (levels[20:], levels[:21]):  # image to image; the first of two models
-        plan = design_of("flow", part, 1000 * part[:-1]).plan(7)
+        plan = Design("flow", part, 1000 * part[:-1], 3.0).plan(7)
         assert plan.full.sum() == 7
 
 
