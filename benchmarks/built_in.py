@@ -11,6 +11,7 @@ of 8-bit images. Rows that the table has already are kept, so that a run which w
 others compute in full. TaylorSeer, HiCache and Spectrum are at the output tap, at the interval that
 has as many full steps or the next more: 14 for 13 of 50. Beside these, which need no calibration
 either, `EigenCache-design, one image` is calibrated on one prompt or class of the model itself.
+`benchmarks.peers.built_in` adds the rows of cache-dit, in its own environment.
 Rows of methods that end in "steps free" are from when full steps could be placed anywhere
 (`Aim.near`), those that end in "steps moved" from when full steps of built-in plans were moved, and
 those that end in "all scales" from when these were made from runs at all guidance scales. With
@@ -74,12 +75,20 @@ class Bench:
 
     def psnr(self, guidance: float, steps: int, method: str, full_steps: int) -> float:
         """Return the mean PSNR of a method's images to those of the full run."""
+        self.reference(guidance, steps)
+        return self.beside(self._made(guidance, steps, method, full_steps), guidance, steps)
+
+    def reference(self, guidance: float, steps: int) -> torch.Tensor:
+        """Return the images of the full run."""
         key = guidance, steps
         if key not in self.full:
             self.full[key] = self.sample(guidance, steps)
             self.timesteps[steps] = self.pipe.scheduler.timesteps.double().numpy()
-        made = self._made(guidance, steps, method, full_steps)
-        error = (made - self.full[key]).square().flatten(1).mean(1)
+        return self.full[key]
+
+    def beside(self, made: torch.Tensor, guidance: float, steps: int) -> float:
+        """Return the mean PSNR of images to those of the full run."""
+        error = (made - self.reference(guidance, steps)).square().flatten(1).mean(1)
         return float((-10 * error.clamp(min=1e-9).log10()).mean())
 
     def _made(self, guidance: float, steps: int, method: str, full_steps: int) -> torch.Tensor:

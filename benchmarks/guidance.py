@@ -5,8 +5,10 @@
 The arguments are a model and the table to write. Guidance is that of the model's guidance embedding
 (`guidance_scale`), one call of the network per step; 1 is none. Plans have 9 of 50 steps in full,
 and are made on calibration prompts alone; for a plan made at several scales, the prompts take
-turns. `--prompts 2` is a quick look. Plans that the table has already are kept, so that a run
-which was stopped goes on. The table in data/benchmarks took 18 minutes of a busy core.
+turns. The built-in plan is of other models, and made for the scale that it is used at. `ridge` is
+how strongly a closed loop is held to its open loop. `--prompts 2` is a quick look. Plans that the
+table has already are kept, so that a run which was stopped goes on. The table in data/benchmarks
+took half an hour of a busy core.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 
@@ -18,7 +20,7 @@ A row is a method, the scales that its plan was made at, and one at which it was
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,14 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm import tqdm
 
+from eigencache import built_in
 from eigencache.calibration import Calibration, ClosedLoopMaker
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
+from eigencache.runtime._built_in import levels_of
 
 FULL_STEPS, SEED, CALIBRATION_SEED = 9, 2026, 7
 ARGUMENTS = {
@@ -44,6 +48,11 @@ ARGUMENTS = {
 DESIGNS = {
     "EigenCache-design": {},
     "EigenCache-design, undisturbed": {"response": 0},
+}
+FITTED: dict[str, dict] = {
+    "EigenCache": {},
+    "EigenCache, ridge 0.1": {"ridge": 0.1},
+    "EigenCache, ridge 1": {"ridge": 1.0},
 }
 MADE_AT = [(1.0,), (3.0,), (1.0, 3.0)]
 OTHERS: dict[str, dict] = {"TaylorSeer": {"order": 1}, "HiCache": {"order": 2, "scale": 0.5}}
@@ -66,8 +75,11 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         found = [row for row in rows if (row["method"], row["made_at"]) == (method, text(made_at))]
         return len(found) == len(USED_AT)
 
-    def add(method: str, made_at: tuple[float, ...], plan: Plan, calls: int) -> None:
+    def add(
+        method: str, made_at: tuple[float, ...], plan_at: Callable[[float], Plan], calls: int
+    ) -> None:
         for scale, judge in tqdm(judges.items(), desc=f"{method} made at {made_at}"):
+            plan = plan_at(scale)
             rows.append({
                 "method": method, "made_at": text(made_at),
                 "used_at": scale, "full_steps": int(plan.full.sum()), "psnr": judge.psnr(plan),
@@ -76,29 +88,42 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).round({"psnr": 2}).to_csv(out, index=False)
 
+    def always(plan: Plan) -> Callable[[float], Plan]:
+        return lambda scale: plan
+
     for made_at in MADE_AT:
-        if all(known(method, made_at) for method in (*DESIGNS, "EigenCache")):
+        if all(known(method, made_at) for method in (*DESIGNS, *FITTED)):
             continue
         calls = [
             {"prompt": prompt, "guidance_scale": scale}
             for prompt, scale in zip(calibration, cycle(made_at), strict=False)
         ]
-        maker = ClosedLoopMaker(
-            Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED), METHODS["EigenCache"], {}
-        )
+        calibrated = Calibration(pipe, calls, ARGUMENTS, CALIBRATION_SEED)
+        maker = ClosedLoopMaker(calibrated, METHODS["EigenCache"], {})
         timesteps, kernel, design = maker.runs.timesteps, maker.kernel, METHODS["EigenCache-design"]
         for name, options in DESIGNS.items():
             if not known(name, made_at):
                 plan = design.plan(FULL_STEPS, timesteps, kernel, **options)
-                add(name, made_at, plan, maker.runs.computed)
-        if not known("EigenCache", made_at):
-            plan = maker.plan(FULL_STEPS)
-            add("EigenCache", made_at, plan, maker.runs.computed + maker.held_out.computed)
+                add(name, made_at, always(plan), maker.runs.computed)
+        for name, options in FITTED.items():
+            if not known(name, made_at):
+                maker = ClosedLoopMaker(calibrated, METHODS["EigenCache"], options)
+                plan = maker.plan(FULL_STEPS)
+                computed = maker.runs.computed + maker.held_out.computed
+                add(name, made_at, always(plan), computed)
+    timesteps = np.array(timesteps_of(pipe, ARGUMENTS | {"prompt": calibration[0]}))
     for name, options in OTHERS.items():
         if not known(name, ()):
-            timesteps = np.array(timesteps_of(pipe, ARGUMENTS | {"prompt": calibration[0]}))
             plan = METHODS[name].plan(FULL_STEPS, timesteps, tap="output", **options)
-            add(name, (), plan, 0)
+            add(name, (), always(plan), 0)
+    if not known(built_in.METHOD, ()):
+        others = [s for s in built_in.sources() if s.model != Path(model).name]
+
+        def plan_at(scale: float) -> Plan:
+            levels = levels_of(pipe.scheduler, timesteps)
+            return built_in.Design("flow", levels, timesteps, scale, others).plan(FULL_STEPS)
+
+        add(built_in.METHOD, (), plan_at, 0)
 
 
 def judge_of(pipe: Any, evaluation: Sequence[str], count: int, **arguments: Any) -> Judge:

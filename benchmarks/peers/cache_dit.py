@@ -6,6 +6,8 @@ from functools import partial
 from importlib.metadata import version
 
 import cache_dit
+from cache_dit.caching.block_adapters.adapters import dit_adapter
+from diffusers import DiTTransformer2DModel
 
 from benchmarks.peers.contestant import Contestant, Study, nearest
 from eigencache.schedules import Interval
@@ -57,10 +59,19 @@ def name(calibrator: str | None, schedule: str) -> str:
     return f"{schedule} + {calibrator}" if calibrator else schedule
 
 
-def interval(num_steps: int, budget: int) -> dict:
-    """Return the interval of our own schedule nearest to a budget, after the first three steps."""
-    settings = [{"every": every} for every in range(1, num_steps)]
-    return nearest(settings, lambda s: Interval(**s).full(range(num_steps), None).sum(), budget)
+def interval(num_steps: int, budget: int, at_least: bool = False) -> dict:
+    """Return the interval of our own schedule nearest to a budget, after the first three steps.
+
+    `at_least` rules out those with fewer full steps.
+    """
+    counts = {
+        every: int(Interval(every=every).full(range(num_steps), None).sum())
+        for every in range(1, num_steps)
+    }
+    settings = [
+        {"every": every} for every, count in counts.items() if count >= budget or not at_least
+    ]
+    return nearest(settings, lambda setting: counts[setting["every"]], budget)
 
 
 def dbcache(calibrator: str | None, pipe, threshold: float):
@@ -96,7 +107,11 @@ def masked(
 def enabled(pipe, calibrator: str | None, config):
     """Sample with cache-dit."""
     make = CALIBRATORS[calibrator]
-    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=make and make())
+    is_dit = isinstance(getattr(pipe, "transformer", None), DiTTransformer2DModel)
+    cache_dit.enable_cache(
+        dit_adapter(pipe) if is_dit else pipe,  # cache-dit knows pipelines by their names
+        cache_config=config, calibrator_config=make and make(),
+    )  # fmt: skip
     try:
         yield None
     finally:

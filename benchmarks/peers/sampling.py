@@ -30,11 +30,18 @@ def call(pipe, cases: list[Case], arguments: Arguments, num_steps: int | None, *
     return pipe(**made, generator=noise, **{"output_type": "pt"} | options).images
 
 
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a transformer, FLUX's second kind behind the first."""
+    single = getattr(transformer, "single_transformer_blocks", ())
+    return [*transformer.transformer_blocks, *single]
+
+
 def middle(transformer: nn.Module) -> nn.Module:
-    """Return a part of FLUX's transformer that runs if and only if its middle block is computed.
+    """Return a part of a transformer that runs if and only if its middle block is computed.
 
     A block's own hooks would also see the calls that a cache answers. The query projection of its
     attention runs if the attention is computed.
     """
-    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-    return blocks[len(blocks) // 2].attn.to_q
+    blocks = blocks_of(transformer)
+    block = blocks[len(blocks) // 2]
+    return (block.attn if hasattr(block, "attn") else block.attn1).to_q

@@ -699,6 +699,25 @@ def test_what_is_said_of_built_in_plans_was_measured():
         f"below, {(emoji < 0).sum()} of them of emoji-flux, by up to {-above.min():.1f} dB."
         in results
     )
+    cells = built_in_cells().dropna(subset=built_in)
+    of_all = cells[built_in] - cells["best of all"]
+    assert f"it is {of_all.mean():.1f} dB and {(of_all < 0).sum()} cells." in results
+    theirs = cells.filter(like="cache-dit, ").max(axis=1)
+    alike = "EigenCache built in, compute of cache-dit"
+    with_more = (cells[alike] - theirs).dropna()
+    beside = (cells[built_in] - theirs).dropna()
+    lost = with_more[with_more < 0].index.get_level_values("model")
+    assert (
+        f"are {beside.mean():.1f} dB above the best of the three in the mean, and below it in "
+        f"{(beside < 0).sum()} of {len(beside)} cells; with as many more full steps as that first "
+        f"block makes, {with_more.mean():.1f} dB, and below it in {len(lost)}, "
+        f"{(lost == 'shapes-flow').sum()} of them of `shapes-flow`." in results
+    )
+    shares = [100 * (full + (50 - full) / blocks) / 50 for full, blocks in ((9, 4), (9, 10))]
+    assert (
+        f"{shares[0]:.0f} % of the blocks of the small models, which have four, and "
+        f"{shares[1]:.0f} % of those of emoji-flux" in results
+    )
     assert (
         f"Plans of one image are {image.mean():.1f} dB above it, and below it in "
         f"{(image < 0).sum()} cells, by up to {-image.min():.1f} dB." in results
