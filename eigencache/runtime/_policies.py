@@ -44,8 +44,9 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
                 f"the plan was made at {name} {told}, called with {called:g}: what is predicted "
                 f"of it does not hold; calibrate with {name}={called:g}"
             )
-            if "closed loop" in plan.source:
-                text += ", or use a plan of EigenCache-design, which loses less"
+            if plan.tap == "output":
+                count = int(plan.full.sum())
+                text += f"; far from {told}, a built-in plan (full_steps={count}) is safer"
         warnings.warn(text, PlanWarning, stacklevel=2)
 
 

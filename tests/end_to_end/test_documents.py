@@ -27,6 +27,7 @@ from benchmarks.tables import (
     GPU_WORKFLOW,
     MOVED,
     ONCE,
+    ORACLE,
     PEERS,
     QWEN,
     TABLES,
@@ -854,8 +855,21 @@ def test_what_is_said_of_predictions_was_measured():
     calibrated = quality[quality["probe"].isna()]
     near = ((calibrated["predicted"] - calibrated["measured"]).abs() <= 1.5).sum()
     assert f"reached by {near} of {len(calibrated)}." in results
+    low = calibrated.eval("measured - predicted")
+    assert set(calibrated["model"][low.abs() > 1.5]) == {"emoji-flux"}
+    assert (low[calibrated["model"] == "emoji-flux"] > 0).all()
+    spread = quality["spread"].min(), quality["spread"].max()
+    assert "PSNR by {:.0f} to {:.0f} dB (standard deviation)".format(*spread) in results
     off = pd.read_csv(ROOT / "data/benchmarks/methods.csv").eval("predicted_psnr - psnr").dropna()
     assert f"were predicted {off.min():.1f} to {off.max():.1f} dB too high" in results
+
+
+def test_what_is_said_of_the_oracle_was_measured():
+    results = " ".join((ROOT / "docs/results.md").read_text().split())
+    means = pd.read_csv(ORACLE).groupby("full_steps")[["shared", "oracle", "closed"]].mean()
+    gain = means["oracle"] - means["shared"]
+    assert f"knows the best plan gains {gain.min():.1f} to {gain.max():.1f} dB" in results
+    assert gain.max() < 2 and (means["closed"] > means["shared"]).all()
 
 
 @pytest.mark.parametrize("file", [GPU, GPU_RUN_3], ids=lambda path: path.stem)

@@ -350,7 +350,8 @@ def test_where_all_is_as_it_was_nothing_is_said():
 
 def test_other_guidance_is_told():
     pipe = field_pipeline()
-    expected = r"made at guidance_scale 3\.5, called with 7: .* calibrate with guidance_scale=7$"
+    expected = r"made at guidance_scale 3\.5, called with 7: .* calibrate with guidance_scale=7; "
+    expected += r"far from 3\.5, a built-in plan \(full_steps=3\) is safer$"
     with cached(pipe, belonging()), pytest.warns(PlanWarning, match=expected):
         run(pipe, guidance_scale=7.0)
 
@@ -363,7 +364,7 @@ def test_a_plan_of_several_guidance_scales_serves_all_between():
     with warnings.catch_warnings(), cached(pipe, plan):
         warnings.simplefilter("error")
         run(pipe, guidance_scale=2.5, passes=2)
-    expected = "made at guidance_scale 1 to 3, called with 5:.*, or use a plan of EigenCache-design"
+    expected = "made at guidance_scale 1 to 3, called with 5:.* far from 1 to 3, a built-in plan"
     with cached(pipe, plan), pytest.warns(PlanWarning, match=expected):
         run(pipe, guidance_scale=5.0, passes=2)
 
