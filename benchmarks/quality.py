@@ -12,7 +12,8 @@ A row is a plan of 50 steps at the output tap:
     probe       of plans that a probe makes, as `cached(psnr=...)` does: the number of the one
                 prompt that it knows
     predicted   PSNR in dB of 8-bit images to those of full runs: the mean over the last `JUDGES`
-                calibration prompts, as `calibrate(psnr=...)` has it; of a probe, over its images
+                calibration prompts, as `calibrate(psnr=...)` has it; of a probe, over its two
+                images, each by the plan of the other
     measured    the mean over the evaluation images
     spread      the standard deviation of one image's PSNR among them: prompts differ by as much
 """
@@ -126,23 +127,18 @@ class Bench:
         return self.held_out.psnr(plan), plan
 
     @cached_property
-    def probes(self) -> list[tuple[Kernel, Batches]]:
-        """The kernel and the judge of `cached(psnr=...)` for each of a few prompts."""
-        found = []
-        for call in self._calls(PROBES, False):
-            calls = [call] * probe.IMAGES
-            calibration = Calibration(self.pipe, calls, self.shared, probe.SEED)
-            found.append((calibration.kernel(OUTPUT), self._judge(calls, calibration.seeds)))
-        return found
+    def probes(self) -> list[probe.Probe]:
+        """Those of `cached(psnr=...)`, for each of a few prompts."""
+        return [probe.Probe(self.pipe, self.shared | call) for call in self._calls(PROBES, False)]
 
     def plans(self, method: str, full_steps: int) -> Iterator[tuple[Any, float, Plan]]:
         """Yield a method's plans: of which probe, what is predicted, and the plan."""
         if method != PROBED:
             yield "", *self.calibrated(method, full_steps)
             return
-        for i, (kernel, judge) in enumerate(self.probes):
-            plan = METHODS[probe.METHOD].plan(full_steps, kernel.timesteps, kernel)
-            yield i, judge.psnr(plan), plan
+        for i, probed in enumerate(self.probes):
+            plan = probed.plan(full_steps)
+            yield i, plan.predicted_psnr, plan
 
 
 def rows_of(

@@ -7,7 +7,7 @@ from typing import Any
 from eigencache.calibration._calibration import Calibration
 from eigencache.calibration._calls import Call, calls_of
 from eigencache.calibration._closed_loop import ClosedLoopMaker
-from eigencache.calibration.quality import Judge, cheapest, with_prediction
+from eigencache.calibration.quality import cheapest, with_prediction
 from eigencache.calibration.sampler import check_arguments
 from eigencache.kernel import Kernel
 from eigencache.methods import Method, check_wish, method_of
@@ -82,8 +82,7 @@ def calibrate(
 def plan_with(
     calibration: Calibration, method: Method, full_steps: int | None = None, *,
     psnr: float | None = None, options: Mapping[str, Any] | None = None, tap: str | None = None,
-    kernel: Kernel | None = None, judge: Judge | None = None,
-    report: Callable[[str], None] = lambda line: None,
+    kernel: Kernel | None = None, report: Callable[[str], None] = lambda line: None,
 ) -> Plan:  # fmt: skip
     """Return the plan of a method for a budget or a quality, as `calibrate` does.
 
@@ -92,7 +91,6 @@ def plan_with(
         method: of `eigencache.METHODS`.
         full_steps, psnr, options, tap: as for `calibrate`.
         kernel: of the kind that the method wants; by default that of the calls.
-        judge: of the plans for a quality in open loop; by default the last calls.
         report: called with one line about each plan that is tried on the pipeline.
 
     Raises:
@@ -112,7 +110,7 @@ def plan_with(
 
     if full_steps is not None:
         return open_loop(full_steps)
-    judge = judge or calibration.judge(min(JUDGES, count // 2 if method.needs_kernel else count))
+    judge = calibration.judge(min(JUDGES, count // 2 if method.needs_kernel else count))
 
     def judged(budget: int) -> Plan:
         plan = with_prediction(open_loop(budget), judge)

@@ -782,8 +782,24 @@ def test_what_is_said_of_plans_at_other_guidance_was_measured():
     assert f"is worth {min(own):.1f} to {max(own):.1f} dB" in text
     assert f"it costs up to {-worth.min():.1f} dB" in text
     published = psnr["HiCache"].xs(5, level=1).max(), psnr["TaylorSeer"].xs(5, level=1).max()
-    made_at_1 = max(psnr[method, "1", 5] for method in psnr.index.unique(0)[:3])
+    made_at_1 = max(psnr[method, "1", 5] for method in psnr.index.unique(0)[:5])
     assert made_at_1 < min(published) and max(published) < closed["3", 5]
+    made = psnr.reset_index("made_at", drop=True)
+    built_in = made["EigenCache built in"]
+    assert (built_in > made["HiCache"]).all() and (built_in > made["TaylorSeer"]).all()
+    assert built_in[5] == psnr.xs(5, level="used_at").max()
+    lost = {
+        (m, r): closed[m] - psnr[f"EigenCache, ridge {r}", m]
+        for m in ("1", "3", "1 3")
+        for r in ("0.1", "1")
+    }
+    others = [
+        at[[u for u in at.index if f"{u:g}" not in m.split()]].mean() for (m, _), at in lost.items()
+    ]
+    assert f"by {min(others):.1f} to {max(others):.1f} dB in the mean of each row" in text
+    assert f"made at 1, a plan gains {-lost['1', '0.1'][1]:.1f} dB there with 0.1" in text
+    assert f"a plan that was made at 3: {-lost['3', '1'][1]:.1f} dB" in text
+    assert all(at.mean() > 0 for at in lost.values())
 
 
 def test_what_is_said_of_plans_that_were_carried_over_was_measured():

@@ -104,12 +104,21 @@ def test_a_probe_finds_the_fewest_steps_that_give_a_quality(pipe, caplog):
         latents(pipe, generator=seeded(2))
         assert stats.full == 2 * plan.full.sum()
     assert [r.name for r in caplog.records].count("eigencache") == 1  # for one probe
-    # What was predicted is what plans of so many steps and one less give in this call.
-    judge = Judge(pipe, [CALL] * IMAGES, [image_seed(SEED, i) for i in range(IMAGES)])
-    assert judge.psnr(plan) == pytest.approx(stats.predicted_psnr)
-    kernel = Calibration(pipe, [CALL] * IMAGES, {}, SEED).kernel(OUTPUT)
-    for less in range(2, int(plan.full.sum())):
-        assert judge.psnr(METHODS[METHOD].plan(less, kernel.timesteps, kernel)) < 48
+    # What was predicted is what each of two images has by plans of the other's kernel.
+    calibration = Calibration(pipe, [CALL] * IMAGES, {}, SEED)
+    judges = [Judge(pipe, [CALL], [image_seed(SEED, i)]) for i in range(IMAGES)]
+    kernels = [calibration.simulator([i], 1).kernel() for i in range(IMAGES)]
+
+    def predicted(full_steps):
+        plans = [METHODS[METHOD].plan(full_steps, k.timesteps, k) for k in kernels]
+        return (judges[0].psnr(plans[1]) + judges[1].psnr(plans[0])) / 2
+
+    count = int(plan.full.sum())
+    assert predicted(count) == pytest.approx(stats.predicted_psnr)
+    assert all(predicted(less) < 48 for less in range(2, count))
+    # The plan itself is of both.
+    both = calibration.kernel(OUTPUT)
+    assert METHODS[METHOD].plan(count, both.timesteps, both).full_steps == plan.full_steps
     with eigencache.cached(pipe, plan):
         assert torch.equal(latents(pipe, generator=seeded(1)), first)
 
