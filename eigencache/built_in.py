@@ -53,7 +53,8 @@ class Source:
         guidance: the scale of classifier-free guidance.
         sigmas: float64 `[G]`, noise levels in (0, 1].
         clean, noise: float64 `[G, R]`: the mean over runs of <x0_s, e_t> is `clean[s] @ noise[t]`,
-            and so for the others, where every run is scaled to a mean square of noise - clean of 1.
+            and so for the others, where every run is scaled such that noise - clean has a mean
+            squared norm of 1.
         pull, scatter: float64 `[G]`, how outputs answer errors of the latents (`eigencache.aim`).
     """
 

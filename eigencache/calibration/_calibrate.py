@@ -43,8 +43,8 @@ def calibrate(
     Args:
         pipe: a pipeline of diffusers, on the device and of the dtype it will be used with.
         prompts: what to calibrate on: texts, or the arguments of each call, such as
-            `{"prompt": "make it rain", "image": image}`. 8 to 32 suffice; none should be used to
-            judge the result.
+            `{"prompt": "make it rain", "image": image}`. In open loop one is enough; the closed
+            loop needs two, and better 8 to 32. None should be used to judge the result.
         full_steps: how many of the steps are computed in full. State this or `psnr`.
         psnr: a quality in dB; the plan has as few full steps as are predicted to give it, of the
             numbers that the method can have. The last prompts, half of them and 16 at most, judge;

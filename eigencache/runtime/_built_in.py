@@ -111,7 +111,7 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
 def full_steps_of(budget: Budget, steps: int, guidance: float, warn: bool = True) -> int:
     """Return how many of a sampler's steps are full.
 
-    Warns by a PlanWarning where they are fewer than asked, or so few that plans may do harm.
+    Warns by a PlanWarning where all of them are, or so few that plans may do harm.
     """
     wanted, text = budget.of(steps), ""
     if wanted >= steps:
@@ -207,6 +207,8 @@ class BuiltInPolicy(OutputPolicy):
 
     def _designed(self, call: StepCall) -> Plan:
         """Return the built-in plan of the image whose first step this is."""
+        if call.bound.arguments.get("eta"):
+            raise _refused(call.scheduler, "with eta above 0 it draws new noise at every step")
         levels, kind = levels_of(call.scheduler, self.visited), kind_of(call.scheduler)
         guidance = guidance_of(call)
         self.key = (kind, guidance, *levels, *self.visited)

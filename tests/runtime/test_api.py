@@ -350,10 +350,17 @@ def test_where_all_is_as_it_was_nothing_is_said():
 
 def test_other_guidance_is_told():
     pipe = field_pipeline()
-    expected = r"made at guidance_scale 3\.5, called with 7: .* calibrate with guidance_scale=7; "
-    expected += r"far from 3\.5, a built-in plan \(full_steps=3\) is safer$"
+    expected = r"made at guidance_scale 3\.5, called with 7: .* calibrate with guidance_scale=7\. "
+    expected += r"At so much stronger guidance a built-in plan \(full_steps=3\) is usually nearer"
     with cached(pipe, belonging()), pytest.warns(PlanWarning, match=expected):
         run(pipe, guidance_scale=7.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 5.2])
+def test_a_built_in_plan_is_named_for_much_stronger_guidance_alone(scale):
+    pipe, expected = field_pipeline(), f"calibrate with guidance_scale={scale:g}$"
+    with cached(pipe, belonging()), pytest.warns(PlanWarning, match=expected):
+        run(pipe, guidance_scale=scale)
 
 
 def test_a_plan_of_several_guidance_scales_serves_all_between():
@@ -364,7 +371,7 @@ def test_a_plan_of_several_guidance_scales_serves_all_between():
     with warnings.catch_warnings(), cached(pipe, plan):
         warnings.simplefilter("error")
         run(pipe, guidance_scale=2.5, passes=2)
-    expected = "made at guidance_scale 1 to 3, called with 5:.* far from 1 to 3, a built-in plan"
+    expected = "made at guidance_scale 1 to 3, called with 5: .* stronger guidance a built-in"
     with cached(pipe, plan), pytest.warns(PlanWarning, match=expected):
         run(pipe, guidance_scale=5.0, passes=2)
 

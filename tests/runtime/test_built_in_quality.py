@@ -179,6 +179,19 @@ def test_a_probe_serves_networks_that_no_built_in_plan_is_for(tmp_path):
     assert stats.plan.method == METHOD and stats.full + stats.skipped == 8
 
 
+def test_noise_that_the_call_asks_for_at_every_step_is_refused(tmp_path):
+    save("SDXL", tmp_path / "sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "sdxl", use_safetensors=True)
+    pipe.set_progress_bar_config(disable=True)
+    small = {"height": 16, "width": 16, "num_inference_steps": 8, "output_type": "latent"}
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with eigencache.cached(pipe, full_steps=4) as stats:
+        with pytest.raises(PlanError, match="no built-in plan for DDIMScheduler: with eta above 0"):
+            pipe("a fox", eta=1.0, **small)
+        pipe("a fox", eta=0.0, **small)
+    assert stats.full == 4
+
+
 def test_a_cache_that_waits_for_a_call_can_be_taken_off(pipe):
     kind = type(pipe)
     for _ in range(2):
