@@ -6,9 +6,9 @@ The arguments are a model and the table to write. Guidance is that of the model'
 (`guidance_scale`), one call of the network per step; 1 is none. Plans have 9 of 50 steps in full,
 and are made on calibration prompts alone; for a plan made at several scales, the prompts take
 turns. The built-in plan is of other models, and made for the scale that it is used at. `ridge` is
-how strongly the fit of each gap is held to its base forecast. `--prompts 2` is a quick look. Plans that the
-table has already are kept, so that a run which was stopped goes on. The table in data/benchmarks
-took half an hour of a busy core.
+how strongly the fit of each gap is held to its base forecast. `--prompts 2` is a quick look. Plans
+that the table has already are kept, so that a run which was stopped goes on. The table in
+data/benchmarks took half an hour of a busy core.
 
 A row is a method, the scales that its plan was made at, and one at which it was used:
 

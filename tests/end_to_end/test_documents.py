@@ -764,9 +764,10 @@ def test_what_is_said_of_built_in_plans_was_measured():
     assert (
         f"are {beside.mean():.1f} dB above the best of the three in the mean, and below it in "
         f"{(beside < 0).sum()} of {len(beside)} cells; with as many more full steps as that first "
-        f"block makes, {with_more.mean():.1f} dB, and below it in {len(lost)}, "
-        f"{(lost == 'shapes-flow').sum()} of them of `shapes-flow`." in results
+        f"block makes, {with_more.mean():.1f} dB, and below it in {len(lost)}, all of "
+        "`shapes-flow`." in results
     )
+    assert set(lost) == {"shapes-flow"}
     shares = [100 * (full + (50 - full) / blocks) / 50 for full, blocks in ((9, 4), (9, 10))]
     assert (
         f"{shares[0]:.0f} % of the blocks of the small models, which have four, and "
