@@ -68,7 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="data/emoji-flux")
     parser.add_argument("--out", type=Path, default="build/peers/fits")
     parser.add_argument(
-        "--limit", type=float, default=60,
+        "--limit", type=float, default=240,
         help="CPU seconds of a gradient descent at most, for each network call of the budget",
     )  # fmt: skip
     arguments = parser.parse_args()
