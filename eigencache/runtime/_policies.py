@@ -17,8 +17,9 @@ from eigencache.runtime._hooks import Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
 
-# Where guidance is stronger than a plan's by so much, and by half as much again, built-in plans were
-# nearer to full runs in 9 of 10 cases (data/benchmarks/guidance.csv); nearer by, in 1 of 14.
+# Where guidance is stronger than a plan's by so much, and by half as much again, built-in plans
+# were nearer to full runs in 9 of 10 cases, and elsewhere in 1 of 12
+# (data/benchmarks/guidance.csv).
 STRONGER = 2.0
 
 
