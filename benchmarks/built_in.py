@@ -11,7 +11,7 @@ of 8-bit images. Rows that the table has already are kept, so that a run which w
 others compute in full. TaylorSeer, HiCache and Spectrum are at the output tap, at the interval that
 has as many full steps or the next more: 14 for 13 of 50. Beside these, which need no calibration
 either, `EigenCache-design, one image` is calibrated on one prompt or class of the model itself.
-`benchmarks.peers.built_in` adds the rows of cache-dit, in its own environment.
+`benchmarks.peers.small` adds the rows of cache-dit, in its own environment.
 Rows of methods that end in "steps free" are from when full steps could be placed anywhere
 (`Aim.near`), those that end in "steps moved" from when full steps of built-in plans were moved, and
 those that end in "all scales" from when these were made from runs at all guidance scales. With

@@ -7,7 +7,8 @@ import pytest
 import warm
 from helpers import ROOT
 
-OTHERS = {"cache_dit", "masks", "matrix"}  # of an environment of their own, benchmarks/peers/run
+# Of an environment of their own (benchmarks/peers/run).
+OTHERS = {"cache_dit", "masks", "matrix", "small"}
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from training.small import Small, network_of, pipeline_of
 pytestmark = pytest.mark.slow
 pytest.importorskip("cache_dit", reason="cache-dit has an environment of its own")
 
-from benchmarks.peers import built_in, masks  # noqa: E402
+from benchmarks.peers import masks, small  # noqa: E402
 from benchmarks.peers.cache_dit import contestants  # noqa: E402
 from benchmarks.peers.compare import NEAR, sampled  # noqa: E402
 from benchmarks.peers.contestant import Study  # noqa: E402
@@ -34,14 +34,14 @@ def test_cache_dit_computes_the_full_steps_of_a_plan_and_no_others():
     assert (sampled(pipe, cases, SETTINGS)[0] == before).all()
 
 
-@pytest.mark.parametrize("method", built_in.METHODS)
+@pytest.mark.parametrize("method", small.METHODS)
 def test_cache_dit_computes_as_many_steps_of_a_small_model_as_asked_or_more(method):
     torch.manual_seed(0)
     model = Small("shapes", "flow", 1, {"shift": 1.5}, side=8, width=48, layers=4)
     network = network_of(model, 3, 10)
     for parameter in network.parameters():  # the last layers are zero at first
         parameter.data.normal_(std=0.1)
-    bench = built_in.Counting(Subject("tiny", pipeline_of(model, network)))
+    bench = small.Counting(Subject("tiny", pipeline_of(model, network)))
     (contestant,) = (c for c in contestants(Study(20, None, None)) if c.method == method)
     tried, sampled = [], bench.sampled
 

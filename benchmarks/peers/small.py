@@ -1,6 +1,6 @@
 """cache-dit on the models of `benchmarks.built_in`, in its own environment.
 
-    build/peers/cache-dit/bin/python -m benchmarks.peers.built_in OUT.csv data/emoji-flux SMALL/*
+    build/peers/cache-dit/bin/python -m benchmarks.peers.small OUT.csv data/emoji-flux SMALL/*
 
 The arguments, the images and the cells are those of `benchmarks.built_in`, and rows are added to
 its table, as `cache-dit, ...`. At an interval the first three steps are full and then as many as
