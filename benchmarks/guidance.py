@@ -38,7 +38,7 @@ from eigencache.calibration.recording import timesteps_of
 from eigencache.calibration.sampler import image_seed
 from eigencache.methods import METHODS
 from eigencache.plan import Plan
-from eigencache.runtime._built_in import levels_of
+from eigencache.runtime._built_in import kind_of, levels_of
 
 FULL_STEPS, SEED, CALIBRATION_SEED = 9, 2026, 7
 ARGUMENTS = {
@@ -107,9 +107,11 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
                 add(name, made_at, always(plan), maker.runs.computed)
         for name, options in FITTED.items():
             if not known(name, made_at):
-                maker = ClosedLoopMaker(calibrated, METHODS["EigenCache"], options)
-                plan = maker.plan(FULL_STEPS)
-                computed = maker.runs.computed + maker.held_out.computed
+                fitting = maker
+                if options:
+                    fitting = ClosedLoopMaker(calibrated, METHODS["EigenCache"], options)
+                plan = fitting.plan(FULL_STEPS)
+                computed = fitting.runs.computed + fitting.held_out.computed
                 add(name, made_at, always(plan), computed)
     timesteps = np.array(timesteps_of(pipe, ARGUMENTS | {"prompt": calibration[0]}))
     for name, options in OTHERS.items():
@@ -121,7 +123,8 @@ def main(model: str, out: Path, prompts: int, runs: int) -> None:
 
         def plan_at(scale: float) -> Plan:
             levels = levels_of(pipe.scheduler, timesteps)
-            return built_in.Design("flow", levels, timesteps, scale, others).plan(FULL_STEPS)
+            kind = kind_of(pipe.scheduler)
+            return built_in.Design(kind, levels, timesteps, scale, others).plan(FULL_STEPS)
 
         add(built_in.METHOD, (), plan_at, 0)
 

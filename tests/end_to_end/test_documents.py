@@ -363,7 +363,7 @@ PUBLISHED = ("FORA", "TaylorSeer-1", "HiCache")
 
 
 def of_main(method, full_steps, file="main"):
-    """Return the PSNR of a method of the main job."""
+    """Return the PSNR of a method of the main job, or of another file of its columns."""
     table = pd.read_csv(ROOT / f"data/benchmarks/{file}.csv")
     return table.set_index(["method", "full_steps"])["psnr"][method, full_steps]
 
@@ -605,8 +605,8 @@ SENTENCES = [
         r"([\d.]+) dB\. The closed loop has ([\d.]+) / ([\d.]+) / ([\d.]+) / ([\d.]+) dB with "
         r"8 / 10 / 11 / 12",
         [
-            lambda: PEERS_20["psnr"][BEST_AT_20], lambda: at_20("Heun", "full_steps", 20),
-            lambda: at_20("Heun", "psnr", 20),
+            lambda: PEERS_20["psnr"][BEST_AT_20], lambda: at_20("Heun", "full_steps"),
+            lambda: at_20("Heun", "psnr"),
             *(functools.partial(at_20, "EigenCache", "psnr", n) for n in (8, 10, 11, 12)),
         ],
     ),
