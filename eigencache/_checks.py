@@ -43,6 +43,16 @@ def check_arguments(arguments: Mapping, error: type[ValueError]) -> None:
             )
 
 
+def check_passes(passes: object, error: type[ValueError]) -> tuple[float, float] | None:
+    """Return what a kernel or a plan says of passes; raise `error` if it is no range."""
+    if passes is None:
+        return None
+    if not _is_range(passes):
+        raise error(f"`passes` must be None or a range (LOWEST, HIGHEST), got {passes!r}")
+    low, high = passes
+    return float(low), float(high)
+
+
 def agrees(made: object, called: object) -> bool:
     """Return whether a call's argument is the one that a plan or kernel was made at.
 

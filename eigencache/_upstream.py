@@ -36,6 +36,12 @@ CACHES = {
     "is_cache_enabled": ("diffusers", "its disable_cache()"),
     "_is_cached": ("cache-dit", "cache_dit.disable_cache(pipe)"),
 }
+# What the hooks of these caches are called, on the modules of a network.
+CACHE_HOOKS = (
+    "faster_cache_block", "faster_cache_denoiser", "fbc_block_hook", "fbc_leader_block_hook",
+    "mag_cache_block_hook", "mag_cache_leader_block_hook", "pyramid_attention_broadcast",
+    "sea_cache_block", "sea_cache_leader_block", "sea_cache_root", "taylorseer_cache",
+)  # fmt: skip
 # Blocks whose attention is over the text first and then the image.
 TEXT_FIRST = (FluxTransformerBlock, FluxSingleTransformerBlock)
 
@@ -60,6 +66,16 @@ def hook_of(module: nn.Module, name: str) -> ModelHook | None:
     """Return the hook of that name on a module; None if it has none."""
     registry = getattr(module, "_diffusers_hook", None)
     return registry.get_hook(name) if registry else None
+
+
+def cache_hook_in(network: nn.Module) -> tuple[str, str] | None:
+    """Return the path of a module of a network that has a hook of a cache, and the hook's name."""
+    for path, module in network.named_modules():
+        registry = vars(module).get("_diffusers_hook")
+        for name in registry.hooks if registry else ():
+            if name in CACHE_HOOKS:
+                return path, name
+    return None
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -65,6 +65,9 @@ def main() -> None:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"eigencache: {type(error).__name__}: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("eigencache: interrupted", file=sys.stderr)
+        sys.exit(130)  # as shells have it
 
 
 if __name__ == "__main__":

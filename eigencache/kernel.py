@@ -8,7 +8,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_range, check_whole
+from eigencache._checks import check_passes, check_range, check_whole
 from eigencache._records import Record
 
 NORMALISATIONS = ("second-moment", "cosine")
@@ -60,6 +60,8 @@ class Kernel(Record):
         arguments: what the pipeline was called with: names to numbers, texts, flags.
         scheduler: class of the sampler's scheduler; None if it is not known.
         pipeline: class of the pipeline; None if it is not known.
+        passes: the least and the greatest of how often the networks took each latent at the first
+            step of a run, 2 under guidance by a second pass; None if that is not known.
         responses: float64 `[3, T]`, how outputs answered errors of the latents at each step
             (`eigencache.calibration.recording.Responses`): how often that was seen, and the sums of
             the pull and of the squared scatter. None if it was not measured.
@@ -82,6 +84,7 @@ class Kernel(Record):
     scheduler: str | None = None
     pipeline: str | None = None
     responses: np.ndarray | None = None
+    passes: tuple[float, float] | None = None
 
     FORMAT: ClassVar[str] = "eigencache-kernel-2"
     ERROR: ClassVar[type[ValueError]] = KernelError
@@ -92,6 +95,7 @@ class Kernel(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "switches", tuple(int(step) for step in self.switches))
+        object.__setattr__(self, "passes", check_passes(self.passes, KernelError))
         if self.timesteps.ndim != 1 or not np.isfinite(self.timesteps).all():
             raise KernelError("`timesteps` must be a vector of finite numbers")
         steps = len(self.timesteps)
@@ -174,7 +178,12 @@ class Kernel(Record):
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
         seen = [k.responses for k in (self, other) if k.responses is not None]
         responses = sum(seen[1:], seen[0]) if seen else None
-        return replace(self, sums=sums, runs=self.runs + other.runs, responses=responses)
+        both = None
+        if self.passes and other.passes:
+            both = min(self.passes[0], other.passes[0]), max(self.passes[1], other.passes[1])
+        return replace(
+            self, sums=sums, runs=self.runs + other.runs, responses=responses, passes=both
+        )
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_range
+from eigencache._checks import check_range, check_whole
 from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, spread, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
-from eigencache.plan import Plan, PlanError
+from eigencache.plan import TAPS, Plan, PlanError
 from eigencache.predictors import (
     Chebyshev,
     HiCache,
@@ -310,12 +310,14 @@ def check_wish(
     """
     if (full_steps is None) == (psnr is None):
         raise ValueError("state either full_steps, a number of steps, or psnr, a quality in dB")
-    if full_steps is not None and full_steps < 1:
-        raise ValueError(f"full_steps must be at least 1, got {full_steps}")
+    if full_steps is not None:
+        check_whole("full_steps", full_steps, low=1)
     if psnr is not None and not (math.isfinite(psnr) and psnr > 0):
         raise ValueError(f"psnr must be a finite number of dB above 0, got {psnr}")
-    if method.closed_loop and tap not in (None, method.tap):
-        raise ValueError(f"tap: the closed loop works at {method.tap!r}, not at {tap!r}")
+    if tap is not None and tap not in TAPS:
+        raise ValueError(f"tap: there is no {tap!r}; there are {', '.join(TAPS)}")
+    if method.aim and tap not in (None, method.tap):
+        raise ValueError(f"tap: this method works at {method.tap!r}, not at {tap!r}")
     loop = method.parts(full_steps or FEWEST, **options).closed_loop
     if prompts is not None and loop:
         loop.fitted(prompts)
@@ -422,7 +424,8 @@ def make_plan(
     belongs: dict[str, Any] = {}
     if kernel:
         source |= kernel.source
-        belongs = {name: getattr(kernel, name) for name in ("arguments", "scheduler", "pipeline")}
+        told = ("arguments", "scheduler", "pipeline", "passes")
+        belongs = {name: getattr(kernel, name) for name in told}
     if used:
         source["kernel"] = f"{used.features} {used.normalisation}, {used.runs} runs"
         belongs["model"] = used.model

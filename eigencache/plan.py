@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
+from eigencache._checks import check_passes
 from eigencache._records import Record
 from eigencache.tokens import Rule, described, rule_of
 
@@ -65,6 +66,8 @@ class Plan(Record):
         arguments: what the pipeline was called with in calibration: names to numbers, texts, flags.
         scheduler: class of the sampler's scheduler; None if it is not known.
         pipeline: class of the pipeline; None if it is not known.
+        passes: the least and the greatest of how often the networks took each latent at the first
+            step of a calibration run, 2 under guidance by a second pass; None if it is not known.
 
     Raises:
         PlanError: a shape, a value or the causal structure is wrong; the message says which.
@@ -84,6 +87,7 @@ class Plan(Record):
     arguments: Mapping[str, Any] = field(default_factory=dict)
     scheduler: str | None = None
     pipeline: str | None = None
+    passes: tuple[float, float] | None = None
 
     FORMAT: ClassVar[str] = "eigencache-plan-1"
     ERROR: ClassVar[type[ValueError]] = PlanError
@@ -93,6 +97,7 @@ class Plan(Record):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "streams", tuple(self.streams))
+        object.__setattr__(self, "passes", check_passes(self.passes, PlanError))
         if self.tap not in TAPS:
             raise PlanError(f"unknown tap {self.tap!r}; there are {TAPS}")
         if self.refresh and self.tap != "modules":

@@ -75,6 +75,9 @@ def calibrate(
             f"{name} is an option of {method}: state options={{{name!r}: {arguments[name]!r}}}"
         )
     check_arguments(pipe, calls, arguments)
+    steps = arguments.get("num_inference_steps")
+    if full_steps is not None and isinstance(steps, int) and full_steps > steps:
+        raise ValueError(f"full_steps must lie between 1 and {steps}, got {full_steps}")
     calibration = Calibration(pipe, calls, arguments, seed)
     return plan_with(calibration, chosen, full_steps, psnr=psnr, options=options, tap=tap)
 

@@ -57,7 +57,7 @@ class Judge:
         found, shapes = [], dict[tuple[str, int], Any]()
         for (call, seed), ending in zip(self.calls, self.recorded, strict=True):
             driver = Driver(self.pipe, Policy() if ending is None else _Replay(ending))
-            driver.shapes = shapes
+            driver.shapes, driver.replays = shapes, ending is not None
             with quiet(self.pipe), driver:
                 found.append(pixels_of(self.pipe, call, seed))
         return found

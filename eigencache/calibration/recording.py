@@ -18,7 +18,7 @@ from eigencache.plan import Plan, PlanError
 from eigencache.predictors import Reuse
 from eigencache.runtime._blocks import watching
 from eigencache.runtime._driver import Driver, Pass, Policy, StepCall
-from eigencache.runtime._guidance import guidance_of
+from eigencache.runtime._guidance import guidance_of, taken
 from eigencache.runtime._policies import OutputPolicy
 from eigencache.runtime._taps import FEATURES, fingerprint, map_tensors, network_of
 
@@ -42,6 +42,7 @@ class Recorder(Policy):
     Attributes:
         moments: the timesteps of the steps so far, as the pipeline passes them.
         passes: of each step so far, which networks were called how often.
+        taken: how often they took each latent at the first step.
     """
 
     def __init__(self, keep: Callable | None = None) -> None:
@@ -49,10 +50,19 @@ class Recorder(Policy):
         self.passes: list[tuple[Pass, ...]] = []
         self.moments: list[Any] = []
         self.stepper: Stepper | None = None
+        self.taken = 0.0
 
     def given(self, call: StepCall) -> None:
+        count = len(call.scheduler.timesteps)
+        if call.index >= count or (call.index == 0 and self.moments):
+            raise PlanError(
+                f"the pipeline takes more steps in one call than the {count} of its scheduler, as "
+                "one does that samples twice (FreeInit) or steps each of several latents by "
+                "itself: plans cannot be made for that; for a pipeline that samples twice there "
+                "are the built-in ones"
+            )
         if call.index == 0:
-            self.stepper = Stepper(call, self.moments)
+            self.stepper, self.taken = Stepper(call, self.moments), taken(call)[0]
         if self.keep:
             self.keep(call.output)
         self.passes.append(call.passes)
@@ -320,7 +330,8 @@ def record_kernels(
             }
             kernel = Kernel.of_run(
                 trajectory, timesteps, kind.normalisation, tap=kind.tap, features=kind.features,
-                model=model, source=source or {}, **(sampler if kind.tap == "output" else {}),
+                model=model, source=source or {}, passes=(recorder.taken, recorder.taken),
+                **(sampler if kind.tap == "output" else {}),
             )  # fmt: skip
             runs.append(kernel)
     moments = ("output", "second-moment")

@@ -99,15 +99,32 @@ def check_arguments(
             "DiffusionPipeline.from_pretrained returns"
         )
     parameters = inspect.signature(kind.__call__).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    for name in sorted(set(arguments).intersection(*calls)) if calls else ():
+        raise ValueError(f"{name}: every call states its own, so that this one is of no use")
     for name in sorted({*arguments, *(name for call in calls for name in call)}):
-        if name in ("generator", "output_type", "return_dict", "callback_on_step_end"):
+        if name in ("generator", "output_type", "return_dict"):
             raise ValueError(f"{name}: EigenCache sets it itself; leave it out")
+        if name == "callback_on_step_end":
+            raise ValueError(
+                f"{name}: calibration does not take one; a call that is cached by the plan may"
+            )
         if name in ("num_images_per_prompt", "num_videos_per_prompt"):
             raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
-        if name not in parameters and not open_ended:
+        if name not in parameters and not _takes(kind, name):
             hint = _hint(name, [*parameters][1:])
             raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")
+
+
+def _takes(kind: type, name: str) -> bool:
+    """Return whether a pipeline takes an argument that its signature does not name.
+
+    Those of diffusers that take any keyword read a few old names and ignore all others.
+    """
+    call = inspect.unwrap(kind.__call__)
+    parameters = inspect.signature(call).parameters.values()
+    if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return False
+    return not call.__module__.startswith("diffusers.") or f'"{name}"' in inspect.getsource(call)
 
 
 def _hint(name: str, known: list[str]) -> str:

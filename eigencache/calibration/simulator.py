@@ -198,11 +198,12 @@ class Simulator:
         """
         if not self.sparse:
             raise ValueError("no kernel without responses: state shares of full steps as `sparse`")
+        passes = [batch.record.taken for batch in self.batches]
         runs = [
             Kernel(
                 {"output": gram}, 1, self.timesteps, "output", source=source or {},
                 model=fingerprint(network_of(self.pipe)), step_sizes=self.step_sizes,
-                switches=self.switches,
+                switches=self.switches, passes=(min(passes), max(passes)),
             )
             for gram in self.grams
         ]  # fmt: skip
@@ -287,6 +288,7 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = batch.record.denoisers or None  # not known in the full run
+        driver.replays = bool(batch.record.passes)
         policy.begins_alike = len(batch.record.passes) > 1 and 1 not in batch.record.switches
         with quiet(self.pipe), driver, seeded(batch.seeds[0]) as drew, contextlib.suppress(Stop):
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])

@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--prompts", required=True, metavar="FILE", help="as for `sample`")
     parser.add_argument(
+        "--num-prompts", type=at_least(1), metavar="N", help="as for `sample`; by default all"
+    )
+    parser.add_argument(
         "--metrics", nargs="+", default=list(DEFAULT), choices=list(METRICS), metavar="METRIC",
         help=f"some of {', '.join(METRICS)}; by default {' '.join(DEFAULT)}",
     )  # fmt: skip
@@ -65,7 +68,7 @@ def _score(arguments: argparse.Namespace) -> None:
     check_file(Path(arguments.out))
     folders = named(arguments.images, "--images", "NAME=DIR")
     models = named(arguments.model, "--model", "NAME=DIR")
-    prompts = read_prompts(arguments.prompts)
+    prompts = read_prompts(arguments.prompts, arguments.num_prompts)
     records = pair(arguments.reference, folders, prompts)
     needed = model_folders(arguments.metrics, arguments.clip, models)
 

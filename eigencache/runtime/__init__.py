@@ -190,6 +190,11 @@ def enable_cache(
         raise ValueError(
             "state a plan, or full_steps, speedup or psnr for a built-in one, not both"
         )
+    elif not isinstance(plan, Plan):
+        raise ValueError(
+            f"plan: {plan!r} is none; a number of full steps is stated as full_steps, and a file "
+            "is read by eigencache.load_plan"
+        )
     if isinstance(model, nn.Module):
         if plan is None:
             raise ValueError(
@@ -256,7 +261,7 @@ def _enable_bare(transformer: nn.Module, plan: Plan, device: torch.device | None
     """Enable the cache on a transformer that is called without a pipeline."""
     if hook_of(transformer, STEP_HOOK):
         raise ValueError("a cache is already enabled on this transformer: disable it first")
-    check_no_cache("the transformer", transformer)
+    check_no_cache("the transformer", transformer, inside=True)
     _check_model(plan, transformer)
     stats, call = CacheStats(plan), Call(plan, device)
     _check_compiled(transformer, {transformer})

@@ -29,6 +29,8 @@ _NOT_FOR = {
     "SDE": "it draws new noise at every step",
     "CogVideoXDPM": "it draws new noise at every step",
     "CosineDPM": "it draws new noise at every step",
+    "SASolver": "it draws new noise at most steps",
+    "UnCLIP": "it draws new noise at every step",
 }
 
 # With a smaller share of full steps, plans under guidance lost to plain sampling on models unlike
@@ -108,10 +110,11 @@ def levels_of(scheduler: Any, timesteps: np.ndarray) -> np.ndarray:
     return np.clip(found, 0, 1)
 
 
-def full_steps_of(budget: Budget, steps: int, guidance: float, warn: bool = True) -> int:
+def full_steps_of(budget: Budget, steps: int, guidance: float, told: set[str] | None = None) -> int:
     """Return how many of a sampler's steps are full.
 
-    Warns by a PlanWarning where all of them are, or so few that plans may do harm.
+    Warns by a PlanWarning where all of them are, or so few that plans may do harm; not of what is
+    `told`, to which it adds.
     """
     wanted, text = budget.of(steps), ""
     if wanted >= steps:
@@ -125,8 +128,10 @@ def full_steps_of(budget: Budget, steps: int, guidance: float, warn: bool = True
             f"than plain sampling with as few steps. Take {math.ceil(FEW * steps)} or more, or "
             "make a plan of your own with eigencache.calibrate, for which one prompt is enough"
         )
-    if text and warn:
+    if text and text not in (told or ()):
         warnings.warn(text, PlanWarning, stacklevel=3)
+        if told is not None:
+            told.add(text)
     return min(wanted, steps)
 
 
@@ -181,7 +186,8 @@ class BuiltInPolicy(OutputPolicy):
         self.budget, self.stats, self.leader = budget, stats, leader
         self.anchor_device = anchor_device
         self.anchors: dict[int, Any] = {}
-        self.plan, self.steps, self.told, self.key = None, None, False, ()
+        self.plan, self.steps, self.key = None, None, ()
+        self.told: set[str] = set()  # of warnings
         self.designs: dict[tuple, tuple[Design, Plan]] = {}
 
     def begin(self, timesteps: np.ndarray | None, pipe: Any) -> None:
@@ -215,9 +221,8 @@ class BuiltInPolicy(OutputPolicy):
         if self.key not in self.designs:
             design = Design(kind, levels, self.visited, guidance)
             full_steps = full_steps_of(
-                self._budget(), len(self.visited), design.guidance, not self.told
+                self._budget(), len(self.visited), design.guidance, self.told
             )
-            self.told = True
             self.designs[self.key] = design, design.plan(full_steps)
         return self.designs[self.key][1]
 

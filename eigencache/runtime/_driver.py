@@ -7,8 +7,8 @@ and returns the latents. So the driver needs nothing else of a pipeline. While i
 - `scheduler.set_timesteps` begins an image, and `scheduler.step` ends a step;
 - at a step that the policy computes, the pipeline runs untouched;
 - at any other step every denoiser (transformer, second expert, U-Net, ControlNet) is stood in for:
-  it does not run, and returns zeros of the shapes that it last returned at that pass. Nobody uses
-  them, because the scheduler is given what the policy says.
+  it does not run, and returns what it last returned at that pass. The scheduler is given what the
+  policy says in any case; but some guiders keep a mean of the outputs over the steps.
 
 The scheduler is attached by bound methods on a copy of it, which is the pipeline's own until
 `detach`: another pipeline that shares the original does not notice. A pipeline that copies its
@@ -22,6 +22,7 @@ import inspect
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,8 +34,15 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedModel
 
-from eigencache._upstream import CACHES, COMPILED, WRAPPED, pytree, steps_announced
-from eigencache.plan import PlanError
+from eigencache._upstream import (
+    CACHES,
+    COMPILED,
+    WRAPPED,
+    cache_hook_in,
+    pytree,
+    steps_announced,
+)
+from eigencache.plan import PlanError, PlanWarning
 from eigencache.runtime._taps import DENOISERS, map_tensors, tensors
 from eigencache.runtime.stats import CacheStats
 
@@ -108,9 +116,11 @@ class Policy:
 
     Attributes:
         steps: how many steps an image has; None if it cannot be told.
+        skips: whether it skips steps, so that the driver must see networks that run.
     """
 
     steps: int | None = None
+    skips = False
 
     def is_full(self, step: int, computed: bool) -> bool:
         """Return whether a step counts as full; `computed` is whether the denoisers ran."""
@@ -167,6 +177,7 @@ class Attachment:
         self.policy, self.driver, self.leader = policy, driver, leader
         self.ran: list[bool] = []  # of each step so far, whether the denoisers ran
         self.last: Any = None  # the timestep of the last call
+        self.kind: tuple = ()  # of that call, by `_kind`
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
 
@@ -190,6 +201,7 @@ class Attachment:
 
     def set_timesteps(self, scheduler: Any, original: Callable, args: tuple, kwargs: dict) -> Any:
         if self.driver:
+            self.driver.check_free()
             self.driver.check_networks()
         result = original(*args, **kwargs)
         self.policy.end()
@@ -206,14 +218,23 @@ class Attachment:
         call = StepCall(self.index, scheduler, bound)
         if driver:
             driver.check_owner()
-            if not driver.passes and self._repeats(call):
-                call.index, call.repeats = len(ran) - 1, True
-                return self.policy.moved(call, original(*args, **kwargs))
+            if not driver.passes:
+                if self._repeats(call):
+                    call.index, call.repeats = len(ran) - 1, True
+                    return self.policy.moved(call, original(*args, **kwargs))
+                if self.index == 0 and self.policy.skips:
+                    self.finish()
+                    raise PlanError(
+                        f"{type(driver.pipe).__name__} took its first step, and called none of the "
+                        f"networks that the cache can see ({', '.join(driver.seen)}), so that "
+                        "nothing would be skipped: register the network that denoises as a "
+                        "component of the pipeline, a torch.nn.Module that is called as such"
+                    )
             call.passes = tuple(sorted(driver.passes))
             ran.append(driver.computed)
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
-        self.last = call.timestep
+        self.last, self.kind = call.timestep, _kind(call)
         if self.index < 0:
             raise PlanError(
                 "the sampler takes more steps than the plan has, or was under way before the cache "
@@ -221,7 +242,7 @@ class Attachment:
             )
         try:
             if self.index == 0:
-                self.policy.begin(self._visited(call), driver and driver.pipe)
+                self._begin(call)
             self.policy.given(call)
             result = self.policy.moved(call, original(*bound.args[1:], **bound.kwargs))
         except BaseException:
@@ -236,12 +257,37 @@ class Attachment:
                 follow(result)
         return result
 
+    def _begin(self, call: StepCall) -> None:
+        """Tell the policy that an image begins."""
+        visited, wanted = self._visited(call), self.policy.steps
+        if visited is None and wanted is not None and wanted > len(self.timesteps):
+            raise PlanError(
+                f"the plan was made for {wanted} steps, the sampler takes {len(self.timesteps)}: "
+                "make a plan for as many"
+            )
+        self.policy.begin(visited, self.driver and self.driver.pipe)
+
     def _repeats(self, call: StepCall) -> bool:
-        """Return whether a call is at the timestep of the last one."""
-        if self.last is None or call.timestep is self.last:
-            return self.last is not None
+        """Return whether a call is at the timestep of the last one.
+
+        Raises:
+            PlanError: it is a call as the last one, of other latents.
+        """
+        if self.last is None:
+            return False
         both = isinstance(self.last, torch.Tensor) and isinstance(call.timestep, torch.Tensor)
-        return both and self.last.data_ptr() == call.timestep.data_ptr()
+        same = both and self.last.data_ptr() == call.timestep.data_ptr()
+        if not same and call.timestep is not self.last:
+            return False
+        place, names = _kind(call)
+        if place != self.kind[0] and names == self.kind[1]:
+            self.finish()
+            raise PlanError(
+                "the pipeline calls its networks once a step and then scheduler.step once for each "
+                "of several latents: the cache would take only the first for a step; call "
+                "scheduler.step once, with all latents in one tensor"
+            )
+        return True
 
     def finish(self) -> None:
         """The image is over."""
@@ -276,6 +322,13 @@ class Attachment:
 signature_of = functools.cache(inspect.signature)
 
 
+def _kind(call: StepCall) -> tuple:
+    """Return where the latents of a call are in memory, and the names of its arguments."""
+    sample = call.sample
+    place = sample.data_ptr() if isinstance(sample, torch.Tensor) else id(sample)
+    return place, frozenset(call.bound.arguments)
+
+
 def _method(scheduler: Any, name: str) -> types.MethodType:
     """Return a bound method that stands before the scheduler's own, with its signature."""
     original = getattr(type(scheduler), name)
@@ -303,7 +356,9 @@ class Driver:
             name and order of the call, to hand it out again; None runs them every time.
         denoisers: the names of those that denoise; None while that is not known.
         followers: called with what `scheduler.step` returned, after every step.
-        shapes: what each denoiser is called with and returns, by name and order in a step.
+        shapes: what each denoiser is called with and last returned, by name and order in a step.
+        kinds: the sets of passes that computed steps had.
+        replays: whether what the steps call is known from an earlier run.
 
     Raises:
         ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
@@ -318,7 +373,10 @@ class Driver:
         self.followers: list[Callable[[Any], None]] = []
         self.passes: list[Pass] = []  # of the present step
         self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
+        self.kinds: set[frozenset[Pass]] = set()
+        self.replays = False
         self.computed = True
+        self.early: dict[str, int] = {}  # how often each network ran before the first image
         self._original: Any = None
         self._switches: dict[str, _Switch] = {}
 
@@ -335,6 +393,11 @@ class Driver:
         """The step that the pipeline is at; -1 between images."""
         return self.attachment.index
 
+    @property
+    def seen(self) -> list[str]:
+        """The names of the networks whose calls the driver sees and may skip."""
+        return sorted(self._switches.keys() - self.aside)
+
     def __enter__(self) -> Self:
         self.attach()
         return self
@@ -349,13 +412,20 @@ class Driver:
             raise ValueError(
                 f"{type(self.pipe).__name__} has no scheduler with set_timesteps and step"
             )
-        if getattr(scheduler.__dict__.get(ATTACHED), "driver", None):
+        other = getattr(scheduler.__dict__.get(ATTACHED), "driver", None)
+        if other and other.pipe is self.pipe:
             raise ValueError("a cache is already enabled on this pipeline: disable it first")
+        for name, part in vars(self.pipe).items():
+            if isinstance(part, DiffusionPipeline) and vars(part).get("scheduler") is scheduler:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} samples by its {name}, a pipeline of its own: "
+                    f"enable the cache on pipe.{name}, and call the whole as before"
+                )
         modules = denoisers(self.pipe)
         if not modules:
             raise ValueError(f"{type(self.pipe).__name__} has no network loaded")
         for name, module in modules.items():
-            check_no_cache(name, module)
+            check_no_cache(name, module, inside=True)
         self.aside = {name for name, module in modules.items() if not may_denoise(module)}
         self.attachment, self.begun = Attachment(self.policy, self), False
         self.before: dict[str, int] = {}
@@ -394,6 +464,7 @@ class Driver:
         self.computed = self.policy.computes(0)
         if self.computed:  # an image on its own; what a simulator replays is known from before
             self.shapes.clear()
+            self.kinds.clear()
         for switch in self._switches.values():
             switch.place()  # offloading takes it away with every image
 
@@ -401,8 +472,14 @@ class Driver:
         """A step has ended."""
         if self.stats:
             self.stats.end()
+        kind, changed = frozenset(self.passes), False
+        if self.computed:
+            self.kinds.add(kind)
+        else:
+            # That a second pass has begun or ended is seen when the first is over: a step late.
+            changed = bool(kind) and kind not in self.kinds and not self.replays
         self.passes.clear()
-        self.computed = self.step < 0 or self.policy.computes(self.step)
+        self.computed = self.step < 0 or changed or self.policy.computes(self.step)
 
     def abandon(self, frame: types.FrameType | None) -> None:
         """Forget an image that its pipeline has left half way, as by an exception or an interrupt.
@@ -417,9 +494,14 @@ class Driver:
             self.computed = True
 
     def check_networks(self) -> None:
-        """Raise a PlanError if the pipeline has other networks than when it was attached to."""
+        """Raise a PlanError if the pipeline has other networks than when it was attached to.
+
+        And a ValueError if another cache was enabled on one of them.
+        """
         called = {name for name, _ in self.shapes}
         for name, module in denoisers(self.pipe).items():
+            if name not in self.aside:
+                check_no_cache(name, module, inside=True)
             switch = self._switches.get(name)
             missed = switch is None or switch.module is not module
             if missed and (name in called or name.startswith(DENOISERS)):
@@ -428,8 +510,13 @@ class Driver:
                     "cache first and enable it again after that"
                 )
 
+    def check_free(self) -> None:
+        """Raise a PlanError if another thread makes an image."""
+        if self.step >= 0 and self.frame is not None and not _is_over(self.frame):
+            self.check_owner()
+
     def check_owner(self) -> None:
-        """Raise a PlanError if another thread has begun an image meanwhile."""
+        """Raise a PlanError if another thread has begun the image."""
         if self.thread is not None and self.thread != threading.get_ident():
             raise PlanError(
                 "another thread samples with this pipeline: a cached pipeline makes one image at "
@@ -462,7 +549,7 @@ class Driver:
         if not self.computed:
             known = known or self._alike(name, shapes)
             if known is not None:
-                return known[1]
+                return map_tensors(torch.clone, known[1])
         try:
             with self.policy.running(self.step, name, index) as returned:
                 output = run(*args, **kwargs)
@@ -470,12 +557,23 @@ class Driver:
         except BaseException:
             self.attachment.finish()
             raise
-        if known is None or known[0] != shapes:
-            self.shapes[name, index] = shapes, pytree.tree_map(_empty, output)
+        # What a ControlNet returns is large, and goes to a network that is skipped too.
+        keep = _empty if name.startswith("controlnet") else _kept
+        self.shapes[name, index] = shapes, pytree.tree_map(keep, output)
         return output
 
     def _encode(self, name: str, run: Callable, args: tuple, kwargs: dict) -> Any:
         """Return what a network returns before the denoising begins; the same at every image."""
+        if not self.begun and name.startswith(DENOISERS) and name not in self.aside:
+            self.early[name] = self.early.get(name, 0) + 1
+            if self.early[name] == 2:
+                warnings.warn(
+                    f"{name} is called again and again, and nothing has set the timesteps of "
+                    f"{type(self.pipe).__name__}.scheduler: so far the cache does nothing. It is "
+                    "on the scheduler that the pipeline has now; a loop must take it from there "
+                    "inside the block, and not make or remember one of its own",
+                    PlanWarning, stacklevel=4,
+                )  # fmt: skip
         if self.encoded is None:
             return run(*args, **kwargs)
         key = name, self.before.get(name, 0)
@@ -490,28 +588,36 @@ class Driver:
         return next(alike, None)
 
 
+@dataclass
+class _Level:
+    """What a switch has put in one place of its module.
+
+    Attributes:
+        name: of the place, one of `_PLACES`.
+        found: what was there of the module's own; None if it was the class's.
+        run: what it calls.
+        method: what is there now.
+    """
+
+    name: str
+    found: Any
+    run: Callable
+    method: Any = None
+
+
 class _Switch:
     """Stands before the calls of one network, and hands them to the drivers attached to it.
 
     It is around what torch.compile made of the module, so that nothing of it is compiled, and
-    around the hooks of model offloading, so that what does not run is not moved either.
+    around the hooks of model offloading, so that what does not run is not moved either. What others
+    put around it meanwhile (offloading at every image, hooks of diffusers) it goes around once
+    more: then it has several levels, of which the first that a call meets asks the drivers, and
+    those below only hand on.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.drivers, self.inside = module, dict[Driver, str](), set[int]()
-        self.nested = False  # whether offloading has wrapped the switch once more
-
-        def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            switch = module.__dict__.get(ATTACHED)
-            if switch is None:  # a deep copy of the module
-                return type(module).forward(module, *args, **kwargs)
-            return switch.call(args, kwargs)
-
-        method.__dict__[ATTACHED] = True
-        self.method = types.MethodType(method, module)
-        self.name, self.found = "forward", module.__dict__.get("forward")
-        self.run: Callable = module.forward
-        self.inner = self.run  # what is below the switch wherever it is met for the second time
+        self.levels: list[_Level] = []  # the outermost last
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied module is nobody's."""
@@ -531,52 +637,78 @@ class _Switch:
 
     def place(self) -> None:
         """Put the switch in front of the module, unless it is there."""
+        own = self.module.__dict__
         name = "forward" if getattr(self.module, COMPILED) is None else COMPILED
-        found, nested = self.module.__dict__.get(name), False
-        if name == "forward":
-            nested = self.module.__dict__.get(WRAPPED) is self.method
-        if found is self.method:
-            if self.nested and not nested:  # offloading was taken away, and has put it back
-                self.run, self.found, self.nested = self.inner, None, False
-            return
-        self.name, self.found, self.run = name, found, getattr(self.module, name)
-        if not nested:
-            self.inner = self.run
-        self.nested = nested
-        # For those who ask for the signature.
-        self.method.__func__.__wrapped__ = self.run  # type: ignore[attr-defined]
-        self.module.__dict__[name] = self.method
+        if self.levels and self.levels[-1].name != name:  # compiled meanwhile, or no longer
+            self._remove()
+        for place in (name, WRAPPED):
+            at = self._at(own.get(place))
+            if at is not None:
+                del self.levels[at + 1 :]  # what was between them and this one was taken away
+                if place == name:
+                    return
+                break
+        else:
+            if WRAPPED in own:  # offloading is the outermost, and not around the switch
+                self.levels.clear()
+        level = _Level(name, own.get(name), getattr(self.module, name))
+        level.method = own[name] = types.MethodType(self._method(level), self.module)
+        self.levels.append(level)
 
-    def call(self, args: tuple, kwargs: dict) -> Any:
-        """Call the module, or let the driver of the pipeline that calls it decide."""
+    def _method(self, level: _Level) -> Callable:
+        """Return what stands in a place, to be bound to the module."""
+
+        def method(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if module is not self.module:  # a deep copy
+                return type(module).forward(module, *args, **kwargs)
+            return self.call(level.run, args, kwargs)
+
+        method.__dict__[ATTACHED] = True
+        method.__dict__["__wrapped__"] = level.run  # for those who ask for the signature
+        return method
+
+    def _at(self, found: Any) -> int | None:
+        """Return which level something is; None if none."""
+        return next((i for i, level in enumerate(self.levels) if level.method is found), None)
+
+    def call(self, run: Callable, args: tuple, kwargs: dict) -> Any:
+        """Call the module by `run`, or let the driver of the pipeline that calls it decide."""
         thread = threading.get_ident()
         if thread in self.inside:
-            return self.inner(*args, **kwargs)
+            return run(*args, **kwargs)
         self.inside.add(thread)
         try:
             caller, frame = calling()
             for driver, name in self.drivers.items():
                 if caller is None or driver.pipe is caller:
                     driver.abandon(frame)
-                    return driver.call(name, self.module, self.run, args, kwargs)
-            return self.run(*args, **kwargs)
+                    return driver.call(name, self.module, run, args, kwargs)
+            return run(*args, **kwargs)
         finally:
             self.inside.discard(thread)
 
     def leave(self, driver: "Driver") -> None:
         """Forget a driver; take the switch away if it was the last."""
         self.drivers.pop(driver, None)
-        if self.drivers:
-            return
+        if not self.drivers:
+            del self.module.__dict__[ATTACHED]
+            self._remove()
+
+    def _remove(self) -> None:
+        """Take every level out of its place; those that others hold only hand on from now on."""
         own = self.module.__dict__
-        del own[ATTACHED]
         for name in _PLACES:
-            if own.get(name) is self.method:
+            at = self._at(own.get(name))
+            if at is None:
+                continue
+            level = self.levels[at]
+            if name == WRAPPED:
+                own[name] = level.run
+            elif level.found is None:
                 del own[name]
-                if name == self.name and self.found is not None:
-                    own[name] = self.found
-                elif name == WRAPPED:
-                    own[name] = self.inner
+            else:
+                own[name] = level.found
+        self.levels.clear()
 
 
 def calling() -> tuple[DiffusionPipeline | None, types.FrameType | None]:
@@ -623,19 +755,45 @@ def may_denoise(module: nn.Module) -> bool:
     return not is_autoencoder and not isinstance(module, PreTrainedModel)
 
 
-def check_no_cache(name: str, module: nn.Module) -> None:
-    """Raise a ValueError if a cache of diffusers or of cache-dit is enabled on a module."""
+def check_no_cache(name: str, module: nn.Module, inside: bool = False) -> None:
+    """Raise a ValueError if a cache of diffusers or of cache-dit is enabled on a module.
+
+    Args:
+        name: of the module.
+        module: a network.
+        inside: whether to look for hooks of diffusers' caches too, which takes a millisecond: its
+            functions, such as `apply_taylorseer_cache`, leave no other mark.
+    """
     for mark, (whose, how) in CACHES.items():
         if getattr(module, mark, False):
             raise ValueError(
                 f"a cache of {whose} is enabled on {name}: call {how} first; two caches cannot be "
                 "stacked"
             )
+    found = cache_hook_in(module) if inside else None
+    if found:
+        where = ".".join(filter(None, (name, found[0])))
+        raise ValueError(
+            f"a cache of diffusers is on {where} (its hook {found[1]}): remove it there, or load "
+            "the pipeline anew; two caches cannot be stacked"
+        )
 
 
 def shape_of(args: tuple, kwargs: dict) -> tuple:
     """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
-    return (*map(_told, args), *((name, _told(value)) for name, value in kwargs.items()))
+    return (*map(_told, args), *((name, _of(name, value)) for name, value in kwargs.items()))
+
+
+def _of(name: str, value: Any) -> Any:
+    """Return what `shape_of` tells of a named argument.
+
+    Of a scale it is whether it is 0: a ControlNet that stops is called on, with that.
+    """
+    if "scale" in name and isinstance(value, int | float):
+        return bool(value)
+    if "scale" in name and isinstance(value, list | tuple):
+        return tuple(_of(name, part) for part in value)
+    return _told(value)
 
 
 def _told(value: Any) -> Any:
@@ -654,6 +812,11 @@ def _told(value: Any) -> Any:
 def _empty(leaf: Any) -> Any:
     """Return zeros of a tensor's shape that take no memory; None for what is no tensor."""
     return leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, torch.Tensor) else None
+
+
+def _kept(leaf: Any) -> Any:
+    """Return a copy of a tensor, which pipelines and CUDA graphs write into; None for the rest."""
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else None
 
 
 def _device(args: tuple, kwargs: dict) -> torch.device:

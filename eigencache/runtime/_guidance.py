@@ -36,15 +36,16 @@ def guidance_of(call: StepCall) -> float:
     scales = [v for name, v in (frame.f_locals if frame else {}).items() if is_scale(name)]
     scales.append(getattr(getattr(pipe, "guider", None), "guidance_scale", None))
     told = max((number for scale in scales for number in _numbers(scale)), default=UNTOLD)
-    takes, embedded = _taken(call)
-    if takes == 1 and told > 1 and _is_doubled(call.sample):
+    takes, embedded = taken(call)
+    # The scheduler of DiT steps all latents twice. Two images of the same noise have other outputs.
+    if takes == 1 and told > 1 and _is_doubled(call.sample) and _is_doubled(call.output):
         takes = 2
     if takes != 1:
         return max(told, LEAST)
     return max(told, 1.0) if embedded else 1.0
 
 
-def _taken(call: StepCall) -> tuple[float, bool]:
+def taken(call: StepCall) -> tuple[float, bool]:
     """Return how often the networks took each latent, and whether they were given guidance."""
     taken, embedded = 0, False
     for name, _, inputs in call.passes:
@@ -62,9 +63,9 @@ def _is_named(told: Any) -> bool:
     return isinstance(told, tuple) and len(told) == 2 and isinstance(told[0], str)
 
 
-def _is_doubled(sample: torch.Tensor) -> bool:
-    """Return whether the scheduler steps all latents twice, as that of DiT does."""
-    return len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
+def _is_doubled(batch: Any) -> bool:
+    """Return whether the second half of a batch is as the first."""
+    return isinstance(batch, torch.Tensor) and len(batch) % 2 == 0 and torch.equal(*batch.chunk(2))
 
 
 def _numbers(value: Any) -> Iterator[float]:

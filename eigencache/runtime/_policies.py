@@ -12,7 +12,7 @@ from torch import nn
 from eigencache._checks import agrees, span
 from eigencache.plan import Plan, PlanError, PlanWarning
 from eigencache.runtime._driver import Policy, StepCall, calling
-from eigencache.runtime._guidance import is_guidance
+from eigencache.runtime._guidance import is_guidance, taken
 from eigencache.runtime._hooks import Call, Needs, State, forecast
 from eigencache.runtime._inspection import Inspection
 from eigencache.runtime._taps import map_tensors
@@ -58,8 +58,30 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
         warnings.warn(text, PlanWarning, stacklevel=2)
 
 
+def check_passes(plan: Plan, call: StepCall) -> None:
+    """Warn by a PlanWarning if guidance is on where it was off in calibration, or the other way.
+
+    Not every scale that is stated is in use: that of Qwen-Image takes a negative prompt.
+
+    Args:
+        plan: what is sampled by.
+        call: of the first step.
+    """
+    now = taken(call)[0]
+    if plan.passes and not plan.passes[0] <= now <= plan.passes[1]:
+        warnings.warn(
+            f"in calibration the networks took each latent {span(sorted({*plan.passes}))} times a "
+            f"step, in this call it is {now:g}, as when guidance is switched on or off by a "
+            "negative prompt: what is predicted of the plan does not hold; calibrate with the "
+            "same arguments",
+            PlanWarning, stacklevel=2,
+        )  # fmt: skip
+
+
 class PlanPolicy(Policy):
     """Sampling by a plan, whatever its tap: what is checked when an image begins."""
+
+    skips = True
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.steps = plan, len(plan)
@@ -68,6 +90,10 @@ class PlanPolicy(Policy):
         if timesteps is not None:
             self.plan.check_timesteps(timesteps)
         check_guidance(self.plan, pipe)
+
+    def given(self, call: StepCall) -> None:
+        if call.index == 0 and call.passes:
+            check_passes(self.plan, call)
 
 
 class OutputPolicy(PlanPolicy):
@@ -92,6 +118,7 @@ class OutputPolicy(PlanPolicy):
         return bool(self.plan.full[step])
 
     def given(self, call: StepCall) -> None:
+        super().given(call)
         step = call.index
         if not self.plan.full[step]:
             terms = self.needs.take(self.anchors, step)

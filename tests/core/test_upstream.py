@@ -5,6 +5,8 @@ test's docstring, says what of ours depends on it.
 """
 
 import ast
+import importlib
+import pkgutil
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from accelerate.hooks import CpuOffload, ModelHook, add_hook_to_module
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.utils import BaseOutput
 from helpers import arguments_of, tiny_flux, tiny_pipeline
+from torch import nn
 
 from eigencache import _upstream
 
@@ -72,6 +75,27 @@ def _used(node):
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
         names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
     yield from (n for n in names if str(n).startswith("_") and not str(n).startswith("__"))
+
+
+def test_caches_of_diffusers_are_known_by_their_hooks():
+    """`cache_hook_in`, for runtime/_driver.py: every hook of every cache, and no other."""
+    exact = {"text_kv_cache_transformer", "text_kv_cache_block"}  # it changes no output
+    found = set()
+    for module in pkgutil.iter_modules(diffusers.hooks.__path__):
+        if "cache" in module.name or "broadcast" in module.name:
+            part = importlib.import_module(f"diffusers.hooks.{module.name}")
+            found |= {v for k, v in vars(part).items() if k.endswith("_HOOK")}
+    assert found - exact - {"sea_cache_post_norm"} == {*_upstream.CACHE_HOOKS}
+
+
+@pytest.mark.parametrize("on", ["", "proj_out"])
+def test_a_hook_of_a_cache_is_found(on):
+    network = nn.ModuleDict({"proj_out": nn.Linear(1, 1)})
+    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(network.get_submodule(on))
+    registry.register_hook(diffusers.hooks.ModelHook(), "layerwise_casting")
+    assert _upstream.cache_hook_in(network) is None
+    registry.register_hook(diffusers.hooks.ModelHook(), "taylorseer_cache")
+    assert _upstream.cache_hook_in(network) == (on, "taylorseer_cache")
 
 
 # ---- torch

@@ -29,13 +29,10 @@ RAISES = {
 }  # fmt: skip
 # The pipeline has changed its scheduler's config, and diffusers' `from_config` takes that back.
 CHANGED = {"sd15": {"steps_offset": 1}, "sd15-pndm": {"steps_offset": 1}}
-# What the pipeline does at a step depends on the number of steps it sees (ControlNets that end half
-# way, layers that are skipped), on the outputs of the last step (guidance with momentum), or on the
-# last sigma but one. The export compares one run with the plan's, and finds out.
-DIFFERENT = (
-    "flux-controlnet-first-half", "sdxl-controlnet-first-half", "sd35-skip-layers",
-    "hunyuan-image", "motif-video", "cosmos2",
-)  # fmt: skip
+# What the pipeline does at a step depends on the number of steps it sees (layers that are skipped),
+# on the outputs of the last step (guidance with momentum), or on the last sigma but one. The export
+# compares one run with the plan's, and finds out.
+DIFFERENT = ("sd35-skip-layers", "hunyuan-image", "motif-video", "cosmos2")
 
 
 def planned(path):

@@ -1,6 +1,7 @@
 """The package from Python: a plan from a pipeline, the cache on it, and what that says it saved."""
 
 import ast
+import contextlib
 import subprocess
 import sys
 import warnings
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fields import field_pipeline
+from diffusers import StableDiffusionPipeline
+from fields import FieldPipeline, field_pipeline
 from helpers import arguments_of, flow_timesteps, sampling, tiny_flux, tiny_pipeline
 from torch import nn
 
@@ -17,7 +19,7 @@ import eigencache
 from eigencache.calibration import Calibration, ClosedLoopMaker, calibrate
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import record_kernels
-from eigencache.calibration.sampler import image_seed, load_pipeline
+from eigencache.calibration.sampler import check_arguments, image_seed, load_pipeline
 from eigencache.commands.prompts import read_prompts
 from eigencache.kernel import Kernel, Kind
 from eigencache.methods import METHODS, make_plan
@@ -286,7 +288,7 @@ def test_a_kernel_of_50_steps_designs_for_28(trained):
         ({"method": "EigenCash"}, "no method 'EigenCash'.*there are FORA, "),
         ({"full_steps": None}, "state either full_steps"),
         ({"psnr": 50}, "state either full_steps"),
-        ({"full_steps": 0}, "full_steps must be at least 1, got 0"),
+        ({"full_steps": 0}, "full_steps must be a whole number of at least 1, got 0"),
         ({"full_steps": None, "psnr": -1}, "psnr must be a finite number"),
         ({"full_steps": None, "psnr": 50, "prompts": ["a"]}, "state two prompts or more"),
         ({"options": {"order": 2}}, r"unknown options \['order'\]"),
@@ -296,13 +298,18 @@ def test_a_kernel_of_50_steps_designs_for_28(trained):
         ({"method": "EigenCache", "options": {"held_out": 4}}, "when 4 are held out"),
         ({"method": "EigenCache", "options": {"runs": 3}}, "runs=3: there are only 2 prompts"),
         ({"options": {"runs": 5}}, "runs=5: there are only 4 prompts"),
-        ({"method": "EigenCache", "tap": "modules"}, "the closed loop works at 'output'"),
+        ({"method": "EigenCache", "tap": "modules"}, "this method works at 'output'"),
         ({"prompts": "a cat"}, "must be a list, got a single one"),
         ({"prompts": {"prompt": "a"}}, "must be a list, got a single one"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": ["a", " "]}, r"prompts\[1\] must be a text"),
         ({"prompts": ["a", {}]}, r"prompts\[1\] must be a text or the arguments"),
         ({"prompts": [{"prompt": "a", "hieght": 64}]}, "no argument 'hieght'; did you mean 'heig"),
+        ({"tap": "outputs"}, "tap: there is no 'outputs'; there are output, hidden"),
+        ({"full_steps": 4.0}, r"full_steps must be a whole number of at least 1, got 4\.0"),
+        ({"full_steps": 9}, "full_steps must lie between 1 and 8, got 9"),
+        ({"prompt": "a dog"}, "prompt: every call states its own"),
+        ({"callback_on_step_end": print}, "callback_on_step_end: calibration does not take one"),
         ({"guidance": 3}, "FluxPipeline takes no argument 'guidance'"),
         ({"order": 2}, "FluxPipeline takes no argument 'order'"),
         ({"generator": None}, "generator: EigenCache sets it itself"),
@@ -324,6 +331,11 @@ def test_more_full_steps_than_steps_are_refused(budget):
 
 
 # ---- What a plan belongs to
+
+
+class Forwarding(FieldPipeline):
+    def __call__(self, prompt, **kwargs):
+        return super().__call__(prompt, **kwargs)
 
 
 def belonging(**changes):
@@ -374,6 +386,64 @@ def test_a_plan_of_several_guidance_scales_serves_all_between():
     expected = "made at guidance_scale 1 to 3, called with 5: .* stronger guidance a built-in"
     with cached(pipe, plan), pytest.warns(PlanWarning, match=expected):
         run(pipe, guidance_scale=5.0, passes=2)
+
+
+@pytest.mark.parametrize("method", ["EigenCache-design", "EigenCache", "TaylorSeer"])
+@pytest.mark.parametrize(("made", "used"), [(1, 2), (2, 1)])
+def test_guidance_that_is_switched_on_or_off_is_told(method, made, used):
+    """A scale that is the same may do nothing: that of Qwen-Image needs a negative prompt."""
+    pipe, scale = field_pipeline(), {"guidance_scale": 3.0}
+    own = {"tap": "output"} if method == "TaylorSeer" else {}
+    plan = calibrate(
+        pipe, ["a", "b"], 3, method=method, num_inference_steps=6, passes=made, **own, **scale
+    )
+    assert plan.passes == (made, made)
+    expected = f"took each latent {made} times a step, in this call it is {used}"
+    with cached(pipe, plan), pytest.warns(PlanWarning, match=expected):
+        run(pipe, passes=used, **scale)
+    with warnings.catch_warnings(), cached(pipe, plan):
+        warnings.simplefilter("error")
+        run(pipe, passes=made, **scale)
+
+
+def test_a_plan_made_with_and_without_guidance_serves_both(tmp_path):
+    pipe, scale = field_pipeline(), {"guidance_scale": 3.0}
+    prompts = [{"prompt": "a", "passes": 1}, {"prompt": "b", "passes": 2}]
+    calibrate(pipe, prompts, 3, num_inference_steps=6, **scale).save(tmp_path / "plan.safetensors")
+    plan = Plan.load(tmp_path / "plan.safetensors")
+    assert plan.passes == (1, 2)
+    with warnings.catch_warnings(), cached(pipe, plan):
+        warnings.simplefilter("error")
+        for passes in (1, 2):
+            run(pipe, passes=passes, **scale)
+
+
+@pytest.mark.parametrize("passes", [2, "two", (1,), (1, "2"), (1, float("nan"))])
+def test_passes_are_a_range(passes):
+    with pytest.raises(PlanError, match="`passes` must be None or a range"):
+        belonging(passes=passes)
+
+
+@pytest.mark.parametrize("plan", [9, "plan.safetensors"])
+def test_what_is_no_plan_is_refused(plan):
+    with pytest.raises(ValueError, match="stated as full_steps, and a file is read by"):
+        enable_cache(field_pipeline(), plan)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "taken"),
+    [
+        (StableDiffusionPipeline, "guidance", False),  # it takes any keyword, and ignores it
+        (StableDiffusionPipeline, "guidance_scale", True),
+        (StableDiffusionPipeline, "callback_steps", True),  # an old name that it still reads
+        (Forwarding, "guidance", True),  # who knows
+    ],
+)
+def test_keywords_that_a_pipeline_ignores_are_refused(kind, name, taken):
+    with contextlib.ExitStack() as stack:
+        if not taken:
+            stack.enter_context(pytest.raises(ValueError, match="takes no argument 'guidance'"))
+        check_arguments(kind, [], {name: 3})
 
 
 def test_guidance_that_a_pipeline_does_not_say_is_not_checked():

@@ -19,13 +19,20 @@ from diffusers import (
     FluxPipeline,
     TaylorSeerCacheConfig,
 )
+from diffusers.hooks import (
+    HookRegistry,
+    ModelHook,
+    apply_first_block_cache,
+    apply_taylorseer_cache,
+)
+from fields import SIZE, FieldPipeline, field_pipeline
 from helpers import arguments_of, tiny_flux, tiny_pipeline
 from torch import nn
 
 from eigencache import Plan, PlanError, cached, disable_cache, enable_cache
 from eigencache.calibration.sampler import load_pipeline
 from eigencache.methods import make_plan
-from eigencache.plan import TAPS
+from eigencache.plan import TAPS, PlanWarning
 from eigencache.predictors import Newton, Reuse, Taylor
 from eigencache.runtime import watched
 from eigencache.runtime._driver import Driver, Policy
@@ -407,7 +414,8 @@ def test_an_unknown_scheduler_is_refused(pipe, timesteps):
 
 
 def test_a_second_thread_is_told_that_there_is_one_image_at_a_time(pipe, timesteps):
-    begun, done, errors = threading.Event(), threading.Event(), []
+    """And the image of the first goes on."""
+    begun, done, made = threading.Event(), threading.Event(), []
 
     def wait(pipe, step, timestep, given):
         if step == 2:
@@ -415,23 +423,18 @@ def test_a_second_thread_is_told_that_there_is_one_image_at_a_time(pipe, timeste
             assert done.wait(30)
         return {}
 
-    def first():
-        try:
-            image(pipe, callback_on_step_end=wait)
-        except PlanError as error:
-            errors.append(error)
-
     with cached(pipe, plan_of(timesteps)):
         expected = image(pipe)
-        thread = threading.Thread(target=first)
+        thread = threading.Thread(
+            target=lambda: made.append(image(pipe, callback_on_step_end=wait))
+        )
         thread.start()
         assert begun.wait(30)
-        with contextlib.suppress(PlanError):  # one of the two gets an error
+        with pytest.raises(PlanError, match=r"one image at\s+a time"):
             image(pipe)
-            errors.append(None)
         done.set()
         thread.join()
-        assert any("one image at a time" in " ".join(str(e).split()) for e in errors if e)
+        assert made[0].shape == expected.shape
         assert torch.equal(image(pipe), expected)
 
 
@@ -572,6 +575,191 @@ def test_copies_made_meanwhile_are_not_cached(pipe, timesteps, what, tap):
         assert torch.equal(image(pipe), expected)
 
 
+def test_a_pipeline_made_while_the_cache_is_on_may_have_one_too(pipe, timesteps):
+    plan = plan_of(timesteps)
+    plain = image(pipe)
+    with cached(pipe, plan):
+        expected = image(pipe)
+        other = FluxPipeline.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        assert torch.equal(image(other), plain)
+        with cached(other, plan) as stats:
+            assert torch.equal(image(other), expected)
+            assert torch.equal(image(pipe), expected)
+        assert stats.full == len(FULL)
+        assert torch.equal(image(other), plain)
+    assert torch.equal(image(other), plain) and torch.equal(image(pipe), plain)
+
+
+# ---- What the cache cannot see
+
+
+class Loop(FieldPipeline):
+    """A loop that somebody has written, in one of several ways."""
+
+    way = "as usual"
+
+    @torch.no_grad()
+    def __call__(self, prompt, num_inference_steps=10, generator=None):
+        x, text = [torch.ones(1, SIZE), torch.zeros(1, SIZE)], torch.ones(1, SIZE)
+        scheduler = self.kept if self.way == "kept" else self.scheduler
+        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_begin_index(0)  # so that it does not look for the timestep
+        network = self.transformer
+        if self.way == "unseen":
+            network = network.forward_of
+        for t in scheduler.timesteps:
+            if self.way == "one by one":
+                output = network(torch.cat(x), t, text)
+                x = [
+                    scheduler.step(o[None], t, each).prev_sample
+                    for o, each in zip(output, x, strict=True)
+                ]
+            else:
+                told = t / 1000 if self.way == "divided" else t
+                x = [scheduler.step(network(x[0], t, text), told, x[0]).prev_sample]
+        return x[0]
+
+
+def loop(way):
+    pipe = field_pipeline()
+    made = Loop(**pipe.components)
+    made.way = way
+    made.kept, made.transformer.forward_of = made.scheduler, made.transformer.law
+    return made
+
+
+def test_a_network_that_is_not_seen_is_told(timesteps):
+    pipe = loop("unseen")
+    pipe.transformer.forward_of = lambda x, t, text: x / 2
+    pipe("a")
+    plan = plan_of(pipe.scheduler.timesteps[:8].double().numpy())
+    with cached(pipe, plan), pytest.raises(PlanError, match=r"none of the\s+networks"):
+        pipe("a", 8)
+    with watched(pipe):
+        pipe("a")  # nothing is to be skipped
+
+
+def test_a_scheduler_that_is_not_seen_is_told():
+    pipe = loop("kept")
+    with cached(pipe, full_steps=3), pytest.warns(PlanWarning, match="the cache does nothing"):
+        pipe("a")
+
+
+def test_latents_that_are_stepped_one_by_one_are_told():
+    pipe = loop("one by one")
+    with cached(pipe, full_steps=3), pytest.raises(PlanError, match="each of several latents"):
+        pipe("a")
+
+
+def test_a_plan_of_more_steps_is_refused_whatever_timesteps_are_called():
+    pipe = loop("divided")
+    pipe("a")
+    plan = plan_of(pipe.scheduler.timesteps.double().numpy())
+    with cached(pipe, plan):
+        pipe("a")
+        with pytest.raises(PlanError, match="made for 10 steps, the sampler takes 6"):
+            pipe("a", 6)
+
+
+def test_a_pipeline_that_calls_another_is_told(pipe):
+    pipe.inner = FluxPipeline.from_pipe(pipe)
+    pipe.inner.scheduler = pipe.scheduler
+    with pytest.raises(ValueError, match=r"enable the cache on pipe\.inner"):
+        enable_cache(pipe, full_steps=3)
+    enable_cache(pipe.inner, full_steps=3)
+
+
+def test_guidance_that_begins_by_a_second_pass_makes_the_next_step_full():
+    """That the second pass came is seen when the first is over."""
+    pipe = field_pipeline()
+
+    class Later(FieldPipeline):
+        @torch.no_grad()
+        def __call__(self, steps=10):
+            x, text = torch.ones(1, SIZE), torch.ones(1, SIZE)
+            self.scheduler.set_timesteps(steps)
+            for step, t in enumerate(self.scheduler.timesteps):
+                output = self.transformer(x, t, text)
+                if step >= 5:
+                    output = 3 * output - 2 * self.transformer(x, t, 0 * text)
+                x = self.scheduler.step(output, t, x).prev_sample
+            return x
+
+    later = Later(**pipe.components)
+    later()
+    timesteps = later.scheduler.timesteps.double().numpy()
+    ran = []
+    with cached(later, plan_of(timesteps, Reuse(), [0, 3, 8])) as stats:
+        later.transformer.calls.clear()
+        later()
+        ran.append(stats.full)
+    assert ran == [4]
+    assert len(later.transformer.calls) == 2 + 2 + 2  # steps 0 and 3; 6, of two passes; 8, too
+
+
+# ---- What others put around a network meanwhile
+
+
+class Counting(ModelHook):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def pre_forward(self, module, *args, **kwargs):
+        self.calls += 1
+        return args, kwargs
+
+
+def test_hooks_may_come_and_go_while_the_cache_is_on(pipe, timesteps):
+    plain, before, meanwhile = image(pipe), Counting(), Counting()
+    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+    registry.register_hook(before, "before")
+    with cached(pipe, plan_of(timesteps)) as stats:
+        expected = image(pipe)
+        assert before.calls == len(FULL)
+        registry.register_hook(meanwhile, "meanwhile")
+        for _ in range(2):
+            assert torch.equal(image(pipe), expected)
+        assert (before.calls, meanwhile.calls) == (3 * len(FULL), 2 * len(FULL))
+        registry.remove_hook("meanwhile")
+        assert torch.equal(image(pipe), expected)
+        assert (before.calls, meanwhile.calls) == (4 * len(FULL), 2 * len(FULL))
+        registry.register_hook(meanwhile, "meanwhile")
+        assert torch.equal(image(pipe), expected)
+    assert (stats.full, stats.skipped) == (5 * len(FULL), 5 * (STEPS - len(FULL)))
+    calls = before.calls, meanwhile.calls
+    assert torch.equal(image(pipe), plain)
+    assert (before.calls, meanwhile.calls) == (calls[0] + STEPS, calls[1] + STEPS)
+    registry.remove_hook("meanwhile")
+    assert torch.equal(image(pipe), plain)
+    assert before.calls == calls[0] + 2 * STEPS
+
+
+def test_a_function_put_around_forward_is_called(pipe, timesteps):
+    calls = []
+    with cached(pipe, plan_of(timesteps)):
+        expected, below = image(pipe), pipe.transformer.forward
+        pipe.transformer.forward = lambda *a, **k: calls.append(1) or below(*a, **k)
+        assert torch.equal(image(pipe), expected)
+        assert torch.equal(image(pipe), expected)
+    assert len(calls) == 2 * len(FULL)
+
+
+@pytest.mark.parametrize("apply", [
+    lambda t: apply_taylorseer_cache(t, TaylorSeerCacheConfig(max_order=1)),
+    lambda t: apply_first_block_cache(t, FirstBlockCacheConfig(threshold=0.1)),
+])  # fmt: skip
+def test_a_cache_that_a_function_of_diffusers_applied_is_not_stacked(pipe, timesteps, apply):
+    with cached(pipe, plan_of(timesteps)):
+        image(pipe)
+        apply(pipe.transformer)
+        with pytest.raises(ValueError, match="two caches cannot be stacked"):
+            image(pipe)
+    with pytest.raises(ValueError, match="two caches cannot be stacked"):
+        enable_cache(pipe, plan_of(timesteps))
+
+
 # ---- Offloading
 
 
@@ -600,6 +788,29 @@ def test_the_cache_and_offloading_go_together(pipe, timesteps, tap, first):
     hooks.pop().remove()
     assert torch.equal(image(pipe), plain)
     assert getattr(pipe.transformer.forward, "__func__", None) is type(pipe.transformer).forward
+
+
+@pytest.mark.parametrize("first", ["offloading", "cache"])
+@pytest.mark.parametrize("of", ["block_level", "leaf_level"])
+def test_the_cache_and_group_offloading_go_together(pipe, timesteps, of, first):
+    plain, cpu = image(pipe), torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if of == "block_level" else {}
+
+    def offload():
+        pipe.transformer.enable_group_offload(cpu, cpu, offload_type=of, **blocks)
+
+    with cached(pipe, plan_of(timesteps)):
+        expected = image(pipe)
+    if first == "offloading":
+        offload()
+    with cached(pipe, plan_of(timesteps)) as stats:
+        if first == "cache":
+            assert torch.equal(image(pipe), expected)
+            offload()
+        for _ in range(2):
+            assert torch.equal(image(pipe), expected)
+    assert stats.skipped == (STEPS - len(FULL)) * (3 if first == "cache" else 2)
+    assert torch.equal(image(pipe), plain)
 
 
 # ---- torch.compile, as people write it

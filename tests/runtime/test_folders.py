@@ -63,6 +63,26 @@ def test_folders_are_scored_as_the_metrics_score_their_images(folders, capsys):
     assert "No intervals: there are 3 images, and it takes 6 or more." in told
 
 
+def test_the_first_prompts_are_enough_for_fewer_images(folders):
+    (folders / "prompts.txt").write_text("a cat\na dog\na fish\na bird\n")
+    line = "--reference full --images x=one --prompts prompts.txt --metrics psnr --out o.csv"
+    with pytest.raises(SystemExit, match="there are 4 prompts"):
+        score(*line.split())
+    score(*line.split(), "--num-prompts", "3")
+    assert len(pd.read_csv(folders / "o.csv")) == 3
+
+
+def test_an_interrupt_is_one_line(folders, monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eigencache.metrics.command._score", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        score("--reference", "full", "--images", "x=one", "--prompts", "p", "--out", "o.csv")
+    assert exit.value.code == 130
+    assert capsys.readouterr().err == "eigencache: interrupted\n"
+
+
 def test_enough_images_have_an_interval(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = [f"{i}.png" for i in range(7)]

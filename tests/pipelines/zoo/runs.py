@@ -22,19 +22,25 @@ class Run:
         result: what the pipeline returned, as tensors.
         timesteps: `[T]`, those that `scheduler.step` was given.
         calls: how often each innermost module of each denoiser ran, for each step.
+        scales: the same of each scale that a denoiser was given and that was not 0.
     """
 
     result: list[torch.Tensor]
     timesteps: np.ndarray
     calls: list[Counter]
+    scales: list[Counter]
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @property
     def switches(self) -> list[int]:
-        """The steps at which other modules run than at the step before, or more or fewer times."""
-        return [s for s in range(1, len(self)) if self.calls[s] != self.calls[s - 1]]
+        """The steps at which other modules run than at the step before, or more or fewer times.
+
+        Or with a scale that was 0 or is now.
+        """
+        found = list(zip(self.calls, self.scales, strict=True))
+        return [s for s in range(1, len(self)) if found[s] != found[s - 1]]
 
 
 @contextlib.contextmanager
@@ -84,13 +90,18 @@ def stepping(case, replaced: Callable | None = None):
 
 
 @contextlib.contextmanager
-def standing_in(denoisers: dict[str, torch.nn.Module], computes: Callable[[], bool]):
-    """Have each denoiser return zeros while `computes` says False."""
+def standing_in(denoisers: dict[str, torch.nn.Module], step: Callable[[], int], full):
+    """Have each call of a denoiser return at steps that are not full what it last returned."""
+    kept, at = {}, {}
 
     def after(module, args, output):
-        if computes():
+        now, (before, number) = step(), at.get(module, (None, 0))
+        number = number + 1 if now == before else 0
+        at[module] = now, number
+        if full[now]:
+            kept[module, number] = output
             return None
-        return pytree.tree_map_only(torch.Tensor, torch.zeros_like, output)
+        return pytree.tree_map_only(torch.Tensor, torch.clone, kept[module, number])
 
     hooks = [module.register_forward_hook(after) for module in denoisers.values()]
     try:
@@ -114,6 +125,25 @@ def counting(denoisers: dict[str, torch.nn.Module]):
                 )
     try:
         yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def scaling(denoisers: dict[str, torch.nn.Module]):
+    """Count, inside the block, the scales that are not 0: ControlNets stop by that."""
+    scales = Counter()
+
+    def before(module, args, kwargs):
+        given = {k: v for k, v in kwargs.items() if "scale" in k and isinstance(v, int | float)}
+        scales.update([(id(module), key) for key, value in given.items() if value])
+
+    hooks = [
+        module.register_forward_pre_hook(before, with_kwargs=True) for module in denoisers.values()
+    ]
+    try:
+        yield scales
     finally:
         for hook in hooks:
             hook.remove()
@@ -160,18 +190,19 @@ def repeating(network: torch.nn.Module, step: Callable[[], int]):
 
 def recorded(case, number: int = 0, **changes) -> Run:
     """Sample prompt `number` without a cache and return what happened."""
-    counts = []
-    with counting(case.denoisers()) as calls:
+    counts, scales = [], []
+    with counting(case.denoisers()) as calls, scaling(case.denoisers()) as scaled:
 
         def ended(index, state, output):
             if state["scheduler"] is case.pipe.scheduler:
-                counts.append(Counter(calls))
-                calls.clear()
+                for found, now in ((counts, calls), (scales, scaled)):
+                    found.append(Counter(now))
+                    now.clear()
             return output
 
         with stepping(case, ended) as timesteps:
             result = case(number, **changes)
-    return Run(result, np.array(timesteps), counts)
+    return Run(result, np.array(timesteps), counts, scales)
 
 
 def reused(case, full, number: int = 0, **changes) -> list[torch.Tensor]:
@@ -179,7 +210,7 @@ def reused(case, full, number: int = 0, **changes) -> list[torch.Tensor]:
 
     This is what a plan of `reuse_weights` must do, in a few lines: every network runs, and what it
     returns at a skipped step is dropped. A guider that remembers what it was given must see at
-    such a step what the runtime has it see, which is zeros.
+    such a step what the runtime has it see, which is the networks' last outputs.
     """
     step = [0]
 
@@ -189,7 +220,7 @@ def reused(case, full, number: int = 0, **changes) -> list[torch.Tensor]:
             state["output"] = output
         return state["output"]
 
-    remembers = case.stateful and standing_in(case.denoisers(), lambda: full[step[0]])
+    remembers = case.stateful and standing_in(case.denoisers(), lambda: step[0], full)
     with stepping(case, last), remembers or contextlib.nullcontext():
         return case(number, **changes)
 

@@ -24,6 +24,11 @@ _XL = {
 _UP = {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 8}
 
 
+def _one(draw, *shapes):
+    """Return embeddings of a prompt."""
+    return {name: draw(*shape) for name, shape in shapes}
+
+
 def _both(draw, *names_and_shapes):
     """Return the embeddings of a prompt and, drawn apart, of its negative prompt."""
     texts = dict(names_and_shapes)
@@ -52,9 +57,10 @@ def unet(
     if cls in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
         parts["requires_safety_checker"] = False
     texts = [("prompt_embeds", (1, 3, 12))] + ([("pooled_prompt_embeds", (1, 10))] if xl else [])
+    prompts = _one if cls == "LatentConsistencyModelPipeline" else _both
     return pipeline(
         cls, **parts, **config or {}
-    ), lambda draw: _both(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
+    ), lambda draw: prompts(draw, *texts) | (inputs(draw) if inputs else {}) | arguments
 
 
 def sd3(cls="StableDiffusion3Pipeline", kind="euler", inputs=None, control=0, **arguments):
