@@ -36,6 +36,8 @@ _NOT_FOR = {
 # With a smaller share of full steps, plans under guidance lost to plain sampling on models unlike
 # the sources (data/benchmarks/built-in.csv).
 FEW = 1 / 8
+# How many designs are kept: one for every size, number of steps and guidance in use, of a megabyte.
+MOST = 32
 
 
 def _refused(scheduler: Any, why: str) -> PlanError:
@@ -224,6 +226,8 @@ class BuiltInPolicy(OutputPolicy):
                 self._budget(), len(self.visited), design.guidance, self.told
             )
             self.designs[self.key] = design, design.plan(full_steps)
+            if len(self.designs) > MOST:
+                del self.designs[next(iter(self.designs))]
         return self.designs[self.key][1]
 
     def _budget(self) -> Budget:

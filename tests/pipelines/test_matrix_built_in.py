@@ -16,7 +16,9 @@ from zoo.runs import check_same, kept
 import eigencache
 from eigencache.calibration.recording import outline
 from eigencache.plan import PlanError, PlanWarning
+from eigencache.runtime import _built_in
 from eigencache.runtime._built_in import kind_of, levels_of
+from eigencache.runtime._driver import DRIVER
 
 NOISE, SCALED = "draws? new noise at every step", "outputs are scaled"
 REFUSED = {
@@ -177,6 +179,17 @@ def test_noise_levels_are_those_of_the_scheduler():
                 else:
                     share.append(float(add(parts[0], timesteps[i : i + 1], parts[1])))
             assert levels[i] == pytest.approx(share[1] / sum(share), abs=1e-4), name
+
+
+def test_a_server_of_many_scales_keeps_few_designs(monkeypatch):
+    monkeypatch.setattr(_built_in, "MOST", 3)
+    case = ZOO["flux"]()
+    with eigencache.cached(case.pipe, full_steps=3) as stats:
+        made = [case(0, guidance_scale=1.5 + i / 4) for i in range(5)]
+        policy = case.pipe.__dict__[DRIVER].policy
+        assert len(policy.designs) == 3
+        check_same(case(0, guidance_scale=1.5), made[0])
+        assert stats.full == 6 * 3
 
 
 def test_each_size_of_image_is_told_what_is_wrong_with_it():
