@@ -21,6 +21,8 @@ METHODS = {
     "design": {"method": "EigenCache-design"},
     "EigenCache": {"method": "EigenCache", "held_out": 1},
 }
+# In an order in which the jobs that sample them are the same.
+REORDERED = {"EigenCache": METHODS["EigenCache"], **METHODS}
 Edit = tuple[str, Callable[[str], str]]
 
 
@@ -33,7 +35,7 @@ def finished(tmp_path_factory):
     config |= {"metrics": ["psnr", "ssim", "clip_score"], "methods": METHODS}
     config["arguments"]["num_inference_steps"] = 8
     config["calibration"]["num_prompts"] = 3
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     rows = [line.split("\t") for line in snakemake(folder, "--summary").splitlines()]
     for name, *_ in [row for row in rows if len(row) > 3][1:]:
         if "/images/" in name:  # a folder
@@ -68,7 +70,7 @@ def configured(**changes: object) -> Edit:
             for parent in parents:
                 part = part.setdefault(parent, {})
             part[last] = value
-        return yaml.safe_dump(config)
+        return yaml.safe_dump(config, sort_keys=False)
 
     return "config.yaml", edit
 
@@ -153,6 +155,21 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
         ),
         {},
     ),
+    "a new method below the table": (
+        edited(
+            "eigencache/methods.py", "\n\ndef method_of(",
+            '\nMETHODS["New"] = Method(Interval, Reuse, "output", "here")\n\n\ndef method_of(',
+        ),
+        {},
+    ),
+    "another row for a method in use, below the table": (
+        edited(
+            "eigencache/methods.py", "\n\ndef method_of(",
+            '\nMETHODS["TaylorSeer"] = Method(Interval, Taylor, "blocks", "here")\n'
+            "\n\ndef method_of(",
+        ),
+        {"plan": 1, **sampled(1, 2), **COSTS},
+    ),
     "the row of a method in use": (
         edited("eigencache/methods.py", 'Taylor, "modules"', 'Taylor, "blocks"'),
         {"plan": 1, **sampled(1, 2), **COSTS},
@@ -184,6 +201,10 @@ EDITS: dict[str, tuple[Edit, dict[str, int]]] = {
     ),
     "a method more": (
         configured(methods__FORA={"method": "FORA"}), {"plan": 1, **sampled(1, 3)},
+    ),
+    "the order of methods": (
+        configured(methods=REORDERED),
+        {**SHOWN, "figure_errors": 1, "figure_plans": 1, "figure_schedules": 1},
     ),
     "calibration.seed": (configured(calibration__seed=5), CALIBRATED),
     "arguments.guidance_scale": (configured(arguments__guidance_scale=2.0), EVERYTHING),

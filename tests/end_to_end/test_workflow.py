@@ -270,10 +270,9 @@ def test_images_damaged_in_silence_or_gone_are_made_again(finished):
     wanted = str(scores.relative_to(finished))
     printed = snakemake(finished, "--cores", "2", wanted, check=False)
     assert "images/full/000/fewer-steps-03/00001.png: missing or altered" in printed
-    assert "delete results/emoji-flux/shards/full/000.csv" in printed
+    assert "delete the folder results/emoji-flux/images/full/000 and run again" in printed
     assert not scores.exists() and verify(finished).returncode == 1
-    (results / "shards/full/000.csv").unlink()
-    (results / "records/fewer-steps.csv").unlink()
+    shutil.rmtree(results / "images/full/000")
     snakemake(finished, "--cores", "2", wanted)
     assert image.read_bytes() == whole
 

@@ -30,7 +30,7 @@ from eigencache.runtime._taps import tensors
 from eigencache.schedules import Steps
 from eigencache.tokens import ToCa
 from reproduction.figures import errors as figure
-from reproduction.figures._common import save
+from reproduction.figures._common import looks, save
 from reproduction.models import pipeline
 from reproduction.stages import errors as stage
 from reproduction.tables.tables import read_table
@@ -310,6 +310,12 @@ def test_figure_says_how_many_prompts_and_what_the_open_loop_means(table):
 def test_figure_has_no_band_where_ours_is_not(table):
     drawn = figure.draw(table[table["label"] == "far"])
     assert not any("band" in text.get_text() for text in drawn.texts)
+
+
+def test_a_method_looks_as_in_figures_that_have_all_labels(table):
+    labels = ["plain", "psnr-40", "far", "EigenCache"]  # the first two have no errors
+    lines = figure.draw(table, labels).axes[0].get_lines()
+    assert lines[0].get_color() == looks(labels)["far"]["color"] != looks(["far"])["far"]["color"]
 
 
 @pytest.mark.slow

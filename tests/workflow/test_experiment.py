@@ -55,6 +55,36 @@ def test_every_evaluation_prompt_is_left_out_of_calibration(config):
     assert not set(ours.prompts) & set(ours.calibration_prompts)
 
 
+@pytest.fixture
+def own(config, tmp_path, monkeypatch):
+    """Return a function that reads the configuration with other prompts, `[file, lines]` each."""
+    monkeypatch.chdir(tmp_path)
+    wanted = {"c.txt": [f"{i} dogs" for i in range(32)]}
+
+    def read(evaluation):
+        for name, lines in (wanted | {"e.jsonl": map(json.dumps, evaluation)}).items():
+            Path(name).write_text("".join(f"{line}\n" for line in lines))
+        config["prompts"], config["calibration"]["prompts"] = "e.jsonl", "c.txt"
+        config["num_prompts"] = 12
+        return experiment(config)
+
+    return read
+
+
+def test_a_leak_is_found_whatever_else_a_call_states(own):
+    cats = [{"prompt": f"{i} cats", "negative_prompt": "bad"} for i in range(12)]
+    assert len(own(cats).prompts) == 12
+    with pytest.raises(ValueError, match=r"1 calibration prompts are evaluation .*'3 dogs'"):
+        own([*cats[:-1], {"prompt": "3 dogs", "negative_prompt": "bad"}])
+
+
+@pytest.mark.parametrize("name", ["num_inference_steps", "timesteps", "sigmas"])
+def test_a_prompt_may_not_have_steps_of_its_own(own, name):
+    cats = [{"prompt": f"{i} cats"} for i in range(12)]
+    with pytest.raises(ValueError, match=rf"e\.jsonl, prompt 2: {name} is the same for all"):
+        own([cats[0], cats[1] | {name: 3}, *cats[2:]])
+
+
 def test_defaults_are_filled_in(config):
     for key in ("num_prompts", "shards", "threads", "timed_prompts"):
         del config[key]
@@ -226,6 +256,8 @@ MISTAKES = [
         "/etc/hosts",
         "calibration.prompts: '/etc/hosts' is not allowed.* out",
     ),
+    ("model", "emoji-fux", r"model: 'emoji-fux' is not one of the models of .*mean 'emoji-flux'\?"),
+    ("clip", "nope", "clip: 'nope' is not one of the models of data/models.tsv, .*'emoji-clip'"),
     ("metrics", ["ssim"], r"metrics: \['ssim'\] lacks psnr"),
     ("metrics", ["psnr", "lpips"], "metrics.1: 'lpips' is not allowed.*lpips_alex"),
     ("metric_models", {"LPIPS-alex": "data"}, "metric_models.LPIPS-alex: no metric needs it"),
@@ -285,6 +317,12 @@ def test_mistake_names_key_value_and_what_is_allowed(config, path, value, messag
     change(config, path, value)
     with pytest.raises(ConfigError, match=message):
         experiment(config)
+
+
+def test_a_model_that_is_not_fetched_may_have_any_name(config, tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    experiment(config | {"model": "mine", "model_path": str(tmp_path)})
+    experiment(config | {"clip": "none", "metrics": ["psnr", "ssim"]})  # no metric needs it
 
 
 def test_trajectory_is_of_a_method_that_has_plans(config):

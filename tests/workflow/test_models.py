@@ -1,5 +1,6 @@
 """The configuration of every model that the workflow knows, on a tiny stand-in of the model."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ from PIL import Image
 from benchmarks import models
 from eigencache._frames import frames_of
 from reproduction.config import load
+from reproduction.models import pipeline
 
 _TINY = {"height": 32, "width": 32}
 # What a stand-in is called with in place of the configuration's values; the rest stays.
@@ -206,3 +208,17 @@ def check_that_images_count(project: Path, config: dict, configfile: Path) -> No
     os.utime(images / "cat.jpg", ns=(before.st_atime_ns, before.st_mtime_ns))
     (images / "rocket.jpg").touch()
     assert jobs()["calibrate"] == 1
+
+
+def test_a_text_for_a_number_is_refused_before_anything_is_loaded(tiny_model):
+    arguments = argparse.Namespace(
+        model=tiny_model / "no-manifest.json", pipeline=None, threads=1, low_memory=0,
+        dtype="float32", arguments={"num_inference_steps": 2, "guidance_scale": "five"},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"guidance_scale: 'five' is no number.* default 3\.5"):
+        pipeline.loaded(arguments, [])
+    arguments.arguments["guidance_scale"] = 5
+    with pytest.raises(ValueError, match="max_sequence_length: 'few' is no number"):
+        pipeline.loaded(arguments, [{"prompt": "a", "max_sequence_length": "few"}])
+    with pytest.raises(FileNotFoundError, match="no-manifest"):  # as far as loading
+        pipeline.loaded(arguments, [{"prompt": "7", "negative_prompt": "b"}])

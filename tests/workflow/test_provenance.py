@@ -113,6 +113,33 @@ def test_only_the_rows_that_are_used_count(toy):
     assert [row for row in "bcd" if after[row] != before[row]] == ["c"]
 
 
+def test_a_row_below_the_table_counts_like_one_in_it(toy):
+    below = TABLE.replace(', "d": Row(D)}', '}\nTABLE["d"] = Row(D)')
+    toy({"a": "from toy.table import TABLE\nprint(TABLE[row])\n", "table": below, "d": "D = 1\n"})
+    assert {*sources("toy.a", {"b"})} == {"toy", "toy.a", "toy.table", "toy.b"}
+    before = {row: source_hash("toy.a", frozenset({row})) for row in "bcd"}
+    toy({"d": "D = 2\n"})
+    after = {row: source_hash("toy.a", frozenset({row})) for row in "bcd"}
+    assert [row for row in "bcd" if after[row] != before[row]] == ["d"]
+    toy({"table": below.replace('TABLE["d"] = Row(D)', 'TABLE["d"] = Row(D, 5)')})
+    assert source_hash("toy.a", frozenset({"d"})) != after["d"]
+    assert source_hash("toy.a", frozenset({"b"})) == before["b"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["TABLE[NAME] = Row(D)", "TABLE['b'] = TABLE['d'] = Row(D)", "TABLE |= {'d': Row(D)}",
+     "TABLE.update(d=Row(D))", "Row.kind = D", "e, f = D, 1", "TABLE['b'].kind = D",
+     "TABLE['b'][0] = D", "OF_C['c'] = D"],
+)  # fmt: skip
+def test_a_statement_that_may_change_any_row_counts_for_all(toy, statement):
+    text = TABLE.replace(', "d": Row(D)}', f'}}\nNAME = "d"\n{statement}')
+    toy({"a": "from toy.table import TABLE\nprint(TABLE[row])\n", "table": text, "d": "D = 1\n"})
+    before = {row: source_hash("toy.a", frozenset({row})) for row in "bc"}
+    toy({"d": "D = 2\n"})
+    assert all(source_hash("toy.a", frozenset({row})) != before[row] for row in "bc")
+
+
 def test_rows_that_code_names_count(toy):
     toy({"a": "from toy.table import TABLE\nprint(TABLE['d'])\n", "table": TABLE, "d": "D = 1\n"})
     assert {*sources("toy.a", ())} == {"toy", "toy.a", "toy.table", "toy.d"}

@@ -355,11 +355,25 @@ def test_sheet_shows_means_intervals_and_marks(table):
         assert fact in notes
 
 
+def test_sheet_says_what_has_no_baseline_and_how_to_get_one(table, images):
+    told = "plain has no run to compare asked (7 full steps) with: to make one, add 7 to budgets"
+    assert any(note.startswith(told) for note in sheet(table, "full").notes)
+    others = images[images["method"] != "asked"]
+    found = sheet(compare(summarise(others, "plain"), others, "full"), "full")
+    assert "no run to compare" not in " ".join(found.notes)
+
+
+def test_sheet_counts_one_timed_prompt_as_one(table):
+    notes = " ".join(sheet(table.assign(timed_images=1), "full").notes)
+    assert "of 1 prompt or more" in notes
+
+
 def test_without_a_baseline_no_column_compares_with_it(images):
     found = sheet(compare(summarise(images), images, "full"), "full")
     assert found.heads == ["method", "PSNR (dB) ↑", "ST-LPIPS (alex) ↓", "speed-up ↑", "TFLOP ↓"]
     assert {len(row) for rows in found.groups.values() for row in rows} == {5}
-    assert "seed" not in " ".join(found.notes)
+    notes = " ".join(found.notes)
+    assert "seed" not in notes and "no run to compare" not in notes
 
 
 def test_a_metric_of_whole_sets_has_neither_interval_nor_mark(images, summary):

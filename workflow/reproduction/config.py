@@ -7,7 +7,7 @@ file, for editors: `PYTHONPATH=workflow python -m reproduction.commands.schema`.
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -31,8 +31,9 @@ from eigencache.commands.prompts import described, read_calls
 from eigencache.methods import FEWEST, METHODS, check_wish
 from eigencache.metrics import CLIP, METRICS
 from eigencache.plan import BASELINES, FULL, TAPS
-from reproduction.prompts import file_of, images_of, refuse_overlap
+from reproduction.prompts import file_of, images_of, refuse_overlap, subject_of
 
+MODELS = Path("data/models.tsv")  # what can be fetched
 # Names of the table of methods that an experiment may compare; it holds the full run anyway.
 NAMES = [*METHODS, *(name for name in BASELINES if name != FULL)]
 
@@ -431,7 +432,10 @@ class Config(_Part):
             file_of, (self.prompts, self.calibration.prompts)
         )
         # Whole files are compared: another `num_prompts` must not turn a leak on or off.
-        refuse_overlap(_prompts(self.calibration.prompts), _prompts(self.prompts))
+        refuse_overlap(
+            [subject_of(call) for call in _calls(self.calibration.prompts)],
+            [subject_of(call) for call in _calls(self.prompts)],
+        )
         self._evaluation = _prompts(self.prompts, self.num_prompts)
         self._calibrating = _prompts(self.calibration.prompts, self.calibration.num_prompts)
         self._check_calibration()
@@ -463,6 +467,18 @@ class Config(_Part):
         for model in self.metric_models:
             if model not in needed:
                 raise fault(f"metric_models.{model}", f"no metric needs it; they need {needed}")
+        self._check_models(needed)
+
+    def _check_models(self, needed: Collection[str]) -> None:
+        """Refuse a model that is to be fetched and that data/models.tsv does not have."""
+        if not MODELS.is_file():  # outside a project's folder nothing is fetched
+            return
+        lines = MODELS.read_text(encoding="utf-8").splitlines()[1:]
+        known = dict.fromkeys(line.split("\t")[0] for line in lines)
+        if not self.model_path:
+            _one_of("model", self.model, known, f"models of {MODELS}")
+        if self.clip in needed:
+            _one_of("clip", self.clip, known, f"models of {MODELS}")
 
     def _check_folders(self) -> None:
         """Refuse folders that are not there; what a user names outside the project may be any."""
@@ -586,16 +602,30 @@ def _check_texts(values: object, where: str = "the configuration") -> None:
         _check_texts(value, f"{where}.{i}")
 
 
+def _calls(path: str, count: int | None = None) -> list[dict[str, Any]]:
+    """Return the calls of a prompt file, all of which take the same steps."""
+    calls = read_calls(path, count)
+    for number, call in enumerate(calls, start=1):
+        for name in ("num_inference_steps", "timesteps", "sigmas"):
+            if name in call:
+                raise ValueError(
+                    f"{path}, prompt {number}: {name} is the same for all prompts: state it under "
+                    "`arguments` in the configuration"
+                )
+    return calls
+
+
 def _prompts(path: str, count: int | None = None) -> list[str]:
     """Return what says of each call of a prompt file all that is its own."""
-    return [described(call) for call in read_calls(path, count)]
+    return [described(call) for call in _calls(path, count)]
 
 
-def _one_of(key: str, name: object, allowed: Iterable) -> None:
-    """Raise the error of a name that is not among those allowed."""
+def _one_of(key: str, name: object, allowed: Iterable, what: str = "") -> None:
+    """Raise the error of a name that is not among those allowed, and say what these are."""
     allowed = [*allowed]
     if name not in allowed:
-        raise fault(key, f"{name!r} is not one of {_hint(name, allowed, plain=True)}")
+        of = f"the {what}, " if what else ""
+        raise fault(key, f"{name!r} is not one of {of}{_hint(name, allowed, plain=True)}")
 
 
 def _spread(key: str, shown: int | list[int], count: int) -> list[int]:

@@ -6,9 +6,10 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eigencache._files import replacing, sha256
-from eigencache.commands.prompts import is_image, read_calls
+from eigencache.commands.prompts import described, is_image, read_calls
 
 SETS = "data/prompts/sets.tsv"
 FETCHED = "data/prompts/fetched"
@@ -95,6 +96,12 @@ def _check(row: Mapping[str, str], found: str, table: str, what: str) -> None:
             f"prompt set {row['name']}: {what} has sha256 {found}, and {row['sha256']} is pinned "
             f"in {table}"
         )
+
+
+def subject_of(call: Mapping[str, Any]) -> str:
+    """Return what a call is about: its prompt and images, whatever else it states."""
+    about = {k: v for k, v in call.items() if k == "prompt" or is_image(k, v)}
+    return described(about or call)
 
 
 def refuse_overlap(calibration: list[str], evaluation: list[str]) -> None:

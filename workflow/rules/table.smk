@@ -27,6 +27,8 @@ rule table:
         "../../envs/workflow.yaml"
     params:
         options=options(baseline=E.baseline, noise_seed=E.config.seed),
+        # Rows follow the order of `methods`, and Snakemake does not compare the order of inputs.
+        labels=E.labels,
         code=lambda w: E.code_of("reproduction.stages.table"),
     shell:
         "python -m reproduction.stages.table --records {input.records:q} --scores {input.scores:q} "

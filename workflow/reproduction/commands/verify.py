@@ -37,8 +37,10 @@ def main() -> None:
         f"{len(report.faults)} faults"
     )
     if report.faults:
-        # Snakemake does not miss an intermediate file as long as all that is made of it is there.
-        print("`snakemake FILE` makes a deleted file again, the next run what depends on it")
+        # Snakemake does not miss what it made others from, as long as those are there.
+        print(
+            "`snakemake PATH` makes a deleted file or folder again, the next run what depends on it"
+        )
     sys.exit(bool(report.faults))
 
 

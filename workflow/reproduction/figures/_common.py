@@ -40,6 +40,7 @@ _METADATA = {
 _MARKERS = ("o", "s", "^", "v", "P", "X", "p", "<", ">")
 _MUTED_MARKERS = ("o", "s", "^", "v", "P", "X", "<", ">", "d", "*")  # these differ in outline
 _LINES = ("-", "-.", ":")
+_TONES = (("white", 0.0), ("black", 0.45), ("white", 0.45))  # of the colours, in turn
 _LIGHT, _DARKER = "#d4d6da", "#9a9ea6"
 _SPECIAL: Mapping[str, Mapping[str, object]] = {
     OURS: {"color": "#B3001B", "marker": "D", "linestyle": "-", "linewidth": 2.2, "zorder": 4,
@@ -213,8 +214,9 @@ def looks(
     """Return how each method's line is drawn: label to keywords of `Axes.plot`.
 
     EigenCache is red and thick, fewer steps are dashed grey, and the rest take colours, markers and
-    line styles in turn. Every figure is given all labels of the experiment in one order, so that a
-    method looks the same in all of them. The full run is the reference and has none.
+    line styles in turn, whether or not they stand out. Every figure is given all labels of the
+    experiment in one order, so that a method looks the same in all in which it stands out. The full
+    run is the reference and has none.
 
     Args:
         labels: of the methods.
@@ -224,7 +226,9 @@ def looks(
     labels = [label for label in dict.fromkeys(labels) if label != FULL]
     coloured = set(labels if coloured is None else coloured)
     with style():
-        colours = cycle(mpl.rcParams["axes.prop_cycle"].by_key()["color"])
+        base = mpl.rcParams["axes.prop_cycle"].by_key()["color"]
+    # A few of many methods stand out, wherever they are among all: two seldom share a tone.
+    colours = cycle(_mixed(colour, *tone) for tone in _TONES for colour in base)
     # The three cycles differ in length, so that many methods still differ in something.
     turns = zip(colours, cycle(_MARKERS), cycle(_LINES), strict=False)
     names = ("color", "marker", "linestyle")
@@ -233,15 +237,17 @@ def looks(
          "markersize": 3, "markeredgewidth": 0.5, "linestyle": "-", "linewidth": 0.6, "zorder": 2}
         for face, marker in cycle(product(("white", _DARKER), _MUTED_MARKERS))
     )  # fmt: skip
-    drawn = {}
+    drawn: dict[str, Mapping[str, object]] = {}
     for label in labels:
-        if label not in coloured:
-            drawn[label] = next(muted)
-        elif label in _SPECIAL:
-            drawn[label] = _SPECIAL[label]
-        else:
-            drawn[label] = {**dict(zip(names, next(turns), strict=True)), "zorder": 3}
+        own = _SPECIAL.get(label) or {**dict(zip(names, next(turns), strict=True)), "zorder": 3}
+        drawn[label] = own if label in coloured else next(muted)
     return drawn
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    """Return a colour with a share of another in it."""
+    parts = np.array([mpl.colors.to_rgb(colour), mpl.colors.to_rgb(other)])
+    return mpl.colors.to_hex(np.array([1 - share, share]) @ parts)
 
 
 def looks_of(

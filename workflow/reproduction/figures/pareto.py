@@ -184,19 +184,18 @@ def needed(points: pd.DataFrame, cost: str, target: float) -> tuple[float, str]:
 
 
 def equal_quality(rows: pd.DataFrame, cost: str) -> int | None:
-    """Return the whole number of decibels at which most methods can be compared.
+    """Return the highest whole number of decibels that more than half of the methods reach.
 
-    Of several it is the highest. None: no two methods can be compared anywhere.
+    None: there is none between the budgets of any method, so that nothing could be interpolated.
     """
     finite = rows.loc[np.isfinite(rows["psnr"]), "psnr"]
     if finite.empty or rows["method"].nunique() < 2:
         return None
-    counts = {}
-    for target in range(int(np.ceil(finite.min())), int(finite.max()) + 1):
+    for target in range(int(finite.max()), int(np.ceil(finite.min())) - 1, -1):
         found = [needed(points, cost, target)[1] for _, points in rows.groupby("method")]
-        counts[target] = found.count("=")
-    most = max(counts.values(), default=0)
-    return max(k for k, count in counts.items() if count == most) if most else None
+        if "=" in found and found.count("below") < len(found) / 2:
+            return target
+    return None
 
 
 def _at_equal_quality(
@@ -316,8 +315,8 @@ def bounds_note(rows: pd.DataFrame, cost: str, target: int | None) -> str:
     said = [text for how, text in words.items() if how in found]
     told = f"Open triangles: {', or '.join(said)}." if said else ""
     return (
-        "Panel b compares at the highest whole PSNR that most methods reach, interpolated between "
-        f"budgets. {told}"
+        "Panel b compares at the highest whole PSNR that more than half of the methods reach, "
+        f"interpolated between budgets. {told}"
     ).strip()
 
 

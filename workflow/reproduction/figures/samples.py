@@ -40,7 +40,7 @@ from reproduction.figures._common import (
     style,
     wrapped,
 )
-from reproduction.tables.tables import altered_images, read_table, still_of
+from reproduction.tables.tables import read_table, refuse_altered, still_of
 
 COLUMNS = 6  # images side by side
 SHOWN = 10  # of more methods than these, the best are shown unless the caller names others
@@ -430,20 +430,11 @@ def decibels(psnr: float) -> str:
     return "identical" if np.isinf(psnr) else f"{psnr:.1f} dB"
 
 
-def check_images(shown: pd.DataFrame) -> None:
-    """Raise a ValueError that names an image that is missing or is not the recorded one."""
-    for row in altered_images(shown).itertuples():
-        raise ValueError(
-            f"{row.image}: missing or altered since it was sampled; the command `verify` "
-            "says what to delete"
-        )
-
-
 def main(arguments: argparse.Namespace) -> None:
     scores = read_table(arguments.scores)
     methods = arguments.methods or best(scores, arguments.budget)
     shown = select(scores, methods, arguments.budget, arguments.prompts)
-    check_images(shown)
+    refuse_altered(shown)
     prompts = list(dict.fromkeys(shown["prompt"]))
     labels = list(dict.fromkeys(shown["run"]))
     heads = shown.set_index("run")["method"].groupby(level=0).first()

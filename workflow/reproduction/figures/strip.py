@@ -30,8 +30,8 @@ from reproduction.figures._common import (
     style,
     wrapped,
 )
-from reproduction.figures.samples import check_images, decibels, psnr_of, read_images, select
-from reproduction.tables.tables import read_table
+from reproduction.figures.samples import decibels, psnr_of, read_images, select
+from reproduction.tables.tables import read_table, refuse_altered
 
 GAP, SIDE, LINE = 0.06, 0.06, 0.17  # inches: between images, at both sides, a line of text
 HEAD_PT, TEXT_PT = 9, 8
@@ -166,7 +166,7 @@ def main(arguments: argparse.Namespace) -> None:
     # The reference leads the rows of each prompt, whether it has a column or not.
     shown = shown[shown["method"].isin([c.method for c in columns])]
     shown = shown.drop_duplicates(["prompt_index", "method"], keep="last")
-    check_images(shown)
+    refuse_altered(shown)
     prompts = list(dict.fromkeys(shown["prompt"]))
     images = read_images(shown["image"])
     images = images.reshape(len(prompts), len(columns), *images.shape[1:])

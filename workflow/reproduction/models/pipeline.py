@@ -1,8 +1,9 @@
 """The pipeline of an experiment: its command line, checks and loading, for every stage."""
 
 import argparse
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,34 @@ def loaded(arguments: argparse.Namespace, calls: Sequence[dict[str, Any]]) -> An
         calls: the arguments that are each call's own.
 
     Raises:
-        ValueError: the pipeline takes no such argument, or has no such class.
+        ValueError: the pipeline takes no such argument, or no such value of one, or has no such
+            class.
         FetchError: a file is missing, truncated or altered.
     """
     torch.set_num_threads(arguments.threads)
     kind = pipeline_class(Path(arguments.model).parent, arguments.pipeline)
     check_arguments(kind, calls, arguments.arguments)
+    for call in (arguments.arguments, *calls):
+        check_numbers(kind, call)
     return load_pipeline(
         verified(arguments.model), arguments.dtype, low_memory=bool(arguments.low_memory),
         pipeline=arguments.pipeline,
     )  # fmt: skip
+
+
+def check_numbers(kind: type, call: Mapping[str, Any]) -> None:
+    """Raise a ValueError if an argument of a pipeline's call is a text and should be a number.
+
+    Args:
+        kind: the pipeline's class. A default that is a number says that the argument is one.
+        call: arguments of its call.
+    """
+    parameters = inspect.signature(kind.__call__).parameters
+    for name, value in call.items():
+        default = parameters[name].default if name in parameters else None
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and isinstance(value, str):
+            raise ValueError(
+                f"{name}: {value!r} is no number, and {kind.__name__} takes one (by default "
+                f"{default}); correct it under `arguments` in the configuration, or in the prompts"
+            )

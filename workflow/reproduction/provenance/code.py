@@ -7,7 +7,8 @@ is what it does: comments, docstrings and layout do not. Further:
 - A package's `__init__` is run with any module in it, so it counts, unless it is lazy: a table
   `_HOMES` of names to modules. Who imports a name of that depends on its module alone.
 - Of a table in ROWS only those rows count that the program is given, and what they refer to: a line
-  more, or another method's predictor, is no change to a job that does not use it.
+  more, or another method's predictor, is no change to a job that does not use it. A row may stand
+  below the table, as `TABLE["row"] = ...`; any other statement that changes it counts for all.
 - Imports for type checkers do not count, nor those under `if __name__ == "__main__"`, which say how
   a program is started and recorded, not what it computes.
 - A file beside a module counts if the module names it, such as a style sheet.
@@ -161,7 +162,10 @@ class _Counting(ast.NodeTransformer):
 
 
 def _drop_rows(tree: ast.Module, name: str, rows: frozenset[str]) -> None:
-    """Drop the rows of a table that are not used, and imports and constants for those alone."""
+    """Drop the rows of a table that are not used, and imports and constants for those alone.
+
+    A row stands in the table itself, or in a statement of its own, `TABLE["row"] = ...`.
+    """
     table = next(
         node.value
         for node in tree.body
@@ -174,8 +178,10 @@ def _drop_rows(tree: ast.Module, name: str, rows: frozenset[str]) -> None:
         for key, value in zip(table.keys, table.values, strict=True)
         if isinstance(key, ast.Constant) and key.value in rows
     ]
-    dropped = _loaded(table)
+    others = [node for node in tree.body if _row_of(node, name) not in (None, *rows)]
+    dropped = _loaded(table).union(*map(_loaded, others))
     table.keys, table.values = [key for key, _ in pairs], [value for _, value in pairs]
+    tree.body = [node for node in tree.body if node not in others]
     while True:
         used = _loaded(tree)
         spare = {n for node in tree.body if _is_named(node) for n in _bound(node)} & dropped - used
@@ -194,8 +200,19 @@ def _drop_rows(tree: ast.Module, name: str, rows: frozenset[str]) -> None:
         ]
 
 
+def _row_of(node: ast.stmt, table: str) -> object:
+    """Return the row that a statement adds to a table, as in `TABLE["row"] = ...`; None if none."""
+    match node:
+        case ast.Assign([ast.Subscript(ast.Name(name), ast.Constant(row))]) if name == table:
+            return row
+    return None
+
+
 def _is_named(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ImportFrom | ast.Assign)
+    """Whether a statement does nothing but give values to names; any other counts as it is."""
+    if isinstance(node, ast.Assign):
+        return all(isinstance(target, ast.Name) for target in node.targets)
+    return isinstance(node, ast.ImportFrom)
 
 
 def _bound(node: ast.stmt) -> set[str]:

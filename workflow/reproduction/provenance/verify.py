@@ -126,11 +126,7 @@ def _check_images(path: str, report: Report) -> None:
     images = list(zip(records["image"], records["sha256"], strict=True))
     new = records.loc[[image not in report.images for image in images]]  # shards list them too
     report.images.update(images)
-    for row in altered_images(new).itertuples():
-        rest = f"{row.shard} and {path}" if "shard" in records else path
-        report.faults.append(
-            f"{row.image}: missing or altered since it was sampled; delete {rest} and run again"
-        )
+    report.faults += altered_images(new)
 
 
 def _check_model(model: str, report: Report) -> None:

@@ -7,7 +7,7 @@ rest.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -141,20 +141,45 @@ def _interval(row: dict, name: str) -> tuple[float, float, float]:
 
 def _notes(table: pd.DataFrame, reference: str) -> list[str]:
     images, seed = table["images"].max(), table["seed"].iloc[0]
-    timed = table.loc[table["run"] != FULL, "timed_images"]
+    timed = table.loc[table["run"] != FULL, "timed_images"].min()
     device = " and ".join(sorted(set(table["device"])))
     against = "the full run" if reference == FULL else reference
     return [
         f"Means over the same {images} prompts for every run, none left out, against {against}"
         + ("." if pd.isna(seed) else f"; noise from seed {seed:.0f}."),
         f"Speed-up on {device} is the median of pairs of this run and a full run timed one beside "
-        f"the other, of {timed.min()} prompts or more.",
+        f"the other, of {timed} {'prompt' if timed == 1 else 'prompts'} or more.",
         "TFLOP are 1e12 operations of the denoising networks for an image, as torch counts them.",
         f"In brackets are {100 * LEVEL:.0f} % bootstrap intervals over prompts, where there are "
         "enough.",
         "Bold is the best of its budget and underlined the second, marked only where the interval "
         "of the paired difference to every other run (for the second: but the best) excludes zero.",
+        *_not_compared(table),
     ]
+
+
+def _not_compared(table: pd.DataFrame) -> list[str]:
+    """Return which runs have no baseline of equal compute, in a sentence; none if all have one.
+
+    The full steps of a method with a target quality are not known before its plan is made, so that
+    plain sampling may have no run with as many.
+    """
+    compared = table[table["run"] != FULL]
+    lone = compared[compared["baseline"].isna()]
+    of_baseline = compared.loc[compared["run"] == compared["baseline"], "method"]
+    if lone.empty or of_baseline.empty:
+        return []
+    runs = [f"{row.method} ({row.full_steps} full steps)" for row in lone.itertuples()]
+    counts = sorted(set(lone["full_steps"]))
+    return [
+        f"{of_baseline.iloc[0]} has no run to compare {_listed(runs)} with: to make one, add "
+        f"{_listed(counts)} to budgets in the configuration."
+    ]
+
+
+def _listed(words: Sequence[object]) -> str:
+    *others, last = map(str, words)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -33,10 +33,7 @@ def choose_references(records: Sequence[pd.DataFrame], names: Sequence[str]) -> 
 def main(arguments: argparse.Namespace) -> dict:
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # scores are of float32, not of less
-    tables = {
-        path: read_table(path).assign(shard=path)
-        for path in (arguments.records, *arguments.reference_records)
-    }
+    tables = {path: read_table(path) for path in (arguments.records, *arguments.reference_records)}
     records = tables[arguments.records].sort_values(["run", "prompt_index"], kind="stable")
     references = choose_references(
         [tables[path] for path in arguments.reference_records], arguments.references

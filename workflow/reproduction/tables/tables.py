@@ -1,6 +1,7 @@
 """Tidy tables: CSV files that stages write and other stages and figures read."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -38,25 +39,32 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike) -> None:
         table.to_csv(part, index=False)
 
 
-def altered_images(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of those records whose image is missing or is not the recorded one."""
-    files = zip(records["image"].map(str), records["sha256"], strict=True)
-    wrong = [not Path(image).exists() or hash_of_frames(image) != digest for image, digest in files]
-    return records.loc[wrong]
+def altered_images(records: pd.DataFrame) -> Iterator[str]:
+    """Yield what is wrong with each of those images that is missing or is not the recorded one.
+
+    What is to be deleted is the folder of the images of the shard, RUN/INDEX.png in it, since what
+    shows images asks for that folder: Snakemake does not miss the records, of which the tables have
+    been made already.
+
+    Args:
+        records: with `image` and `sha256`.
+    """
+    for image, digest in zip(records["image"].map(str), records["sha256"], strict=True):
+        if not Path(image).exists() or hash_of_frames(image) != digest:
+            yield (
+                f"{image}: missing or altered since it was sampled; delete the folder "
+                f"{Path(image).parent.parent} and run again"
+            )
 
 
 def refuse_altered(records: pd.DataFrame) -> None:
     """Raise a ValueError if an image is missing or is not the one that was recorded.
 
     Args:
-        records: with `image`, `sha256` and `shard`, the file of the shard's records; the message
-            says to delete that, so that the next run makes the image again.
+        records: with `image` and `sha256`.
     """
-    for row in altered_images(records).itertuples():
-        raise ValueError(
-            f"{row.image}: missing or altered since it was sampled; delete {row.shard} and the "
-            "records merged from it, and run again"
-        )
+    for fault in altered_images(records):
+        raise ValueError(fault)
 
 
 def still_of(path: str | os.PathLike) -> Path:
