@@ -8,7 +8,7 @@ and returns the latents. So the driver needs nothing else of a pipeline. While i
 - at a step that the policy computes, the pipeline runs untouched;
 - at any other step every denoiser (transformer, second expert, U-Net, ControlNet) is stood in for:
   it does not run, and returns what it last returned at that pass. The scheduler is given what the
-  policy says in any case; but some guiders keep a mean of the outputs over the steps.
+  policy says, whatever that is, but some guiders keep a mean of all outputs.
 
 The scheduler is attached by bound methods on a copy of it, which is the pipeline's own until
 `detach`: another pipeline that shares the original does not notice. A pipeline that copies its
@@ -476,7 +476,7 @@ class Driver:
         if self.computed:
             self.kinds.add(kind)
         else:
-            # That a second pass has begun or ended is seen when the first is over: a step late.
+            # Whether a second pass comes is not known when the first is skipped: a step late.
             changed = bool(kind) and kind not in self.kinds and not self.replays
         self.passes.clear()
         self.computed = self.step < 0 or changed or self.policy.computes(self.step)
@@ -609,10 +609,10 @@ class _Switch:
     """Stands before the calls of one network, and hands them to the drivers attached to it.
 
     It is around what torch.compile made of the module, so that nothing of it is compiled, and
-    around the hooks of model offloading, so that what does not run is not moved either. What others
-    put around it meanwhile (offloading at every image, hooks of diffusers) it goes around once
-    more: then it has several levels, of which the first that a call meets asks the drivers, and
-    those below only hand on.
+    around the hooks of model offloading, so that what does not run is not moved either. Others may
+    wrap the module while the cache is on: offloading does so at every image, hooks of diffusers at
+    any time. The switch then goes around them once more, and has several levels. The first that a
+    call meets asks the drivers; those below it only hand the call on.
     """
 
     def __init__(self, module: nn.Module) -> None:
