@@ -1,7 +1,7 @@
 """Checks of options: each raises a ValueError that names the option."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -64,6 +64,16 @@ def agrees(made: object, called: object) -> bool:
         return called == made
     low, high = made
     return isinstance(called, int | float) and low <= called <= high
+
+
+def joined(one: object, other: object) -> Any:
+    """Return what two kernels were made at: one value, a range, or `...` for anything else."""
+    if one == other:
+        return one
+    ends = [end for made in (one, other) for end in (made if _is_range(made) else [made])]
+    if not all(map(_is_finite, ends)):
+        return ...
+    return [min(ends), max(ends)]  # type: ignore[type-var]
 
 
 def span(made: object) -> str:

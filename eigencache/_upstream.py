@@ -88,6 +88,12 @@ def is_compiled(module: nn.Module) -> bool:
     return is_compiled_module(module) or getattr(module, COMPILED) is not None
 
 
+def unwrapped(network: nn.Module) -> nn.Module:
+    """Return a network without what torch.compile or PEFT has put around it."""
+    found: Any = getattr(network, "_orig_mod", network)
+    return found.get_base_model() if hasattr(found, "get_base_model") else found
+
+
 def has_compiled_forward(module: nn.Module) -> bool:
     """Return whether a module's `forward` alone was replaced by what torch.compile made of it."""
     return hasattr(module.forward, "_torchdynamo_orig_callable")

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike
 
-from eigencache._checks import check_passes, check_range, check_whole
+from eigencache._checks import check_passes, check_range, check_whole, joined
 from eigencache._records import Record
 
 NORMALISATIONS = ("second-moment", "cosine")
 # The names of `eigencache.runtime._taps.FEATURES`, which needs torch.
 FEATURES = ("full", "stride-8", "token-mean")
+# The arguments of a pipeline that decide its timesteps.
+STEPPING = ("num_inference_steps", "height", "width", "num_frames", "strength")
 # How many widths of the window in which responses are averaged the steps are.
 NEARBY = 20
 
@@ -164,10 +166,20 @@ class Kernel(Record):
         Args:
             other: of the same model, tap and sampler.
 
+        Arguments that are other numbers become ranges; other texts are no longer known.
+
         Raises:
-            KernelError: the two differ in anything but their runs.
+            KernelError: the two differ in anything but their runs and arguments.
         """
-        for name in ("tap", "features", "normalisation", "model", "scheduler", "switches"):
+        for name in (
+            "tap",
+            "features",
+            "normalisation",
+            "model",
+            "scheduler",
+            "pipeline",
+            "switches",
+        ):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise KernelError(f"kernels differ in {name}: {mine!r} and {theirs!r}")
@@ -175,15 +187,33 @@ class Kernel(Record):
             raise KernelError("kernels differ in their streams")
         if not np.array_equal(self.timesteps, other.timesteps):
             raise KernelError("kernels differ in their timesteps")
+        if not np.allclose(self.sizes, other.sizes, rtol=1e-4, atol=1e-9):
+            raise KernelError("kernels differ in their step sizes, hence in the sampler's options")
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
         seen = [k.responses for k in (self, other) if k.responses is not None]
         responses = sum(seen[1:], seen[0]) if seen else None
         both = None
         if self.passes and other.passes:
             both = min(self.passes[0], other.passes[0]), max(self.passes[1], other.passes[1])
+        arguments = {
+            name: joined(value, other.arguments[name])
+            for name, value in self.arguments.items()
+            if name in other.arguments
+        }
         return replace(
-            self, sums=sums, runs=self.runs + other.runs, responses=responses, passes=both
-        )
+            self, sums=sums, runs=self.runs + other.runs, responses=responses, passes=both,
+            arguments={name: value for name, value in arguments.items() if value is not ...},
+        )  # fmt: skip
+
+    def arguments_at(self, timesteps: ArrayLike) -> dict[str, Any]:
+        """Return the arguments that hold for a sampler too: at other timesteps, not those of steps.
+
+        Args:
+            timesteps: float `[T']`, the sampler's.
+        """
+        new = np.asarray(timesteps, np.float64)
+        same = new.shape == self.timesteps.shape and np.allclose(new, self.timesteps, 1e-4, 1e-4)
+        return {k: v for k, v in self.arguments.items() if same or k not in STEPPING}
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -333,6 +363,7 @@ class Kernel(Record):
         return replace(
             self, sums=sums, timesteps=new, step_sizes=sizes,
             switches=tuple(sorted(switches - {0})), responses=responses,
+            arguments=self.arguments_at(new),
         )  # fmt: skip
 
 

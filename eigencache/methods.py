@@ -6,6 +6,7 @@ A few have one more part: an aim, a gate, or a rule by which skipped steps recom
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from eigencache.aim import Aim, FullRun
 from eigencache.closed_loop import ClosedLoop
 from eigencache.design import fill, spread, with_predicted_error
 from eigencache.kernel import OUTPUT, Kernel, KernelUse, Kind
-from eigencache.plan import TAPS, Plan, PlanError
+from eigencache.plan import TAPS, Plan, PlanError, PlanWarning
 from eigencache.predictors import (
     Chebyshev,
     HiCache,
@@ -389,6 +390,13 @@ def make_plan(
     if used:
         if used.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {used.tap!r}, not at {tap!r}")
+        if len(used.timesteps) < len(timesteps):
+            warnings.warn(
+                f"the kernel is of {len(used.timesteps)} steps and the plan is for "
+                f"{len(timesteps)}: what lies between them is taken for known, which costs "
+                "quality; calibrate with as many steps as you sample with",
+                PlanWarning, stacklevel=3,
+            )  # fmt: skip
         used = used.at(timesteps)
         used = replace(used, switches=tuple(kept) or used.switches)
     full = schedule.full(timesteps, predictor, used if schedule.kernel else None)
@@ -424,10 +432,12 @@ def make_plan(
     belongs: dict[str, Any] = {}
     if kernel:
         source |= kernel.source
-        told = ("arguments", "scheduler", "pipeline", "passes")
-        belongs = {name: getattr(kernel, name) for name in told}
+        belongs = {name: getattr(kernel, name) for name in ("scheduler", "pipeline", "passes")}
+        belongs["arguments"] = kernel.arguments_at(timesteps)
     if used:
         source["kernel"] = f"{used.features} {used.normalisation}, {used.runs} runs"
         belongs["model"] = used.model
     plan = Plan(full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs)
-    return with_predicted_error(plan, used) if used else plan
+    # Read at more steps than it was made at, a kernel has too few ranks to say what is missed.
+    known = used is not None and kernel is not None and len(kernel.timesteps) >= len(plan)
+    return with_predicted_error(plan, used) if used and known else plan

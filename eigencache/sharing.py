@@ -126,7 +126,8 @@ def card(
         library_name="eigencache", tags=["eigencache", "diffusers"],
         base_model=model if model and is_hub_id(model) else None,
     )  # fmt: skip
-    arguments = dict(plan.arguments) or {"num_inference_steps": len(plan)}
+    arguments = dict(plan.arguments)
+    arguments.setdefault("num_inference_steps", len(plan))
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     kind = plan.pipeline or ""
     predicted = "" if math.isnan(plan.predicted_psnr) else f"{plan.predicted_psnr:.1f} dB"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
+from eigencache._checks import joined
 from eigencache.calibration._calls import Call, output_as
 from eigencache.calibration.quality import Judge
 from eigencache.calibration.recording import SPARSE, record_kernels
@@ -55,12 +57,12 @@ class Calibration:
             for name, value in {**said, **self.arguments}.items()
             if isinstance(value, int | float | str)
         }
-        own = set.intersection(*(set(call) for call in self.calls))
-        for name in own:
-            found = [call[name] for call in self.calls]
+        for name in set[str]().union(*self.calls):
+            found = [call.get(name, plain.get(name)) for call in self.calls]
             if all(isinstance(v, int | float) and not isinstance(v, bool) for v in found):
-                low, high = min(found), max(found)
-                plain[name] = low if low == high else [low, high]
+                plain[name] = reduce(joined, found)
+            else:  # each call has its own, or of some it is not known
+                plain.pop(name, None)
         scheduler = type(self.pipe.scheduler).__name__
         return {"arguments": plain, "scheduler": scheduler, "pipeline": kind.__name__}
 

@@ -109,7 +109,7 @@ def check_arguments(
                 f"{name}: calibration does not take one; a call that is cached by the plan may"
             )
         if name in ("num_images_per_prompt", "num_videos_per_prompt"):
-            raise ValueError(f"{name}: a plan serves any number; leave it out of the calibration")
+            raise ValueError(f"{name}: a plan serves any number; leave it out")
         if name not in parameters and not _takes(kind, name):
             hint = _hint(name, [*parameters][1:])
             raise ValueError(f"{kind.__name__} takes no argument {name!r}{hint}")

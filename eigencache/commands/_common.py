@@ -63,7 +63,9 @@ class Calls:
     def __init__(self, arguments: argparse.Namespace, made: Plan | Kernel | None = None) -> None:
         self.arguments = arguments
         self.own = read_calls(arguments.prompts, arguments.num_prompts)
-        self.shared = {**(fixed(made.arguments) if made else {}), **_stated(arguments)}
+        held = fixed(made.arguments) if made else {}
+        held = {k: v for k, v in held.items() if not all(k in call for call in self.own)}
+        self.shared = {**held, **_stated(arguments)}
         dtype = getattr(arguments, "dtype", None)
         self.dtype = dtype or (made.source.get("dtype") if made else None)
 

@@ -49,7 +49,7 @@ from eigencache.built_in import Budget
 from eigencache.commands._common import Calls, check_folder, parsed_options
 from eigencache.commands._flags import add_call, add_method, add_model, at_least
 from eigencache.commands.prompts import described, text_of
-from eigencache.kernel import Kernel
+from eigencache.kernel import STEPPING, Kernel
 from eigencache.methods import method_of
 from eigencache.plan import Plan, PlanError
 from eigencache.sharing import PLAN, load_plan
@@ -281,6 +281,14 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
     arguments, about, call = job.arguments, job.about, job.calls[0]
     if "plan" in about:
         return job.plan
+    for name in sorted(
+        {name for own in job.calls.own for name in own} & {*STEPPING[:1], "strength"}
+    ):
+        if len({own.get(name) for own in job.calls.own}) > 1:
+            raise ValueError(
+                f"{name} differs between the prompts, and one plan serves all images of a folder: "
+                "sample those of each into a folder of its own"
+            )
     if "psnr" in about:
         from eigencache.calibration.probe import probe
 
@@ -295,10 +303,15 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
         plan = built_in_plan(pipe.scheduler, timesteps, guidance, budget, kept)
         told = {name: value for name, value in call.items() if is_scale(name)}
         return replace(plan, arguments=told)  # images with other guidance are warned of
-    return method_of(about["method"]).plan(
+    plan = method_of(about["method"]).plan(
         arguments.full_steps, timesteps, job.kernel, about["tap"], every=arguments.interval,
         kept=kept, **about["options"],
     )  # fmt: skip
+    if job.kernel is None:
+        return plan
+    # Of a kernel that was made at other steps the plan does not know how it is called.
+    steps = {k: v for k, v in call.items() if k in STEPPING and k not in plan.arguments}
+    return replace(plan, arguments={**plan.arguments, **steps})
 
 
 def _takes_as_many(model: str) -> bool:
@@ -342,7 +355,7 @@ def _devices(wish: str | None) -> list[str]:
         return []
     devices = [name.strip() for name in wish.split(",")]
     gpus = [name for name in devices if name != "cpu"]
-    if not all(devices) or len(set(gpus)) < len(gpus):
+    if not all(devices) or len(set(gpus)) < len(gpus) or len(wish.split()) > wish.count(",") + 1:
         raise ValueError(f"--gpus {wish}: write different devices with commas between, 0,1")
     return devices
 

@@ -1,6 +1,7 @@
 """Taps: where in a diffusers transformer features are taken, and what of them is kept."""
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -8,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from diffusers import ConfigMixin
 from torch import nn
 
-from eigencache._upstream import TEXT_FIRST, pytree
+from eigencache._upstream import TEXT_FIRST, pytree, unwrapped
 from eigencache.tokens import Place
 
 
@@ -198,9 +200,13 @@ def network_of(pipe: Any) -> nn.Module:
 def fingerprint(transformer: nn.Module) -> str:
     """Return what tells one architecture from another: the class name and a hash of its config.
 
-    Weights are left out, so that a fine-tuned model may use the plans of its base.
+    Weights are left out, so that a fine-tuned model may use the plans of its base; and so are their
+    quantisation, adapters of PEFT and torch.compile.
     """
-    stated: Any = transformer.config
-    config = {k: v for k, v in dict(stated).items() if not k.startswith("_")}
+    network: Any = unwrapped(transformer)
+    config = {k: v for k, v in dict(network.config).items() if not k.startswith("_")}
+    if isinstance(network, ConfigMixin):  # what it is made of, and nothing that a file adds
+        made_of = inspect.signature(type(network).__init__).parameters
+        config = {k: v for k, v in config.items() if k in made_of}
     text = json.dumps(config, sort_keys=True, default=str)
-    return f"{type(transformer).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{type(network).__name__}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"

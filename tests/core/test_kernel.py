@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import warnings
 from itertools import pairwise, permutations
 from multiprocessing.reduction import ForkingPickler
 
@@ -11,7 +12,8 @@ import pytest
 from helpers import flow_timesteps, kernel_of, random_trajectories
 
 from eigencache import _files as files
-from eigencache.kernel import Kernel, KernelError, KernelUse, Kind
+from eigencache.kernel import Kernel, KernelError, KernelUse, Kind, step_sizes
+from eigencache.methods import METHODS
 
 STEPS = 6
 TIMESTEPS = flow_timesteps(STEPS)
@@ -43,6 +45,40 @@ def test_responses_add_up_and_are_read_at_other_timesteps():
     for wrong in (seen[:2], seen[:, 1:], np.full_like(seen, np.nan)):
         with pytest.raises(KernelError, match="`responses` must be 3 x"):
             identity(responses=wrong)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ({"g": 1.0}, {"g": 3.0}, {"g": [1.0, 3.0]}),
+        ({"g": [1.0, 2.0]}, {"g": 3}, {"g": [1.0, 3]}),
+        ({"g": 2}, {"g": 2}, {"g": 2}),
+        ({"n": "bad", "s": 2}, {"n": "worse", "s": 2}, {"s": 2}),
+        ({"g": 1.0, "s": 2}, {"s": 2}, {"s": 2}),
+    ],
+)
+def test_a_sum_knows_what_both_were_called_with(one, other, both):
+    a, b = identity(arguments=one), identity(arguments=other)
+    assert dict((a + b).arguments) == dict((b + a).arguments) == both
+
+
+def test_a_kernel_read_at_other_steps_does_not_know_how_these_are_called():
+    told = {"num_inference_steps": STEPS, "height": 64, "guidance_scale": 3.0}
+    kernel = identity(arguments=told)
+    assert kernel.at(TIMESTEPS).arguments == told
+    assert kernel.at(flow_timesteps(4)).arguments == {"guidance_scale": 3.0}
+
+
+def test_the_error_at_more_steps_than_the_kernel_has_is_not_predicted():
+    """It would be as if all between the kernel's steps were known: it was off by 1000 times."""
+    kernel = Kernel.of_run(
+        {"output": RUNS[0]}, TIMESTEPS, tap="output", step_sizes=step_sizes(TIMESTEPS)
+    )
+    for steps in (4, STEPS, 12):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            plan = METHODS["EigenCache-optimal"].plan(3, flow_timesteps(steps), kernel)
+        assert np.isnan(plan.predicted_error) == (steps > STEPS) == len(said)
 
 
 def test_second_moment_is_the_mean_product_per_number():

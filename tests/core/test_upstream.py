@@ -98,6 +98,12 @@ def test_a_hook_of_a_cache_is_found(on):
     assert _upstream.cache_hook_in(network) == (on, "taylorseer_cache")
 
 
+def test_a_compiled_network_is_unwrapped():
+    network = nn.Linear(1, 1)
+    assert _upstream.unwrapped(torch.compile(network)) is network
+    assert _upstream.unwrapped(network) is network
+
+
 # ---- torch
 
 

@@ -217,6 +217,7 @@ def test_two_images_of_the_same_noise_are_not_taken_for_guidance(name):
         assert stats.plan.source["built in"].endswith("guidance 1")
 
 
+@pytest.mark.filterwarnings("ignore")  # of schedulers as they are made by default
 def test_no_scheduler_that_draws_noise_has_built_in_plans():
     """Whatever diffusers has; with two seeds, all steps end in the same latents."""
     names = [n for n in dir(diffusers) if n.endswith("Scheduler") and n[0] != "_"]

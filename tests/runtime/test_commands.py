@@ -19,7 +19,7 @@ from eigencache.commands._common import parsed_options
 from eigencache.commands.prompts import opened, read_calls, text_of
 from eigencache.kernel import Kernel
 from eigencache.methods import METHODS
-from eigencache.plan import Plan
+from eigencache.plan import Plan, PlanWarning
 from reproduction.stages.sample import Run, sample_shard
 
 ROOT = Path(__file__).parents[2]
@@ -255,6 +255,41 @@ def test_a_kernel_designs_for_other_steps(tmp_path, made):
            "--full-steps", 5, *small)  # fmt: skip
     (row, _) = records(tmp_path / "a")
     assert (row["steps"], row["full_steps"]) == (12, 5)
+    made = Plan.load(tmp_path / "a/plan.safetensors")
+    assert made.arguments["num_inference_steps"] == len(made) == 12
+    assert made.arguments["height"] == made.arguments["width"] == 16
+    assert np.isnan(made.predicted_error)  # the kernel has 8 ranks
+    sample(tmp_path / "b", "--plan", tmp_path / "a/plan.safetensors")
+    assert records(tmp_path / "b")[0]["sha256"] == row["sha256"]
+
+
+def sample_table(table, folder, *more):
+    run("sample", "--model", MODEL, "--prompts", table, "--threads", 1, "--out", folder, *more)
+
+
+def test_an_argument_of_every_prompt_goes_before_the_plan_s(tmp_path, made):
+    """The plan remembers guidance that is the default, or the same for all of its own prompts."""
+    table = tmp_path / "prompts.tsv"
+    table.write_text("prompt\tguidance_scale\na cat\t2\na dog\t2\n")
+    with pytest.warns(PlanWarning, match=r"made at guidance_scale 3\.5, called with 2"):
+        sample_table(table, tmp_path / "a", "--plan", made / "plan.safetensors")
+    run("calibrate", "--model", MODEL, "--prompts", table, *SMALL, "--out", tmp_path / "k")
+    run("plan", "--kernel", tmp_path / "k", "--full-steps", 4, "--out", tmp_path / "p")
+    sample_table(table, tmp_path / "b", "--plan", tmp_path / "p")
+    assert Plan.load(tmp_path / "p").arguments["guidance_scale"] == 2
+
+
+def test_prompts_of_other_steps_do_not_share_a_plan(tmp_path):
+    table = tmp_path / "prompts.tsv"
+    table.write_text("prompt\tnum_inference_steps\na cat\t8\na dog\t6\n")
+    with pytest.raises(SystemExit, match="num_inference_steps differs between the prompts"):
+        sample_table(table, tmp_path / "a", "--full-steps", 3, *SMALL[2:])
+    assert not (tmp_path / "a").exists() or not files(tmp_path / "a")
+
+
+def test_devices_with_a_space_between_are_refused(tmp_path):
+    with pytest.raises(SystemExit, match="--gpus cpu cpu: write different devices with commas"):
+        sample(tmp_path / "a", "--gpus", "cpu cpu", *SMALL)
 
 
 @pytest.mark.parametrize("more", [["--method", "FORA", "--tap", "output"], []])

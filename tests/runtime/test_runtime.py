@@ -558,6 +558,10 @@ def test_the_message_names_the_step_and_both_timesteps(flux):
 
 
 def test_a_plan_of_another_model_is_refused(flux):
+    compiled = torch.compile(flux)
+    assert fingerprint(compiled) == fingerprint(flux)
+    flux.register_to_config(quantization_config={"load_in_8bit": True})  # as a loader leaves it
+    assert "quantization_config" in flux.config and fingerprint(compiled) == fingerprint(flux)
     other = fingerprint(tiny_flux(num_layers=1))
     plan = plan_of()
     plan = Plan(plan.full, plan.weights, plan.timesteps, plan.tap, model=other)
