@@ -281,9 +281,7 @@ def _plan_of(job: Job, pipe: Any) -> Plan | None:
     arguments, about, call = job.arguments, job.about, job.calls[0]
     if "plan" in about:
         return job.plan
-    for name in sorted(
-        {name for own in job.calls.own for name in own} & {*STEPPING[:1], "strength"}
-    ):
+    for name in (STEPS, "strength"):
         if len({own.get(name) for own in job.calls.own}) > 1:
             raise ValueError(
                 f"{name} differs between the prompts, and one plan serves all images of a folder: "

@@ -62,6 +62,13 @@ def test_a_sum_knows_what_both_were_called_with(one, other, both):
     assert dict((a + b).arguments) == dict((b + a).arguments) == both
 
 
+def test_kernels_of_other_step_sizes_do_not_merge():
+    one, sizes = identity(), step_sizes(TIMESTEPS)
+    assert (one + identity(step_sizes=1.0001 * sizes)).runs == 2  # by rounding
+    with pytest.raises(KernelError, match="kernels differ in their step sizes"):
+        one + identity(step_sizes=1.1 * sizes)
+
+
 def test_a_kernel_read_at_other_steps_does_not_know_how_these_are_called():
     told = {"num_inference_steps": STEPS, "height": 64, "guidance_scale": 3.0}
     kernel = identity(arguments=told)
