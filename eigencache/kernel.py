@@ -16,6 +16,9 @@ NORMALISATIONS = ("second-moment", "cosine")
 FEATURES = ("full", "stride-8", "token-mean")
 # The arguments of a pipeline that decide its timesteps.
 STEPPING = ("num_inference_steps", "height", "width", "num_frames", "strength")
+# What outputs hold between the steps of a kernel, as a share of their mean square. Without it, 33
+# of 100 steps from a kernel of 20 gave latents 6 dB worse; 100 times as much cost 3 dB at 16 of 50.
+BETWEEN = 1e-6
 # How many widths of the window in which responses are averaged the steps are.
 NEARBY = 20
 
@@ -306,7 +309,8 @@ class Kernel(Record):
         """Return the kernel of a sampler that visits other timesteps of the same model.
 
         A kernel is a smooth function of the timestep: the eigenvectors of each matrix, by cubic
-        splines, are read at the new timesteps. The result is positive semi-definite too.
+        splines, are read at the new timesteps. The result is positive semi-definite too. At more
+        timesteps than there are here, a little white noise stands for what lies between them.
 
         Args:
             timesteps: float `[T']`, the other sampler's, descending.
@@ -336,12 +340,17 @@ class Kernel(Record):
                 f"the kernel is of timesteps {high:g} to {low:g} and says nothing of "
                 f"{new.max():g} to {new.min():g}: calibrate with the sampler that you use"
             )
+        unknown = np.zeros(len(new))
+        if len(new) > len(self.timesteps):
+            away = np.abs(np.subtract.outer(new, self.timesteps)).min(1)
+            step = np.abs(np.diff(self.timesteps)).mean()
+            unknown = BETWEEN * np.minimum(2 * away / step, 1) ** 2
         sums = {}
         for name, matrix in self.sums.items():
             values, vectors = np.linalg.eigh(matrix)
             scaled = vectors * np.sqrt(np.maximum(values, 0))
             read = spline(self.timesteps, scaled, new)
-            sums[name] = read @ read.T
+            sums[name] = read @ read.T + np.diag(unknown * np.square(read).sum(1))
         if step_sizes is None and sizes is not None:
             # The way the latents have gone is a function of the timestep. It ends at 0 or below.
             end = 0.0 if self.timesteps[-1] > 0 else self.timesteps[-1] - 1

@@ -393,7 +393,7 @@ def make_plan(
         if len(used.timesteps) < len(timesteps):
             warnings.warn(
                 f"the kernel is of {len(used.timesteps)} steps and the plan is for "
-                f"{len(timesteps)}: what lies between them is taken for known, which costs "
+                f"{len(timesteps)}: what lies between its steps is not known, which costs "
                 "quality; calibrate with as many steps as you sample with",
                 PlanWarning, stacklevel=3,
             )  # fmt: skip

@@ -76,6 +76,15 @@ def test_a_kernel_read_at_other_steps_does_not_know_how_these_are_called():
     assert kernel.at(flow_timesteps(4)).arguments == {"guidance_scale": 3.0}
 
 
+def test_what_lies_between_the_steps_of_a_kernel_is_not_known():
+    kernel = Kernel.of_run({"output": RUNS[0]}, TIMESTEPS, tap="output")
+    more = np.sort(np.append(TIMESTEPS, (TIMESTEPS[1:] + TIMESTEPS[:-1]) / 2))[::-1]
+    read = kernel.at(more).matrix()
+    np.testing.assert_allclose(read[::2, ::2], kernel.matrix(), rtol=1e-9, atol=1e-12)
+    assert (np.linalg.eigvalsh(read)[1:] > 0).all()
+    assert np.linalg.matrix_rank(read, 1e-9) > np.linalg.matrix_rank(kernel.matrix(), 1e-9)
+
+
 def test_the_error_at_more_steps_than_the_kernel_has_is_not_predicted():
     """It would be as if all between the kernel's steps were known: it was off by 1000 times."""
     kernel = Kernel.of_run(
