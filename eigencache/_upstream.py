@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_flux import (
     FluxSingleTransformerBlock,
     FluxTransformerBlock,
 )
-from diffusers.utils.torch_utils import is_compiled_module
+from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 from torch.utils import _pytree as pytree  # diffusers registers its output classes here
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -90,7 +90,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 def unwrapped(network: nn.Module) -> nn.Module:
     """Return a network without what torch.compile or PEFT has put around it."""
-    found: Any = getattr(network, "_orig_mod", network)
+    found: Any = unwrap_module(network)
     return found.get_base_model() if hasattr(found, "get_base_model") else found
 
 

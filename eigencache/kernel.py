@@ -189,9 +189,8 @@ class Kernel(Record):
         sums = {name: matrix + other.sums[name] for name, matrix in self.sums.items()}
         seen = [k.responses for k in (self, other) if k.responses is not None]
         responses = sum(seen[1:], seen[0]) if seen else None
-        both = None
-        if self.passes and other.passes:
-            both = min(self.passes[0], other.passes[0]), max(self.passes[1], other.passes[1])
+        known = self.passes and other.passes
+        both = joined(self.passes, other.passes) if known else None
         arguments = {
             name: joined(value, other.arguments[name])
             for name, value in self.arguments.items()

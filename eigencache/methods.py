@@ -390,7 +390,8 @@ def make_plan(
     if used:
         if used.tap != tap:
             raise PlanError(f"the kernel was calibrated at tap {used.tap!r}, not at {tap!r}")
-        if len(used.timesteps) < len(timesteps):
+        sparse = len(used.timesteps) < len(timesteps)
+        if sparse:
             warnings.warn(
                 f"the kernel is of {len(used.timesteps)} steps and the plan is for "
                 f"{len(timesteps)}: what lies between its steps is not known, which costs "
@@ -439,5 +440,4 @@ def make_plan(
         belongs["model"] = used.model
     plan = Plan(full, weights, timesteps, tap, streams, source=source, refresh=refresh, **belongs)
     # Read at more steps than it was made at, a kernel has too few ranks to say what is missed.
-    known = used is not None and kernel is not None and len(kernel.timesteps) >= len(plan)
-    return with_predicted_error(plan, used) if used and known else plan
+    return with_predicted_error(plan, used) if used and not sparse else plan

@@ -288,7 +288,6 @@ class Simulator:
         driver = Driver(self.pipe, policy)
         driver.encoded, driver.shapes = batch.encoded, batch.shapes
         driver.denoisers = batch.record.denoisers or None  # not known in the full run
-        driver.replays = bool(batch.record.passes)
         policy.begins_alike = len(batch.record.passes) > 1 and 1 not in batch.record.switches
         with quiet(self.pipe), driver, seeded(batch.seeds[0]) as drew, contextlib.suppress(Stop):
             self.pipe(**batch.arguments, generator=noise if len(noise) > 1 else noise[0])
@@ -303,6 +302,7 @@ class _Simulated(Policy):
     """What the simulator's policies share: they count what was computed, and keep what is last."""
 
     begins_alike = False  # whether the first step calls the networks as the second does
+    replays = True  # the full run, which is made first, computes every step anyway
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

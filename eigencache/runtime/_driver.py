@@ -117,10 +117,12 @@ class Policy:
     Attributes:
         steps: how many steps an image has; None if it cannot be told.
         skips: whether it skips steps, so that the driver must see networks that run.
+        replays: whether it knows from an earlier run what the steps call.
     """
 
     steps: int | None = None
     skips = False
+    replays = False
 
     def is_full(self, step: int, computed: bool) -> bool:
         """Return whether a step counts as full; `computed` is whether the denoisers ran."""
@@ -177,7 +179,7 @@ class Attachment:
         self.policy, self.driver, self.leader = policy, driver, leader
         self.ran: list[bool] = []  # of each step so far, whether the denoisers ran
         self.last: Any = None  # the timestep of the last call
-        self.kind: tuple = ()  # of that call, by `_kind`
+        self.how: tuple = ()  # that call was made, by `_how`
         self.index = -1  # no image is under way
         self.timesteps = np.empty(0)  # all of the scheduler's
 
@@ -234,7 +236,7 @@ class Attachment:
             ran.append(driver.computed)
         if 0 <= self.index < len(ran):
             call.computed = ran[self.index]
-        self.last, self.kind = call.timestep, _kind(call)
+        self.last, self.how = call.timestep, _how(call)
         if self.index < 0:
             raise PlanError(
                 "the sampler takes more steps than the plan has, or was under way before the cache "
@@ -279,8 +281,8 @@ class Attachment:
         same = both and self.last.data_ptr() == call.timestep.data_ptr()
         if not same and call.timestep is not self.last:
             return False
-        place, names = _kind(call)
-        if place != self.kind[0] and names == self.kind[1]:
+        place, names = _how(call)
+        if place != self.how[0] and names == self.how[1]:
             self.finish()
             raise PlanError(
                 "the pipeline calls its networks once a step and then scheduler.step once for each "
@@ -322,7 +324,7 @@ class Attachment:
 signature_of = functools.cache(inspect.signature)
 
 
-def _kind(call: StepCall) -> tuple:
+def _how(call: StepCall) -> tuple:
     """Return where the latents of a call are in memory, and the names of its arguments."""
     sample = call.sample
     place = sample.data_ptr() if isinstance(sample, torch.Tensor) else id(sample)
@@ -358,7 +360,6 @@ class Driver:
         followers: called with what `scheduler.step` returned, after every step.
         shapes: what each denoiser is called with and last returned, by name and order in a step.
         kinds: the sets of passes that computed steps had.
-        replays: whether what the steps call is known from an earlier run.
 
     Raises:
         ValueError: the pipeline has no scheduler or no denoiser, or another cache is enabled.
@@ -374,7 +375,6 @@ class Driver:
         self.passes: list[Pass] = []  # of the present step
         self.shapes: dict[tuple[str, int], tuple[tuple, Any]] = {}
         self.kinds: set[frozenset[Pass]] = set()
-        self.replays = False
         self.computed = True
         self.early: dict[str, int] = {}  # how often each network ran before the first image
         self._original: Any = None
@@ -477,7 +477,7 @@ class Driver:
             self.kinds.add(kind)
         else:
             # Whether a second pass comes is not known when the first is skipped: a step late.
-            changed = bool(kind) and kind not in self.kinds and not self.replays
+            changed = bool(kind) and kind not in self.kinds and not self.policy.replays
         self.passes.clear()
         self.computed = self.step < 0 or changed or self.policy.computes(self.step)
 
@@ -781,29 +781,23 @@ def check_no_cache(name: str, module: nn.Module, inside: bool = False) -> None:
 
 def shape_of(args: tuple, kwargs: dict) -> tuple:
     """Return what tells one kind of call from another: shapes of tensors, names, texts, flags."""
-    return (*map(_told, args), *((name, _of(name, value)) for name, value in kwargs.items()))
+    named = ((name, _told(value, "scale" in name)) for name, value in kwargs.items())
+    return (*map(_told, args), *named)
 
 
-def _of(name: str, value: Any) -> Any:
-    """Return what `shape_of` tells of a named argument.
+def _told(value: Any, scale: bool = False) -> Any:
+    """Return what `shape_of` tells of one argument; it runs at every step, and so is plain.
 
     Of a scale it is whether it is 0: a ControlNet that stops is called on, with that.
     """
-    if "scale" in name and isinstance(value, int | float):
-        return bool(value)
-    if "scale" in name and isinstance(value, list | tuple):
-        return tuple(_of(name, part) for part in value)
-    return _told(value)
-
-
-def _told(value: Any) -> Any:
-    """Return what `shape_of` tells of one argument; it runs at every step, and so is plain."""
     if isinstance(value, torch.Tensor):
         return value.shape
     if isinstance(value, str | bool | None):
         return value
     if isinstance(value, list | tuple):
-        return tuple(map(_told, value))
+        return tuple(_told(part, scale) for part in value)
+    if scale and isinstance(value, int | float):
+        return bool(value)
     if isinstance(value, dict):
         return tuple((name, _told(part)) for name, part in value.items())
     return ...

@@ -58,7 +58,7 @@ def check_guidance(plan: Plan, pipe: Any) -> None:
         warnings.warn(text, PlanWarning, stacklevel=2)
 
 
-def check_passes(plan: Plan, call: StepCall) -> None:
+def check_guided(plan: Plan, call: StepCall) -> None:
     """Warn by a PlanWarning if guidance is on where it was off in calibration, or the other way.
 
     Not every scale that is stated is in use: that of Qwen-Image takes a negative prompt.
@@ -93,7 +93,7 @@ class PlanPolicy(Policy):
 
     def given(self, call: StepCall) -> None:
         if call.index == 0 and call.passes:
-            check_passes(self.plan, call)
+            check_guided(self.plan, call)
 
 
 class OutputPolicy(PlanPolicy):
